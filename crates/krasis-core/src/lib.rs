@@ -1,0 +1,15 @@
+//! Words that every other crate uses: element types, slots in a device's arena, weight formats, sizes.
+//! Nothing here computes a model or touches a device.
+#![forbid(unsafe_code)]
+
+pub mod arena;
+pub mod bytes;
+pub mod dtype;
+pub mod quant;
+pub mod slot;
+
+pub use arena::Layout;
+pub use bytes::Bytes;
+pub use dtype::{DType, F8E4M3, KvDtype};
+pub use quant::{Format, Weight};
+pub use slot::{Act, Mat, Slot};

@@ -1,0 +1,98 @@
+//! Weight formats and the bytes they take.
+//!
+//! A weight is a row-major matrix of `rows` outputs by `cols` inputs. Quantised rows are cut into
+//! groups of `group` inputs, the last one shorter if need be; each group has one BF16 scale, and
+//! `weight = scale · integer` (symmetric). INT4 keeps `integer + 8` in a nibble, even columns low.
+
+use crate::bytes::Bytes;
+use crate::dtype::DType;
+use crate::slot::Slot;
+use half::bf16;
+use std::fmt;
+
+/// How the numbers of a weight are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One of the checkpoint's float types, unchanged.
+    Float(DType),
+    /// Signed bytes with a scale per group.
+    Int8 {
+        /// Inputs that share a scale.
+        group: u32,
+    },
+    /// Nibbles, 8 too high, with a scale per group.
+    Int4 {
+        /// Inputs that share a scale.
+        group: u32,
+    },
+}
+
+impl Format {
+    /// Bytes of one row's numbers, scales aside.
+    pub fn row_bytes(self, cols: u32) -> u64 {
+        let cols = u64::from(cols);
+        match self {
+            Format::Float(dtype) => cols * dtype.bytes() as u64,
+            Format::Int8 { .. } => cols,
+            Format::Int4 { .. } => cols.div_ceil(2),
+        }
+    }
+
+    /// Scales of one row; 0 for floats.
+    pub fn row_scales(self, cols: u32) -> u32 {
+        match self {
+            Format::Float(_) => 0,
+            Format::Int8 { group } | Format::Int4 { group } => cols.div_ceil(group),
+        }
+    }
+
+    /// Bytes of a whole matrix, scales included.
+    pub fn bytes(self, rows: u32, cols: u32) -> Bytes {
+        let scales = u64::from(self.row_scales(cols)) * size_of::<bf16>() as u64;
+        Bytes(u64::from(rows) * (self.row_bytes(cols) + scales))
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Format::Float(dtype) => dtype.fmt(f),
+            Format::Int8 { group } => write!(f, "INT8 (groups of {group})"),
+            Format::Int4 { group } => write!(f, "INT4 (groups of {group})"),
+        }
+    }
+}
+
+/// A loaded weight: where its numbers lie in the device's arena, and how to read them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Weight {
+    /// How the numbers are stored.
+    pub format: Format,
+    /// Outputs.
+    pub rows: u32,
+    /// Inputs.
+    pub cols: u32,
+    /// `rows · format.row_bytes(cols)` bytes.
+    pub data: Slot<u8>,
+    /// `rows · format.row_scales(cols)` scales; empty for floats.
+    pub scales: Slot<bf16>,
+}
+
+impl Weight {
+    /// Rows `first..first + rows`: one expert of a bank.
+    pub fn rows(&self, first: u32, rows: u32) -> Weight {
+        assert!(first + rows <= self.rows, "rows {first}+{rows} of {}", self.rows);
+        let (bytes, scales) = (self.format.row_bytes(self.cols), self.format.row_scales(self.cols));
+        let part = |start: u64, each: u64, size: usize| {
+            (start + u64::from(first) * each * size as u64, u64::from(rows) * each)
+        };
+        let (data, data_len) = part(self.data.start, bytes, 1);
+        let (scale, scale_len) = part(self.scales.start, u64::from(scales), size_of::<bf16>());
+        Weight {
+            rows,
+            data: Slot::new(data, data_len),
+            scales: if scales == 0 { Slot::EMPTY } else { Slot::new(scale, scale_len) },
+            ..*self
+        }
+    }
+}

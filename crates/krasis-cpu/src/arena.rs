@@ -1,0 +1,196 @@
+//! Host memory of a device: one allocation, addressed by slots.
+//!
+//! Slots are plain numbers, so the arena checks at run time what lifetimes cannot: that a slot lies
+//! inside, is aligned, and that what is read does not overlap what is being written.
+
+use bytemuck::Pod;
+use krasis_core::{Act, Bytes, Layout, Mat, Slot};
+use std::alloc::{alloc_zeroed, dealloc};
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::ptr::NonNull;
+
+/// The operating system refused the memory.
+#[derive(Clone, Copy, Debug)]
+pub struct OutOfMemory {
+    /// What was asked for.
+    pub wanted: Bytes,
+}
+
+impl std::fmt::Display for OutOfMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the system refused {} of memory for weights and KV cache", self.wanted)
+    }
+}
+impl std::error::Error for OutOfMemory {}
+
+/// One zeroed allocation. Pages that are never touched cost nothing.
+pub struct Arena {
+    base: NonNull<u8>,
+    layout: std::alloc::Layout,
+}
+
+// SAFETY: the arena owns its memory, and every access goes through `&self` or `&mut self`.
+unsafe impl Send for Arena {}
+// SAFETY: as above; shared access only reads.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// Allocates what was laid out.
+    pub fn new(plan: &Layout) -> Result<Arena, OutOfMemory> {
+        let wanted = plan.bytes();
+        let refused = OutOfMemory { wanted };
+        let bytes = usize::try_from(wanted.0).map_err(|_| refused)?.max(1);
+        let align = krasis_core::arena::ALIGN as usize;
+        let layout = std::alloc::Layout::from_size_align(bytes, align).map_err(|_| refused)?;
+        // SAFETY: the layout's size is at least one byte.
+        let base = unsafe { alloc_zeroed(layout) };
+        NonNull::new(base).map(|base| Arena { base, layout }).ok_or(refused)
+    }
+
+    /// The elements of a slot.
+    pub fn slice<T: Pod>(&self, at: Slot<T>) -> &[T] {
+        let range = self.range(at);
+        // SAFETY: `range` is inside the allocation and aligned, memory is initialised, any bytes
+        // are a `Pod`, and `&self` excludes writers.
+        unsafe { self.raw(range, at.len) }
+    }
+
+    /// The elements of a slot, to be written.
+    pub fn slice_mut<T: Pod>(&mut self, at: Slot<T>) -> &mut [T] {
+        self.write(at).1
+    }
+
+    /// A slot to write, and everything else to read meanwhile.
+    pub fn write<T: Pod>(&mut self, out: Slot<T>) -> (Inputs<'_>, &mut [T]) {
+        let (inputs, out, _) = self.write_two(out, Slot::<u8>::EMPTY);
+        (inputs, out)
+    }
+
+    /// Two disjoint slots to write, and everything else to read meanwhile.
+    pub fn write_two<T: Pod, U: Pod>(
+        &mut self,
+        a: Slot<T>,
+        b: Slot<U>,
+    ) -> (Inputs<'_>, &mut [T], &mut [U]) {
+        let written = [self.range(a), self.range(b)];
+        assert!(!overlap(&written[0], &written[1]), "an operation writes {a:?} and {b:?} at once");
+        let first = written.each_ref().map(|range| range.start);
+        let inputs = Inputs { arena: self.base, layout: self.layout, written, life: PhantomData };
+        // SAFETY: both ranges are inside the allocation, aligned and disjoint; `Inputs` refuses to
+        // read either; `&mut self` excludes everybody else.
+        unsafe {
+            let a = std::slice::from_raw_parts_mut(
+                self.base.as_ptr().add(first[0]).cast(),
+                a.len as usize,
+            );
+            let b = std::slice::from_raw_parts_mut(
+                self.base.as_ptr().add(first[1]).cast(),
+                b.len as usize,
+            );
+            (inputs, a, b)
+        }
+    }
+
+    fn range<T>(&self, at: Slot<T>) -> Range<usize> {
+        range_in(self.layout.size(), at)
+    }
+
+    /// # Safety
+    /// `range` comes from [`Self::range`] for `len` elements of `T`, and nobody writes it.
+    unsafe fn raw<T: Pod>(&self, range: Range<usize>, len: u64) -> &[T] {
+        // SAFETY: promised by the caller.
+        unsafe {
+            std::slice::from_raw_parts(self.base.as_ptr().add(range.start).cast(), len as usize)
+        }
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout.
+        unsafe { dealloc(self.base.as_ptr(), self.layout) }
+    }
+}
+
+/// The arena while some of it is being written: reads of those ranges are refused.
+#[derive(Clone)]
+pub struct Inputs<'a> {
+    arena: NonNull<u8>,
+    layout: std::alloc::Layout,
+    written: [Range<usize>; 2],
+    life: PhantomData<&'a [u8]>,
+}
+
+// SAFETY: only reads memory that nobody writes while `'a` lives.
+unsafe impl Sync for Inputs<'_> {}
+// SAFETY: as above.
+unsafe impl Send for Inputs<'_> {}
+
+impl<'a> Inputs<'a> {
+    /// The elements of a slot that is not being written.
+    pub fn slice<T: Pod>(&self, at: Slot<T>) -> &'a [T] {
+        let range = range_in(self.layout.size(), at);
+        assert!(
+            self.written.iter().all(|written| !overlap(written, &range)),
+            "an operation reads {at:?} while it writes there"
+        );
+        // SAFETY: inside the allocation, aligned, initialised, and disjoint from what is written.
+        unsafe {
+            std::slice::from_raw_parts(self.arena.as_ptr().add(range.start).cast(), at.len as usize)
+        }
+    }
+
+    /// Row `row` of a matrix of activations.
+    pub fn row(&self, mat: Mat<Act>, row: u32) -> &'a [f32] {
+        let all = self.slice(Slot::<f32>::new(mat.at.start, mat.at.len));
+        &all[mat.row_range(row)]
+    }
+}
+
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+fn range_in<T>(size: usize, at: Slot<T>) -> Range<usize> {
+    let bytes = at.len as usize * size_of::<T>();
+    let (start, end) = (at.start as usize, at.start as usize + bytes);
+    assert!(end <= size, "slot {at:?} ends behind the arena's {size} bytes");
+    assert!(start.is_multiple_of(align_of::<T>()), "slot {at:?} is not aligned");
+    start..end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arena() -> (Arena, Slot<f32>, Slot<u32>) {
+        let mut layout = Layout::new(4);
+        let (a, b) = (layout.slot::<f32>(10), layout.slot::<u32>(3));
+        (Arena::new(&layout).unwrap(), a, b)
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let (mut arena, a, b) = arena();
+        arena.slice_mut(a).fill(2.0);
+        let (inputs, out) = arena.write(b);
+        out[1] = inputs.slice(a)[9] as u32;
+        assert_eq!(arena.slice(b), [0, 2, 0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "reads")]
+    fn reading_what_is_written_is_refused() {
+        let (mut arena, a, _) = arena();
+        let (inputs, _) = arena.write(a);
+        inputs.slice(Slot::<f32>::new(a.start + 4, 1));
+    }
+
+    #[test]
+    #[should_panic(expected = "ends behind")]
+    fn a_slot_outside_is_refused() {
+        let (arena, _, b) = arena();
+        arena.slice(Slot::<u32>::new(b.start, 1000));
+    }
+}

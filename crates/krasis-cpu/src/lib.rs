@@ -1,0 +1,10 @@
+//! The CPU as a device: one arena of host memory, a team of threads, and the vector loops that
+//! kernels are built from.
+
+pub mod arena;
+pub mod memory;
+pub mod team;
+pub mod vector;
+
+pub use arena::{Arena, Inputs, OutOfMemory};
+pub use team::{Team, Tiles};

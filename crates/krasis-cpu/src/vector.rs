@@ -1,0 +1,193 @@
+//! The vector loops of the float kernels: decode a weight row to f32, and dot products.
+//!
+//! Each loop is written once in plain Rust and compiled for two instruction sets; which one runs is
+//! decided by detection. A dot product depends on its two rows alone, never on what else is in the
+//! batch: this is what makes tokens independent of chunk size and of other sequences.
+
+use half::{bf16, f16};
+use krasis_core::{DType, Format};
+use std::sync::LazyLock;
+
+/// Accumulators of a dot product: two 512-bit registers, or four of 256.
+const LANES: usize = 32;
+
+/// Detected once; `is_x86_feature_detected` caches, but this is one load and one branch.
+static AVX2: LazyLock<bool> = LazyLock::new(|| {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+});
+
+/// Compiles `$body` a second time with AVX2, FMA and F16C, and picks at run time.
+macro_rules! for_this_machine {
+    ($(#[$doc:meta])* pub fn $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? = $body:ident) => {
+        $(#[$doc])*
+        pub fn $name($($arg: $type),*) $(-> $out)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma,f16c")]
+                fn with_avx2($($arg: $type),*) $(-> $out)? {
+                    $body::<true>($($arg),*)
+                }
+                if *AVX2 {
+                    // SAFETY: the features were detected.
+                    return unsafe { with_avx2($($arg),*) };
+                }
+            }
+            $body::<false>($($arg),*)
+        }
+    };
+}
+
+for_this_machine! {
+    /// Σ a·b.
+    pub fn dot(a: &[f32], b: &[f32]) -> f32 = dot_body
+}
+
+for_this_machine! {
+    /// `dot(a, b)` for four `b` at once, bit for bit, reading `a` once.
+    pub fn dot4(a: &[f32], b: [&[f32]; 4]) -> [f32; 4] = dot4_body
+}
+
+for_this_machine! {
+    /// `out += scale · a`.
+    pub fn add_scaled(out: &mut [f32], scale: f32, a: &[f32]) = add_scaled_body
+}
+
+for_this_machine! {
+    /// One row of a weight as f32: `data` and `scales` are the row's own (see `krasis_core::quant`).
+    pub fn decode_row(format: Format, data: &[u8], scales: &[bf16], out: &mut [f32]) = decode_row_body
+}
+
+#[inline(always)]
+fn madd<const FMA: bool>(a: f32, b: f32, sum: f32) -> f32 {
+    if FMA { a.mul_add(b, sum) } else { a * b + sum }
+}
+
+#[inline(always)]
+fn dot_body<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let mut sums = [0.0f32; LANES];
+    let (a, a_tail) = a.as_chunks::<LANES>();
+    let (b, b_tail) = b.as_chunks::<LANES>();
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..LANES {
+            sums[lane] = madd::<FMA>(a[lane], b[lane], sums[lane]);
+        }
+    }
+    for (lane, (&a, &b)) in a_tail.iter().zip(b_tail).enumerate() {
+        sums[lane] = madd::<FMA>(a, b, sums[lane]);
+    }
+    total(sums)
+}
+
+#[inline(always)]
+fn dot4_body<const FMA: bool>(a: &[f32], b: [&[f32]; 4]) -> [f32; 4] {
+    // Half the lanes per pass would keep all sums in registers, but change the order of addition;
+    // the compiler keeps what fits, and equality with `dot` is worth more.
+    b.map(|b| dot_body::<FMA>(a, b))
+}
+
+/// Sums lanes pairwise, in an order that vector hardware can follow.
+#[inline(always)]
+fn total(mut sums: [f32; LANES]) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            sums[lane] += sums[lane + half];
+        }
+        half /= 2;
+    }
+    sums[0]
+}
+
+#[inline(always)]
+fn add_scaled_body<const FMA: bool>(out: &mut [f32], scale: f32, a: &[f32]) {
+    for (out, &a) in out.iter_mut().zip(a) {
+        *out = madd::<FMA>(scale, a, *out);
+    }
+}
+
+#[inline(always)]
+fn decode_row_body<const FMA: bool>(format: Format, data: &[u8], scales: &[bf16], out: &mut [f32]) {
+    assert_eq!(data.len() as u64, format.row_bytes(out.len() as u32));
+    match format {
+        Format::Float(DType::F32) => {
+            for (out, b) in out.iter_mut().zip(data.as_chunks::<4>().0) {
+                *out = f32::from_le_bytes(*b);
+            }
+        }
+        Format::Float(DType::Bf16) => {
+            for (out, b) in out.iter_mut().zip(data.as_chunks::<2>().0) {
+                *out = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+            }
+        }
+        Format::Float(DType::F16) => {
+            for (out, b) in out.iter_mut().zip(data.as_chunks::<2>().0) {
+                *out = f16::from_le_bytes(*b).to_f32();
+            }
+        }
+        Format::Float(other) => unreachable!("{other} weights are refused when they are loaded"),
+        Format::Int8 { group } => {
+            let groups = out.chunks_mut(group as usize).zip(data.chunks(group as usize));
+            for ((out, data), scale) in groups.zip(scales) {
+                let scale = scale.to_f32();
+                for (out, &q) in out.iter_mut().zip(data) {
+                    *out = f32::from(q as i8) * scale;
+                }
+            }
+        }
+        Format::Int4 { group } => {
+            let groups = out.chunks_mut(group as usize).zip(data.chunks(group as usize / 2));
+            for ((out, data), scale) in groups.zip(scales) {
+                let scale = scale.to_f32();
+                for (i, out) in out.iter_mut().enumerate() {
+                    let nibble = (data[i / 2] >> (i % 2 * 4)) & 15;
+                    *out = (i32::from(nibble) - 8) as f32 * scale;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ramp(len: usize, step: f32) -> Vec<f32> {
+        (0..len).map(|i| ((i * 37 % 101) as f32 - 50.0) * step).collect()
+    }
+
+    #[test]
+    fn dot_agrees_with_a_plain_sum_at_every_length() {
+        for len in 0..200 {
+            let (a, b) = (ramp(len, 0.01), ramp(len, 0.02));
+            let plain: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            assert!((f64::from(dot(&a, &b)) - plain).abs() < 1e-4, "{len}");
+        }
+    }
+
+    #[test]
+    fn dot4_is_dot_bit_for_bit() {
+        for len in [1, 31, 32, 33, 100, 257] {
+            let a = ramp(len, 0.013);
+            let b: Vec<Vec<f32>> = (1..5).map(|i| ramp(len, 0.007 * i as f32)).collect();
+            let four = dot4(&a, [&b[0], &b[1], &b[2], &b[3]]);
+            for i in 0..4 {
+                assert_eq!(four[i].to_bits(), dot(&a, &b[i]).to_bits(), "{len}");
+            }
+        }
+    }
+
+    #[test]
+    fn int4_rows_decode_low_nibble_first() {
+        let mut out = [0.0; 5];
+        let scales = [bf16::from_f32(0.5), bf16::from_f32(2.0)];
+        // Integers 0, 1, -8, 7 in the first group of four, then 3.
+        decode_row(Format::Int4 { group: 4 }, &[0x98, 0xf0, 0x8b], &scales, &mut out);
+        assert_eq!(out, [0.0, 0.5, -4.0, 3.5, 6.0]);
+    }
+}

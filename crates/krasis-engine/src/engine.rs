@@ -1,0 +1,154 @@
+//! The step, and the thread that makes it.
+
+use crate::error::StartError;
+use crate::handle::{Facts, Handle, Submission};
+use crate::kv::Pages;
+use crate::options::{DeviceKind, Options};
+use crate::plan::{Plan, pages_hold_everything};
+use crate::runner::Runner;
+use crate::scheduler::Scheduler;
+use crate::sequence::Sequence;
+use krasis_checkpoint::{Checkpoint, compressed_tensors};
+use krasis_core::{Bytes, Layout};
+use krasis_cpu::{Arena, OutOfMemory, Team};
+use krasis_model::{Model, Source, describe};
+use krasis_ops::{Cpu, Memory, Ops, Reference};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A model in service. It stops when the last [`Handle`] is dropped.
+pub struct Running {
+    /// The door.
+    pub handle: Handle,
+    /// What was allocated, for people.
+    pub regions: Vec<(&'static str, Bytes)>,
+}
+
+/// Loads the checkpoint in `dir` and starts its thread.
+pub fn start(dir: &Path, options: &Options) -> Result<Running, StartError> {
+    match options.device {
+        DeviceKind::Cpu => {
+            start_on(dir, options, |arena| Cpu::new(arena, Team::new(options.threads)))
+        }
+        DeviceKind::Reference => start_on(dir, options, Reference::new),
+    }
+}
+
+fn start_on<D: Ops + Memory + Send + 'static>(
+    dir: &Path,
+    options: &Options,
+    device: impl FnOnce(Arena) -> D,
+) -> Result<Running, StartError> {
+    let (mut engine, handle, submissions, regions) = Engine::load(dir, options, device)?;
+    std::thread::Builder::new()
+        .name("krasis-engine".into())
+        .spawn(move || engine.serve(&submissions))?;
+    Ok(Running { handle, regions })
+}
+
+/// One thread owns everything: there are no locks below.
+pub struct Engine<D> {
+    scheduler: Scheduler,
+    /// The model on its device.
+    pub runner: Runner<D>,
+    /// Of requests that name no seed.
+    seeds: u64,
+}
+
+type Loaded<D> = (Engine<D>, Handle, Receiver<Submission>, Vec<(&'static str, Bytes)>);
+
+impl<D: Ops + Memory> Engine<D> {
+    /// Plans, allocates and fills.
+    pub fn load(
+        dir: &Path,
+        options: &Options,
+        device: impl FnOnce(Arena) -> D,
+    ) -> Result<Loaded<D>, StartError> {
+        let ck = Checkpoint::open(dir)?;
+        compressed_tensors::quantization(ck.config())?;
+        let source = describe(ck.config(), |name| ck.contains(name))?;
+        let plan = Plan::new(&source, &ck, options, D::ACT_BYTES)?;
+        for (region, bytes) in &plan.regions {
+            tracing::info!(%region, %bytes, "planned");
+        }
+        let mut device = device(allocate(&plan.layout)?);
+        let model = plan.placed.fill(&mut device, &ck, &Team::new(options.threads))?;
+        Ok(Engine::assemble(device, model, &source, plan, options))
+    }
+
+    fn assemble(
+        device: D,
+        model: Model<krasis_core::Weight>,
+        source: &Model<Source>,
+        plan: Plan,
+        options: &Options,
+    ) -> Loaded<D> {
+        let facts = Facts { vocab: model.vocab, context_max: plan.context_max };
+        let (handle, submissions) = Handle::new(facts, options.queue_max);
+        let pages = Pages::new(plan.cache.pages, plan.cache.page, pages_hold_everything(source));
+        let scheduler =
+            Scheduler::new(pages, plan.cache.places, options.prefill_chunk, plan.context_max);
+        let seeds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
+        let banks = plan.placed.banks;
+        let runner = Runner {
+            device,
+            model,
+            banks,
+            caches: plan.caches,
+            buffers: plan.buffers,
+            step: plan.step,
+        };
+        (Engine { scheduler, runner, seeds }, handle, submissions, plan.regions)
+    }
+
+    /// Works until all handles are gone and all requests are answered.
+    pub fn serve(&mut self, submissions: &Receiver<Submission>) {
+        let mut open = true;
+        while open || self.scheduler.is_busy() {
+            open = open && self.listen(submissions);
+            self.step();
+        }
+    }
+
+    /// One forward pass over whatever is due.
+    pub fn step(&mut self) {
+        let Some(batch) = self.scheduler.next() else { return };
+        self.runner.forward(&batch.input);
+        let scheduler = &mut self.scheduler;
+        self.runner.logits(&batch.rows, |index, logits| scheduler.hear(&batch, index, logits));
+        self.scheduler.commit(&batch);
+    }
+
+    /// Takes requests while there is room for them; with nothing to do, waits for one. False once
+    /// there can be no more.
+    fn listen(&mut self, submissions: &Receiver<Submission>) -> bool {
+        while self.scheduler.has_room() {
+            let submission = if self.scheduler.is_busy() {
+                match submissions.try_recv() {
+                    Ok(submission) => submission,
+                    Err(TryRecvError::Empty) => return true,
+                    Err(TryRecvError::Disconnected) => return false,
+                }
+            } else {
+                match submissions.recv() {
+                    Ok(submission) => submission,
+                    Err(_) => return false,
+                }
+            };
+            self.seeds = self.seeds.wrapping_add(1);
+            self.scheduler.add(Sequence::new(submission, self.seeds));
+            self.scheduler.admit();
+        }
+        true
+    }
+}
+
+fn allocate(layout: &Layout) -> Result<Arena, StartError> {
+    Arena::new(layout).map_err(|OutOfMemory { wanted }| StartError::Shortfall {
+        region: "the plan",
+        wanted,
+        available: krasis_cpu::memory::available().unwrap_or_default(),
+        remedy: "free memory or lower --context-max",
+    })
+}

@@ -1,0 +1,51 @@
+//! Why a model cannot be started.
+
+use krasis_checkpoint::CheckpointError;
+use krasis_core::Bytes;
+use krasis_model::ConfigError;
+
+/// Every message is a sentence that names what is wrong and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A file of the checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A setting in its config.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A weight that is no number.
+    #[error(
+        "tensor {tensor} holds an infinite number or NaN in row {row}, so it cannot be quantised: the checkpoint is damaged"
+    )]
+    NotFinite {
+        /// Its name.
+        tensor: String,
+        /// Row of the loaded weight.
+        row: u32,
+    },
+    /// The model does not fit.
+    #[error("{region} needs {wanted}, but only {available} of memory is available: {remedy}")]
+    Shortfall {
+        /// What does not fit.
+        region: &'static str,
+        /// What it takes.
+        wanted: Bytes,
+        /// What there is.
+        available: Bytes,
+        /// What to change.
+        remedy: &'static str,
+    },
+    /// A context longer than the model knows.
+    #[error(
+        "a context of {wanted} tokens was asked for, but the model was made for {model}: lower --context-max"
+    )]
+    Context {
+        /// Tokens asked for.
+        wanted: u32,
+        /// Tokens that the model knows.
+        model: u32,
+    },
+    /// The operating system refused a thread.
+    #[error("the engine's thread could not be started: {0}")]
+    Thread(#[from] std::io::Error),
+}

@@ -1,0 +1,105 @@
+//! The door to the engine's thread: clone it freely, submit from anywhere.
+
+use crate::request::{Event, InvalidRequest, Request};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+
+/// Where a request's events go. Called on the engine's thread, so it must not block; an unbounded
+/// channel's `send` is the usual body. Dropped after `Done` or `Failed`.
+pub type Sink = Box<dyn FnMut(Event) + Send>;
+
+/// What callers may know about the loaded model without asking the engine's thread.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Size of the vocabulary: logits per token.
+    pub vocab: u32,
+    /// Tokens that one sequence may hold.
+    pub context_max: u32,
+}
+
+/// A submitted request. Dropping it cancels the request within one step: a client that
+/// disconnects needs no further code.
+#[must_use = "dropping a ticket cancels its request"]
+#[derive(Debug)]
+pub struct Ticket {
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Why a request was not taken.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum SubmitError {
+    /// The caller's mistake.
+    #[error(transparent)]
+    Invalid(#[from] InvalidRequest),
+    /// The queue is full: try again later.
+    #[error("{queue} requests are waiting already: try again in a moment")]
+    Busy {
+        /// Its bound.
+        queue: usize,
+    },
+    /// The engine's thread has ended.
+    #[error("the engine has stopped; see the server's log")]
+    Stopped,
+}
+
+/// A request on its way to the engine's thread.
+pub struct Submission {
+    /// What to compute.
+    pub request: Request,
+    /// Where events go.
+    pub sink: Sink,
+    /// Set when the caller has lost interest.
+    pub cancelled: Arc<AtomicBool>,
+}
+
+/// The door to the engine's thread.
+#[derive(Clone)]
+pub struct Handle {
+    queue: SyncSender<Submission>,
+    queue_max: usize,
+    /// What is known without asking.
+    pub facts: Arc<Facts>,
+}
+
+impl Handle {
+    /// A door and the receiving end that the engine's thread (or a test's script) serves.
+    pub fn new(facts: Facts, queue_max: usize) -> (Handle, Receiver<Submission>) {
+        let (queue, submissions) = sync_channel(queue_max);
+        (Handle { queue, queue_max, facts: Arc::new(facts) }, submissions)
+    }
+
+    /// Checks the request and queues it. Never blocks: a full queue is [`SubmitError::Busy`].
+    pub fn submit(&self, request: Request, sink: Sink) -> Result<Ticket, SubmitError> {
+        self.check(&request)?;
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let submission = Submission { request, sink, cancelled: cancelled.clone() };
+        match self.queue.try_send(submission) {
+            Ok(()) => Ok(Ticket { cancelled }),
+            Err(TrySendError::Full(_)) => Err(SubmitError::Busy { queue: self.queue_max }),
+            Err(TrySendError::Disconnected(_)) => Err(SubmitError::Stopped),
+        }
+    }
+
+    fn check(&self, request: &Request) -> Result<(), InvalidRequest> {
+        let Facts { vocab, context_max } = *self.facts;
+        if request.prompt.is_empty() {
+            return Err(InvalidRequest::EmptyPrompt);
+        }
+        if let Some(&token) = request.prompt.iter().find(|&&token| token >= vocab) {
+            return Err(InvalidRequest::UnknownToken { field: "prompt", token, vocab });
+        }
+        let prompt = request.prompt.len() as u32;
+        if prompt.saturating_add(request.tokens_max) > context_max {
+            let answer = request.tokens_max;
+            return Err(InvalidRequest::TooLong { prompt, answer, context: context_max });
+        }
+        request.sampling.check(vocab)
+    }
+}

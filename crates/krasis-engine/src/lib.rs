@@ -1,0 +1,22 @@
+//! When and where: plan, load, schedule, KV pages, run, sample. One thread owns everything below
+//! [`Handle`].
+#![forbid(unsafe_code)]
+
+pub mod engine;
+pub mod error;
+pub mod handle;
+pub mod kv;
+pub mod load;
+pub mod options;
+pub mod plan;
+pub mod request;
+pub mod runner;
+pub mod sample;
+pub mod scheduler;
+pub mod sequence;
+
+pub use engine::{Engine, Running, start};
+pub use error::StartError;
+pub use handle::{Facts, Handle, Sink, Submission, SubmitError, Ticket};
+pub use options::{DeviceKind, ExpertBits, Options, Quant};
+pub use request::{Event, Finish, InvalidRequest, Logprob, Request, Sampling, Usage};

@@ -1,0 +1,381 @@
+//! `Source` to `Weight`: decides each weight's format, plans its place, and fills it from the
+//! checkpoint, one matrix at a time.
+
+use crate::error::StartError;
+use crate::options::{ExpertBits, Options, Quant};
+use half::{bf16, f16};
+use krasis_checkpoint::compressed_tensors::{self, Packed};
+use krasis_checkpoint::quantize::quantize_row;
+use krasis_checkpoint::{Checkpoint, Tensor};
+use krasis_core::{DType, Format, Layout, Slot, Weight};
+use krasis_cpu::Team;
+use krasis_model::{Class, Experts, Ffn, Layer, Model, Origin, Run, Source};
+use krasis_ops::{Bank, Memory};
+use std::sync::Mutex;
+
+/// A weight on its way: where it comes from and where it goes.
+#[derive(Clone, Debug)]
+pub struct Leaf {
+    source: Source,
+    weight: Weight,
+}
+
+/// A model whose weights have their places.
+pub struct Placed {
+    model: Model<Leaf>,
+    /// The routed experts of each layer; none for dense layers.
+    pub banks: Vec<Option<Bank>>,
+}
+
+impl Placed {
+    /// Decides formats and lays out all weights. Opens the shards that hold them.
+    pub fn plan(
+        model: &Model<Source>,
+        ck: &Checkpoint,
+        options: &Options,
+        layout: &mut Layout,
+    ) -> Result<Placed, StartError> {
+        // An output matrix that is the embedding is kept once, unless their formats differ.
+        let mut embedding: Option<(Origin, Weight)> = None;
+        let placed = model.try_map(|source| {
+            let format = format_of(source, ck, options)?;
+            let weight = match &embedding {
+                Some((origin, weight)) if *origin == source.origin && weight.format == format => {
+                    *weight
+                }
+                _ => place(format, source.rows, source.cols, layout),
+            };
+            if source.class == Class::Embedding {
+                embedding = Some((source.origin.clone(), weight));
+            }
+            Ok::<_, StartError>(Leaf { source: source.clone(), weight })
+        })?;
+        let bank = |layer: &Layer<Source>| match &layer.ffn {
+            Ffn::Dense(_) => Ok(None),
+            Ffn::Moe(moe) => place_bank(&moe.experts, model.hidden, ck, options, layout).map(Some),
+        };
+        let banks = model.layers.iter().map(bank).collect::<Result<_, _>>()?;
+        Ok(Placed { model: placed, banks })
+    }
+
+    /// Fills the device's memory, `team` helping, and hands the model over.
+    pub fn fill<D: Memory>(
+        &self,
+        device: &mut D,
+        ck: &Checkpoint,
+        team: &Team,
+    ) -> Result<Model<Weight>, StartError> {
+        let model = self.model.try_map(|leaf| {
+            let rows = RowSource::open(&leaf.source, ck)?;
+            rows.fill(device, &leaf.weight, team)?;
+            Ok::<_, StartError>(leaf.weight)
+        })?;
+        for (layer, bank) in model.layers.iter().zip(&self.banks) {
+            if let (Ffn::Moe(moe), Some(bank)) = (&layer.ffn, bank) {
+                fill_bank(device, &moe.experts, bank, ck, team)?;
+            }
+        }
+        Ok(model)
+    }
+}
+
+fn place(format: Format, rows: u32, cols: u32, layout: &mut Layout) -> Weight {
+    let scales = u64::from(rows) * u64::from(format.row_scales(cols));
+    Weight {
+        format,
+        rows,
+        cols,
+        data: layout.slot(u64::from(rows) * format.row_bytes(cols)),
+        scales: if scales == 0 { Slot::EMPTY } else { layout.slot(scales) },
+    }
+}
+
+fn format_of(source: &Source, ck: &Checkpoint, options: &Options) -> Result<Format, StartError> {
+    let quant = match source.class {
+        Class::Vector | Class::VectorPlusOne => return Ok(Format::Float(DType::F32)),
+        Class::Embedding | Class::Exact => Quant::AsStored,
+        Class::Attention => options.attention,
+        Class::DenseMlp => options.dense_mlp,
+        Class::SharedExpert => options.shared_expert,
+        Class::Head => options.lm_head,
+    };
+    match quant {
+        Quant::Int8 => Ok(Format::Int8 { group: options.group }),
+        Quant::AsStored => Ok(Format::Float(RowSource::open(source, ck)?.dtype())),
+    }
+}
+
+fn expert_format(stored: Stored, options: &Options) -> Format {
+    let group = options.group;
+    match (options.expert_bits, stored) {
+        (ExpertBits::Int8, _) => Format::Int8 { group },
+        (_, Stored::Packed(format)) => format,
+        (ExpertBits::Int4, Stored::Float(_)) => Format::Int4 { group },
+        (ExpertBits::AsStored, Stored::Float(dtype)) => Format::Float(dtype),
+    }
+}
+
+/// How a checkpoint stores its routed experts.
+enum Stored {
+    Float(DType),
+    Packed(Format),
+}
+
+fn place_bank(
+    experts: &Experts,
+    hidden: u32,
+    ck: &Checkpoint,
+    options: &Options,
+    layout: &mut Layout,
+) -> Result<Bank, StartError> {
+    let stored = |proj, rows, cols| {
+        Ok::<_, StartError>(match ExpertMatrix::open(experts, 0, proj, rows, cols, ck)? {
+            ExpertMatrix::Packed(packed) => Stored::Packed(packed.format()),
+            ExpertMatrix::Float(rows) => Stored::Float(rows.dtype()),
+        })
+    };
+    let gate_up = expert_format(stored("gate_proj", experts.inter, hidden)?, options);
+    let down = expert_format(stored("down_proj", hidden, experts.inter)?, options);
+    Ok(Bank {
+        gate_up: place(gate_up, experts.count * 2 * experts.inter, hidden, layout),
+        down: place(down, experts.count * hidden, experts.inter, layout),
+        experts: experts.count,
+        inter: experts.inter,
+    })
+}
+
+fn fill_bank<D: Memory>(
+    device: &mut D,
+    experts: &Experts,
+    bank: &Bank,
+    ck: &Checkpoint,
+    team: &Team,
+) -> Result<(), StartError> {
+    let (inter, hidden) = (bank.inter, bank.gate_up.cols);
+    for expert in 0..bank.experts {
+        let parts = [
+            ("gate_proj", bank.gate_up.rows(expert * 2 * inter, inter)),
+            ("up_proj", bank.gate_up.rows(expert * 2 * inter + inter, inter)),
+            ("down_proj", bank.down.rows(expert * hidden, hidden)),
+        ];
+        for (proj, weight) in parts {
+            match ExpertMatrix::open(experts, expert, proj, weight.rows, weight.cols, ck)? {
+                ExpertMatrix::Float(rows) => rows.fill(device, &weight, team)?,
+                ExpertMatrix::Packed(packed) => fill_packed(device, &packed, &weight, team)?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One matrix of one expert in the checkpoint.
+enum ExpertMatrix<'a> {
+    Float(RowSource<'a>),
+    Packed(Packed<'a>),
+}
+
+impl<'a> ExpertMatrix<'a> {
+    fn open(
+        experts: &Experts,
+        expert: u32,
+        proj: &str,
+        rows: u32,
+        cols: u32,
+        ck: &'a Checkpoint,
+    ) -> Result<ExpertMatrix<'a>, StartError> {
+        let base = format!("{}.{expert}.{proj}", experts.prefix);
+        if let Some(packed) = compressed_tensors::open(ck, &base)? {
+            packed.expect_matrix(rows, cols)?;
+            return Ok(ExpertMatrix::Packed(packed));
+        }
+        let source = Source::matrix(format!("{base}.weight"), rows, cols, Class::Exact);
+        RowSource::open(&source, ck).map(ExpertMatrix::Float)
+    }
+}
+
+fn fill_packed<D: Memory>(
+    device: &mut D,
+    packed: &Packed,
+    weight: &Weight,
+    team: &Team,
+) -> Result<(), StartError> {
+    let (cols, kept) = (weight.cols as usize, weight.format == packed.format());
+    encode(device, weight, team, |row, data, scales| {
+        if kept {
+            packed.row_into(row, data, scales);
+            return Ok(());
+        }
+        let mut numbers = vec![0.0; cols];
+        packed.dequantize_row(row, &mut numbers);
+        encode_row(weight.format, &numbers, data, scales)
+    })
+    .map_err(|row| StartError::NotFinite { tensor: "of packed experts".into(), row })
+}
+
+/// Reads the rows that a [`Source`] describes.
+struct RowSource<'a> {
+    parts: Vec<(Run, Tensor<'a>)>,
+    origin: Origin,
+    cols: usize,
+    plus_one: bool,
+}
+
+impl<'a> RowSource<'a> {
+    fn open(source: &Source, ck: &'a Checkpoint) -> Result<RowSource<'a>, StartError> {
+        let vector = matches!(source.class, Class::Vector | Class::VectorPlusOne);
+        let parts = match &source.origin {
+            Origin::Numbers(_) => vec![],
+            Origin::Rows(runs) => runs
+                .iter()
+                .map(|run| {
+                    let tensor = ck.tensor(&run.tensor)?;
+                    let (of, cols) = (u64::from(run.of), u64::from(source.cols));
+                    match tensor.shape.len() {
+                        _ if vector => tensor.expect_shape(&[of])?,
+                        // Convolutions are stored as [channels, 1, kernel].
+                        3 => tensor.expect_shape(&[of, 1, cols])?,
+                        _ => tensor.expect_shape(&[of, cols])?,
+                    }
+                    Ok((run.clone(), tensor))
+                })
+                .collect::<Result<_, StartError>>()?,
+            Origin::HeadsTransposed { tensor, heads, stride, .. } => {
+                let tensor = ck.tensor(tensor)?;
+                let of = heads * stride;
+                tensor.expect_matrix(of, source.rows / heads)?;
+                vec![(Run::whole(tensor.name, of), tensor)]
+            }
+        };
+        let plus_one = source.class == Class::VectorPlusOne;
+        Ok(RowSource { parts, origin: source.origin.clone(), cols: source.cols as usize, plus_one })
+    }
+
+    /// The stored type, or f32 if parts differ.
+    fn dtype(&self) -> DType {
+        let mut types = self.parts.iter().map(|(_, tensor)| tensor.dtype);
+        let first = types.next().unwrap_or(DType::F32);
+        if types.all(|dtype| dtype == first) { first } else { DType::F32 }
+    }
+
+    fn fill<D: Memory>(
+        &self,
+        device: &mut D,
+        weight: &Weight,
+        team: &Team,
+    ) -> Result<(), StartError> {
+        // Refuses a type that is no float before any row is read.
+        for (_, tensor) in &self.parts {
+            tensor.read_f32(0, &mut [])?;
+        }
+        encode(device, weight, team, |row, data, scales| {
+            let mut numbers = vec![0.0; self.cols];
+            self.read(row, &mut numbers);
+            encode_row(weight.format, &numbers, data, scales)
+        })
+        .map_err(|row| StartError::NotFinite { tensor: self.name(), row })
+    }
+
+    fn name(&self) -> String {
+        self.parts.first().map_or("of the config", |(_, tensor)| tensor.name).to_string()
+    }
+
+    fn read(&self, row: u32, out: &mut [f32]) {
+        let read = |tensor: &Tensor, first: usize, out: &mut [f32]| {
+            tensor.read_f32(first, out).expect("types were checked before");
+        };
+        match &self.origin {
+            Origin::Numbers(numbers) => out.copy_from_slice(numbers),
+            Origin::HeadsTransposed { stride, first, .. } => {
+                let (_, tensor) = &self.parts[0];
+                let width = tensor.shape[1] as usize;
+                let (head, col) = (row as usize / width, row as usize % width);
+                for (i, out) in out.iter_mut().enumerate() {
+                    let at = head * *stride as usize + *first as usize + i;
+                    read(tensor, at * width + col, std::slice::from_mut(out));
+                }
+            }
+            Origin::Rows(_) if self.parts[0].1.shape.len() == 1 => {
+                // A vector: its runs are single numbers, side by side.
+                let mut out = out.iter_mut();
+                for (run, tensor) in &self.parts {
+                    for (i, out) in (0..run.count).zip(&mut out) {
+                        read(
+                            tensor,
+                            (run.first + i * run.step) as usize,
+                            std::slice::from_mut(out),
+                        );
+                    }
+                }
+            }
+            Origin::Rows(_) => {
+                let mut row = row;
+                for (run, tensor) in &self.parts {
+                    if row < run.count {
+                        let at = (run.first + row * run.step) as usize;
+                        read(tensor, at * self.cols, out);
+                        break;
+                    }
+                    row -= run.count;
+                }
+            }
+        }
+        if self.plus_one {
+            out.iter_mut().for_each(|x| *x += 1.0);
+        }
+    }
+}
+
+/// A row that cannot be quantised.
+struct NoNumber;
+
+fn encode_row(
+    format: Format,
+    row: &[f32],
+    data: &mut [u8],
+    scales: &mut [bf16],
+) -> Result<(), NoNumber> {
+    match format {
+        Format::Float(DType::F32) => copy_as(row, data, |x| x.to_le_bytes()),
+        Format::Float(DType::F16) => copy_as(row, data, |x| f16::from_f32(x).to_le_bytes()),
+        Format::Float(_) => copy_as(row, data, |x| bf16::from_f32(x).to_le_bytes()),
+        Format::Int8 { .. } | Format::Int4 { .. } => {
+            return quantize_row(row, format, data, scales).map_err(|_| NoNumber);
+        }
+    }
+    Ok(())
+}
+
+fn copy_as<const N: usize>(row: &[f32], data: &mut [u8], bytes: impl Fn(f32) -> [u8; N]) {
+    for (to, &x) in data.as_chunks_mut::<N>().0.iter_mut().zip(row) {
+        *to = bytes(x);
+    }
+}
+
+/// Builds a weight's rows on the team and uploads them; on failure says which row.
+fn encode<D: Memory>(
+    device: &mut D,
+    weight: &Weight,
+    team: &Team,
+    row: impl Fn(u32, &mut [u8], &mut [bf16]) -> Result<(), NoNumber> + Sync,
+) -> Result<(), u32> {
+    let (bytes, scales) = (
+        weight.format.row_bytes(weight.cols) as usize,
+        weight.format.row_scales(weight.cols) as usize,
+    );
+    let mut all = vec![0u8; weight.rows as usize * bytes];
+    let mut all_scales = vec![bf16::ZERO; weight.rows as usize * scales];
+    let failed = Mutex::new(None);
+    team.each_row(&mut all, bytes, &mut all_scales, scales, |i, data, scales| {
+        if row(i as u32, data, scales).is_err() {
+            *failed.lock().expect("no row panics") = Some(i as u32);
+        }
+    });
+    if let Some(row) = failed.into_inner().expect("no row panics") {
+        return Err(row);
+    }
+    device.upload(weight.data, &all);
+    if scales > 0 {
+        device.upload(weight.scales, &all_scales);
+    }
+    Ok(())
+}

@@ -1,0 +1,83 @@
+//! What the user may choose. Flags, and later a config file, the launcher and Python, fill this in.
+
+use krasis_core::KvDtype;
+
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// Vector loops on all cores.
+    Cpu,
+    /// The plain loops that other devices are compared with: slow.
+    Reference,
+}
+
+/// How weights outside the routed experts are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quant {
+    /// In the checkpoint's own type.
+    AsStored,
+    /// INT8 weights with a scale per group; activations stay as they are.
+    Int8,
+}
+
+/// How the routed experts are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertBits {
+    /// INT4 with a scale per group; packed INT4 checkpoints keep their own groups.
+    Int4,
+    /// INT8 with a scale per group.
+    Int8,
+    /// In the checkpoint's own type.
+    AsStored,
+}
+
+/// Everything that can be chosen about a running model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Where it runs.
+    pub device: DeviceKind,
+    /// Routed experts.
+    pub expert_bits: ExpertBits,
+    /// Inputs that share a scale in quantised weights: 32, 64 or 128.
+    pub group: u32,
+    /// Projections of attention and delta nets.
+    pub attention: Quant,
+    /// Shared experts.
+    pub shared_expert: Quant,
+    /// MLPs of dense layers.
+    pub dense_mlp: Quant,
+    /// Output matrix.
+    pub lm_head: Quant,
+    /// Element type of the KV cache; without a wish, that of the device's activations.
+    pub kv: Option<KvDtype>,
+    /// Threads of the CPU device; without a wish, all that this process may use.
+    pub threads: Option<usize>,
+    /// Tokens that a sequence may hold; without a wish, what model and memory allow.
+    pub context_max: Option<u32>,
+    /// Prompt tokens per step: smaller steps let other sequences speak sooner.
+    pub prefill_chunk: u32,
+    /// Sequences that run at a time.
+    pub sequences_max: u32,
+    /// Requests that may wait.
+    pub queue_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            device: DeviceKind::Cpu,
+            expert_bits: ExpertBits::AsStored,
+            group: 128,
+            attention: Quant::AsStored,
+            shared_expert: Quant::AsStored,
+            dense_mlp: Quant::AsStored,
+            lm_head: Quant::AsStored,
+            kv: None,
+            threads: None,
+            context_max: None,
+            prefill_chunk: 256,
+            sequences_max: 8,
+            queue_max: 64,
+        }
+    }
+}

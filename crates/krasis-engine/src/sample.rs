@@ -1,0 +1,181 @@
+//! Logits to a token.
+
+use crate::request::{Logprob, Sampling};
+
+/// What sampling needs to know of a sequence.
+pub struct History<'a> {
+    /// Tokens of the prompt.
+    pub prompt: &'a [u32],
+    /// Tokens generated so far.
+    pub answer: &'a [u32],
+}
+
+/// Chooses the next token. The same seed, history and logits give the same token, whatever else
+/// runs: randomness is a function of the seed and the position, not of a generator's past.
+pub fn choose(logits: &[f32], how: &Sampling, seed: u64, history: History) -> u32 {
+    let mut logits = logits.to_vec();
+    penalise(&mut logits, how, &history);
+    if how.temperature == 0.0 {
+        return best(&logits);
+    }
+    let mut order: Vec<(u32, f32)> =
+        (0..).zip(logits.iter().map(|x| x / how.temperature)).collect();
+    order.retain(|(_, logit)| *logit > f32::NEG_INFINITY);
+    order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    if how.top_k > 0 {
+        order.truncate(how.top_k as usize);
+    }
+    let Some(&(first, largest)) = order.first() else { return best(&logits) };
+    // Weights relative to the best token, whose weight is 1.
+    order.iter_mut().for_each(|(_, x)| *x = (*x - largest).exp());
+    let total: f32 = order.iter().map(|(_, weight)| weight).sum();
+    let mut reached = 0.0;
+    let kept = order.iter().take_while(|(_, weight)| {
+        let more = reached < how.top_p * total;
+        reached += weight;
+        more && *weight >= how.min_p
+    });
+    // The best token always stays, whatever the limits.
+    let kept = kept.count().max(1);
+    let total: f32 = order[..kept].iter().map(|(_, weight)| weight).sum();
+    let mut point = uniform(seed, history.answer.len() as u64) * total;
+    for &(token, weight) in &order[..kept] {
+        point -= weight;
+        if point < 0.0 {
+            return token;
+        }
+    }
+    first
+}
+
+/// Log-probability of `token` under the model, and the `alternatives` most likely tokens.
+pub fn logprob(logits: &[f32], token: u32, alternatives: u32) -> Logprob {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f64 = logits.iter().map(|x| f64::from(x - largest).exp()).sum();
+    let of = |token: u32| (f64::from(logits[token as usize] - largest) - total.ln()) as f32;
+    let mut top: Vec<u32> = (0..logits.len() as u32).collect();
+    let descending =
+        |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    let kept = (alternatives as usize).min(top.len());
+    if kept > 0 && kept < top.len() {
+        top.select_nth_unstable_by(kept - 1, descending);
+    }
+    top.truncate(kept);
+    top.sort_by(descending);
+    Logprob {
+        token,
+        logprob: of(token),
+        top: top.into_iter().map(|token| (token, of(token))).collect(),
+    }
+}
+
+/// The largest, the first of equals.
+fn best(logits: &[f32]) -> u32 {
+    let (mut best, mut largest) = (0, f32::NEG_INFINITY);
+    for (token, &logit) in (0..).zip(logits) {
+        if logit > largest {
+            (best, largest) = (token, logit);
+        }
+    }
+    best
+}
+
+fn penalise(logits: &mut [f32], how: &Sampling, history: &History) {
+    for &(token, bias) in &how.logit_bias {
+        logits[token as usize] += bias;
+    }
+    if how.repetition_penalty != 1.0 {
+        for token in distinct(history.prompt.iter().chain(history.answer)).into_keys() {
+            let logit = &mut logits[token as usize];
+            *logit = if *logit > 0.0 {
+                *logit / how.repetition_penalty
+            } else {
+                *logit * how.repetition_penalty
+            };
+        }
+    }
+    if how.presence_penalty != 0.0 || how.frequency_penalty != 0.0 {
+        for (token, times) in distinct(history.answer.iter()) {
+            logits[token as usize] -= how.presence_penalty + how.frequency_penalty * times as f32;
+        }
+    }
+}
+
+/// Tokens and how often they occur.
+fn distinct<'a>(tokens: impl Iterator<Item = &'a u32>) -> std::collections::HashMap<u32, u32> {
+    let mut counts = std::collections::HashMap::new();
+    tokens.for_each(|token| *counts.entry(*token).or_insert(0) += 1);
+    counts
+}
+
+/// In [0, 1): SplitMix64 (Steele et al., 2014) of a seed and a position.
+fn uniform(seed: u64, position: u64) -> f32 {
+    let mut z = seed.wrapping_add(position.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 40) as f32 / (1u32 << 24) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONE: History = History { prompt: &[], answer: &[] };
+
+    fn shares(how: &Sampling, logits: &[f32]) -> Vec<f32> {
+        let mut counts = vec![0; logits.len()];
+        (0..4000).for_each(|seed| counts[choose(logits, how, seed, NONE) as usize] += 1);
+        counts.into_iter().map(|n| n as f32 / 4000.0).collect()
+    }
+
+    fn near(got: &[f32], wanted: &[f32]) {
+        assert!(
+            got.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 0.04),
+            "{got:?} for {wanted:?}"
+        );
+    }
+
+    #[test]
+    fn tokens_come_as_often_as_they_are_likely() {
+        let logits = [0.7f32, 0.2, 0.1].map(f32::ln);
+        let how = Sampling { temperature: 1.0, ..Sampling::GREEDY };
+        near(&shares(&how, &logits), &[0.7, 0.2, 0.1]);
+        near(
+            &shares(&Sampling { temperature: 0.5, ..how.clone() }, &logits),
+            &[0.907, 0.074, 0.019],
+        );
+        near(&shares(&Sampling { top_k: 2, ..how.clone() }, &logits), &[0.778, 0.222, 0.0]);
+        // 0.7 does not reach 0.75, so the second token is kept as well.
+        near(&shares(&Sampling { top_p: 0.75, ..how.clone() }, &logits), &[0.778, 0.222, 0.0]);
+        near(&shares(&Sampling { top_p: 0.0, ..how.clone() }, &logits), &[1.0, 0.0, 0.0]);
+        near(&shares(&Sampling { min_p: 0.2, ..how }, &logits), &[0.778, 0.222, 0.0]);
+    }
+
+    #[test]
+    fn penalties_and_bias_move_the_choice() {
+        let logits = [2.0, 1.9, -1.0];
+        let choice = |how: Sampling, prompt: &[u32], answer: &[u32]| {
+            choose(&logits, &how, 0, History { prompt, answer })
+        };
+        assert_eq!(choice(Sampling::GREEDY, &[0], &[0]), 0);
+        let repetition = Sampling { repetition_penalty: 1.2, ..Sampling::GREEDY };
+        assert_eq!(choice(repetition, &[0], &[]), 1);
+        let presence = Sampling { presence_penalty: 0.2, ..Sampling::GREEDY };
+        assert_eq!(choice(presence.clone(), &[0], &[]), 0, "prompt tokens do not count");
+        assert_eq!(choice(presence, &[], &[0]), 1);
+        let frequency = Sampling { frequency_penalty: 0.06, ..Sampling::GREEDY };
+        assert_eq!(choice(frequency.clone(), &[], &[0]), 0);
+        assert_eq!(choice(frequency, &[], &[0, 0]), 1);
+        let bias = Sampling { logit_bias: vec![(2, 100.0)], ..Sampling::GREEDY };
+        assert_eq!(choice(bias, &[], &[]), 2);
+    }
+
+    #[test]
+    fn logprobs_are_normalised_and_sorted() {
+        let logits = [0.5f32, 0.25, 0.25].map(f32::ln);
+        let got = logprob(&logits, 2, 2);
+        assert!((got.logprob - 0.25f32.ln()).abs() < 1e-6);
+        assert_eq!(got.top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(logprob(&logits, 0, 1).top[0].1, logprob(&logits, 0, 0).logprob);
+    }
+}

@@ -1,0 +1,210 @@
+//! Who runs next: mixes decoding sequences with pieces of prompts, within rows and KV pages.
+//!
+//! A sequence claims the pages of its prompt when it is admitted and grows page by page. If memory
+//! ends, the one admitted last goes back to the queue and is computed again later; since results do
+//! not depend on how tokens are grouped into steps, nobody can tell.
+
+use crate::kv::Pages;
+use crate::request::Finish;
+use crate::runner::StepInput;
+use crate::sample::{self, History};
+use crate::sequence::{Held, Sequence};
+use std::collections::VecDeque;
+
+/// Sequences that wait and run, and the memory that they share.
+pub struct Scheduler {
+    waiting: VecDeque<Sequence>,
+    /// In the order of admission.
+    running: Vec<Sequence>,
+    pages: Pages,
+    places: Vec<u32>,
+    prefill_chunk: usize,
+    context_max: usize,
+}
+
+/// One step's work.
+pub struct Batch {
+    /// For the device.
+    pub input: StepInput,
+    /// Rows whose logits are wanted.
+    pub rows: Vec<u32>,
+    /// What each of them is wanted for.
+    wanted: Vec<Wanted>,
+    /// Rows of each sequence in `running`, from its `computed` on.
+    parts: Vec<usize>,
+}
+
+/// The logits of a row, and whose they are.
+struct Wanted {
+    sequence: usize,
+    position: usize,
+}
+
+impl Scheduler {
+    /// Shares `pages` and `places` places of recurrent state.
+    pub fn new(pages: Pages, places: u32, prefill_chunk: u32, context_max: u32) -> Scheduler {
+        Scheduler {
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            pages,
+            places: (0..places).rev().collect(),
+            prefill_chunk: prefill_chunk.max(1) as usize,
+            context_max: context_max as usize,
+        }
+    }
+
+    /// Queues a request.
+    pub fn add(&mut self, sequence: Sequence) {
+        self.waiting.push_back(sequence);
+    }
+
+    /// Whether another request could start soon: if not, it better waits in the bounded queue.
+    pub fn has_room(&self) -> bool {
+        self.waiting.is_empty() && !self.places.is_empty()
+    }
+
+    /// Whether there is anything to do.
+    pub fn is_busy(&self) -> bool {
+        !self.waiting.is_empty() || !self.running.is_empty()
+    }
+
+    /// The next step, or nothing if there is nothing to do.
+    pub fn next(&mut self) -> Option<Batch> {
+        self.drop_cancelled();
+        self.admit();
+        self.grow();
+        (!self.running.is_empty()).then(|| self.batch())
+    }
+
+    /// Hands over the logits of `batch.rows[index]`.
+    pub fn hear(&mut self, batch: &Batch, index: usize, logits: &[f32]) {
+        let Wanted { sequence, position } = batch.wanted[index];
+        let s = &mut self.running[sequence];
+        if s.wants_prompt_logprob(position) {
+            let alternatives = s.request.prompt_logprobs.unwrap_or(0);
+            s.prompt_logprobs.push(sample::logprob(logits, s.tokens[position + 1], alternatives));
+        } else {
+            let history = History { prompt: &s.request.prompt, answer: s.answer() };
+            let token = sample::choose(logits, &s.request.sampling, s.seed, history);
+            let logprob = s.request.logprobs.map(|n| sample::logprob(logits, token, n));
+            s.next = Some((token, logprob));
+        }
+    }
+
+    /// The step is done: the one place where sequences advance.
+    pub fn commit(&mut self, batch: &Batch) {
+        let mut finished = Vec::new();
+        for (index, (sequence, &rows)) in self.running.iter_mut().zip(&batch.parts).enumerate() {
+            if rows == 0 {
+                continue;
+            }
+            let outcome = sequence.advance(rows, self.context_max);
+            let held = sequence.held.as_mut().expect("running sequences hold memory");
+            self.pages.filled(&mut held.prefix, &sequence.tokens[..sequence.computed]);
+            finished.extend(outcome.map(|finish| (index, finish)));
+        }
+        // From the back, so that indices stay valid.
+        for (index, finish) in finished.into_iter().rev() {
+            let mut sequence = self.running.remove(index);
+            self.release(&mut sequence);
+            sequence.finish(finish);
+        }
+    }
+
+    fn drop_cancelled(&mut self) {
+        let (gone, waiting): (VecDeque<_>, _) =
+            self.waiting.drain(..).partition(Sequence::is_cancelled);
+        self.waiting = waiting;
+        let (gone_running, running): (Vec<_>, _) =
+            self.running.drain(..).partition(Sequence::is_cancelled);
+        self.running = running;
+        for mut sequence in gone.into_iter().chain(gone_running) {
+            self.release(&mut sequence);
+            sequence.finish(Finish::Cancelled);
+        }
+    }
+
+    /// Lets waiting sequences run, as far as memory goes.
+    pub fn admit(&mut self) {
+        while let Some(sequence) = self.waiting.front() {
+            let Some(&place) = self.places.last() else { return };
+            // Who wants the prompt's log-probabilities wants it computed.
+            let reused =
+                if sequence.request.prompt_logprobs.is_some() { &[][..] } else { &sequence.tokens };
+            let (mut prefix, covered) = self.pages.find(reused);
+            let fits = self.pages.extend(&mut prefix, sequence.tokens.len());
+            // Leaves each running sequence a page to grow into, or they would push it out again.
+            if !fits || (!self.running.is_empty() && self.pages.available() < self.running.len()) {
+                self.pages.release(prefix);
+                return;
+            }
+            self.places.pop();
+            let mut sequence = self.waiting.pop_front().expect("it was looked at");
+            sequence.admit(Held { prefix, place }, covered);
+            self.running.push(sequence);
+        }
+    }
+
+    /// Gives every decoding sequence the page for its next token.
+    fn grow(&mut self) {
+        let mut index = 0;
+        while index < self.running.len() {
+            let sequence = &mut self.running[index];
+            let held = sequence.held.as_mut().expect("running sequences hold memory");
+            if self.pages.extend(&mut held.prefix, sequence.tokens.len()) {
+                index += 1;
+                continue;
+            }
+            let mut last = self.running.pop().expect("one is running");
+            self.release(&mut last);
+            self.waiting.push_front(last);
+        }
+    }
+
+    fn batch(&self) -> Batch {
+        let mut batch =
+            Batch { input: StepInput::default(), rows: vec![], wanted: vec![], parts: vec![] };
+        let mut budget = self.prefill_chunk;
+        for (index, s) in self.running.iter().enumerate() {
+            // Decoding is never kept waiting by prompts.
+            let rows = if s.pending() == 1 { 1 } else { s.pending().min(budget) };
+            if s.pending() > 1 {
+                budget -= rows;
+            }
+            batch.parts.push(rows);
+            if rows > 0 {
+                batch.push(index, s, rows);
+            }
+        }
+        batch.input.first_row.push(batch.input.tokens.len() as u32);
+        batch
+    }
+
+    fn release(&mut self, sequence: &mut Sequence) {
+        if let Some(held) = sequence.held.take() {
+            self.pages.release(held.prefix);
+            self.places.push(held.place);
+            sequence.computed = 0;
+        }
+    }
+}
+
+impl Batch {
+    fn push(&mut self, index: usize, s: &Sequence, rows: usize) {
+        let held = s.held.as_ref().expect("running sequences hold memory");
+        let input = &mut self.input;
+        let seq = input.pages.len() as u32;
+        input.first_row.push(input.tokens.len() as u32);
+        input.pages.push(held.prefix.pages.clone());
+        input.state.push(held.place);
+        for position in s.computed..s.computed + rows {
+            if s.wants_prompt_logprob(position) || s.wants_token(position) {
+                self.rows.push(input.tokens.len() as u32);
+                self.wanted.push(Wanted { sequence: index, position });
+            }
+            input.tokens.push(s.tokens[position]);
+            input.positions.push(position as u32);
+            input.row_seq.push(seq);
+        }
+    }
+}

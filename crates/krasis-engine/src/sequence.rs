@@ -1,0 +1,136 @@
+//! One request while it runs.
+
+use crate::handle::{Sink, Submission};
+use crate::kv::Prefix;
+use crate::request::{Event, Finish, Logprob, Request, Usage};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// A request, its tokens, and how far they are computed.
+pub struct Sequence {
+    /// What was asked for.
+    pub request: Request,
+    /// Of its random choices.
+    pub seed: u64,
+    /// Prompt and answer.
+    pub tokens: Vec<u32>,
+    /// Tokens whose past is stored: the first row of the next step has this position.
+    pub computed: usize,
+    /// Its memory, while it runs.
+    pub held: Option<Held>,
+    /// Of the prompt, as far as computed.
+    pub prompt_logprobs: Vec<Logprob>,
+    /// Chosen in this step, appended when the step is committed.
+    pub next: Option<(u32, Option<Logprob>)>,
+    prompt_reported: bool,
+    cached: usize,
+    sink: Sink,
+    cancelled: Arc<AtomicBool>,
+    submitted: Instant,
+    first_token: Option<Instant>,
+}
+
+/// Memory of a running sequence.
+pub struct Held {
+    /// KV pages.
+    pub prefix: Prefix,
+    /// Place in recurrent state.
+    pub place: u32,
+}
+
+impl Sequence {
+    /// A request that has not run yet; `seed` is used if it names none.
+    pub fn new(submission: Submission, seed: u64) -> Sequence {
+        let Submission { request, sink, cancelled } = submission;
+        Sequence {
+            seed: request.sampling.seed.unwrap_or(seed),
+            tokens: request.prompt.clone(),
+            computed: 0,
+            held: None,
+            prompt_logprobs: Vec::new(),
+            next: None,
+            prompt_reported: false,
+            cached: 0,
+            sink,
+            cancelled,
+            submitted: Instant::now(),
+            first_token: None,
+            request,
+        }
+    }
+
+    /// Takes memory whose first `covered` tokens are computed already.
+    pub fn admit(&mut self, held: Held, covered: usize) {
+        self.held = Some(held);
+        self.computed = covered;
+        self.cached = self.cached.max(covered.min(self.request.prompt.len()));
+    }
+
+    /// Whether the caller has lost interest.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Tokens that wait to be computed.
+    pub fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// What has been generated.
+    pub fn answer(&self) -> &[u32] {
+        &self.tokens[self.request.prompt.len()..]
+    }
+
+    /// Whether the logits at `position` are wanted for the log-probability of the next prompt token.
+    pub fn wants_prompt_logprob(&self, position: usize) -> bool {
+        self.request.prompt_logprobs.is_some()
+            && position + 1 < self.request.prompt.len()
+            && position >= self.prompt_logprobs.len()
+    }
+
+    /// Whether a token is to be chosen from the logits at `position`.
+    pub fn wants_token(&self, position: usize) -> bool {
+        position + 1 == self.tokens.len() && self.request.tokens_max > 0
+    }
+
+    /// `rows` more tokens are computed: reports what came of it, and tells whether that was all.
+    pub fn advance(&mut self, rows: usize, context_max: usize) -> Option<Finish> {
+        self.computed += rows;
+        if self.computed < self.request.prompt.len() {
+            return None;
+        }
+        if self.request.prompt_logprobs.is_some() && !self.prompt_reported {
+            self.prompt_reported = true;
+            let logprobs = self.prompt_logprobs.clone();
+            (self.sink)(Event::Prompt { logprobs });
+        }
+        if self.request.tokens_max == 0 {
+            return Some(Finish::Length);
+        }
+        let (id, logprob) = self.next.take()?;
+        self.first_token.get_or_insert_with(Instant::now);
+        self.tokens.push(id);
+        (self.sink)(Event::Token { id, logprob });
+        if self.request.stop_tokens.contains(&id) {
+            return Some(Finish::Stop);
+        }
+        let full = self.answer().len() >= self.request.tokens_max as usize
+            || self.tokens.len() >= context_max;
+        full.then_some(Finish::Length)
+    }
+
+    /// The last word.
+    pub fn finish(mut self, finish: Finish) {
+        let now = Instant::now();
+        let first_token = self.first_token.unwrap_or(now);
+        let usage = Usage {
+            prompt_tokens: self.request.prompt.len() as u32,
+            cached_tokens: self.cached as u32,
+            completion_tokens: self.answer().len() as u32,
+            prefill: first_token - self.submitted,
+            decode: now - first_token,
+        };
+        (self.sink)(Event::Done { finish, usage });
+    }
+}

@@ -1,0 +1,139 @@
+//! Running the tiny fixtures: checkpoints of random weights with what transformers computes from
+//! them in float32 (`fixtures/tiny/README.md`).
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use krasis_engine::{Event, Finish, Handle, Logprob, Options, Request, Sampling, Usage, start};
+use safetensors::SafeTensors;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, channel};
+
+/// Every architecture, each variant.
+pub const FIXTURES: [&str; 10] = [
+    "qwen3_moe",
+    "qwen3_moe_sparse",
+    "deepseek_v2_lite",
+    "deepseek_v2",
+    "deepseek_v3",
+    "kimi_k2",
+    "kimi_k25",
+    "glm4_moe",
+    "glm4_moe_noqk",
+    "qwen3_next",
+];
+
+pub fn dir(fixture: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/tiny").join(fixture)
+}
+
+/// What transformers says.
+pub struct Golden {
+    pub tokens: Vec<u32>,
+    pub logprobs: Vec<f32>,
+    /// `[layers + 1][24 tokens · hidden]`
+    pub hidden: Vec<Vec<f32>>,
+    pub greedy_prompt: Vec<u32>,
+    pub greedy: Vec<u32>,
+}
+
+impl Golden {
+    pub fn of(fixture: &str) -> Golden {
+        let bytes = std::fs::read(dir(fixture).join("golden.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let floats = |name: &str| -> Vec<f32> {
+            file.tensor(name)
+                .unwrap()
+                .data()
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b))
+                .collect()
+        };
+        let ids = |name: &str| -> Vec<u32> {
+            file.tensor(name)
+                .unwrap()
+                .data()
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| i64::from_le_bytes(*b) as u32)
+                .collect()
+        };
+        let layers = file.tensor("hidden").unwrap().shape()[0];
+        let hidden = floats("hidden");
+        Golden {
+            tokens: ids("tokens"),
+            logprobs: floats("logprobs"),
+            hidden: hidden.chunks_exact(hidden.len() / layers).map(<[f32]>::to_vec).collect(),
+            greedy_prompt: ids("greedy_prompt"),
+            greedy: ids("greedy"),
+        }
+    }
+}
+
+pub fn engine(fixture: &str, options: &Options) -> Handle {
+    start(&dir(fixture), options).unwrap_or_else(|error| panic!("{fixture}: {error}")).handle
+}
+
+pub fn greedy(prompt: &[u32], tokens_max: u32) -> Request {
+    Request {
+        prompt: prompt.to_vec(),
+        sampling: Sampling::GREEDY,
+        tokens_max,
+        stop_tokens: vec![],
+        logprobs: None,
+        prompt_logprobs: None,
+    }
+}
+
+/// All that a request brought.
+#[derive(Debug, PartialEq)]
+pub struct Answer {
+    pub tokens: Vec<u32>,
+    pub prompt: Vec<Logprob>,
+    pub finish: Finish,
+    pub usage: Usage,
+}
+
+/// An answer on its way.
+pub struct Pending {
+    events: Receiver<Event>,
+    _ticket: krasis_engine::Ticket,
+}
+
+pub fn submit(handle: &Handle, request: Request) -> Pending {
+    let (send, events) = channel();
+    let sink = Box::new(move |event| drop(send.send(event)));
+    Pending { events, _ticket: handle.submit(request, sink).unwrap() }
+}
+
+impl Pending {
+    pub fn wait(self) -> Answer {
+        let (mut tokens, mut prompt) = (vec![], vec![]);
+        loop {
+            match self.events.recv().expect("the engine is alive") {
+                Event::Token { id, .. } => tokens.push(id),
+                Event::Prompt { logprobs } => prompt = logprobs,
+                Event::Done { finish, usage } => return Answer { tokens, prompt, finish, usage },
+                Event::Failed { message } => panic!("{message}"),
+            }
+        }
+    }
+}
+
+pub fn answer(handle: &Handle, request: Request) -> Answer {
+    submit(handle, request).wait()
+}
+
+/// Log-probabilities of `tokens[1..]`.
+pub fn logprobs(handle: &Handle, tokens: &[u32]) -> Vec<f32> {
+    let request = Request { prompt_logprobs: Some(0), ..greedy(tokens, 0) };
+    answer(handle, request).prompt.into_iter().map(|entry| entry.logprob).collect()
+}
+
+/// Mean and largest absolute difference.
+pub fn differences(got: &[f32], wanted: &[f32]) -> (f32, f32) {
+    assert_eq!(got.len(), wanted.len());
+    let each = got.iter().zip(wanted).map(|(a, b)| (a - b).abs());
+    (each.clone().sum::<f32>() / got.len() as f32, each.fold(0.0, f32::max))
+}

@@ -1,0 +1,42 @@
+//! Mixture of experts on either side of the routed experts.
+
+use super::dense::dense;
+use crate::buffers::Buffers;
+use crate::model::Moe;
+use krasis_core::{Mat, Weight};
+use krasis_ops::{Ops, Routes, SharedExpert};
+
+/// Chooses experts for `b.normed` and runs the shared one.
+pub fn route_and_share<O: Ops>(o: &mut O, m: &Moe<Weight>, b: &Buffers) {
+    let logits = b.router.mat(b.normed.rows, m.experts.count);
+    o.linear(b.normed, &m.router, None, logits);
+    o.route(logits, m.router_bias.as_ref(), &m.routing, routes(m, b));
+    if let Some(shared) = &m.shared {
+        dense(o, &shared.mlp, b.normed, b.shared, b);
+        if let Some(gate) = &shared.gate {
+            o.linear(b.normed, gate, None, b.shared_gate);
+        }
+    }
+}
+
+/// Brings routed and shared experts together in `b.block`.
+pub fn combine<O: Ops>(o: &mut O, m: &Moe<Weight>, b: &Buffers) {
+    let routes = routes(m, b);
+    let pairs = b.pairs.mat(b.block.rows * m.routing.top_k, b.block.cols);
+    let shared = m
+        .shared
+        .as_ref()
+        .map(|shared| SharedExpert { out: b.shared, gate: shared.gate.map(|_| b.shared_gate) });
+    o.combine(pairs, routes, m.scale, shared, b.block);
+}
+
+/// The routes of this layer: layers may differ in `top_k`.
+pub fn routes<W>(m: &Moe<W>, b: &Buffers) -> Routes {
+    let all = b.routes.expect("routes are planned for models with experts");
+    let (rows, top_k) = (all.experts.rows, m.routing.top_k);
+    let len = u64::from(rows) * u64::from(top_k);
+    Routes {
+        experts: Mat::new(krasis_core::Slot::new(all.experts.at.start, len), rows, top_k),
+        weights: Mat::new(krasis_core::Slot::new(all.weights.at.start, len), rows, top_k),
+    }
+}

@@ -1,0 +1,176 @@
+//! The CPU device: the same operations as vector loops on a team of threads.
+
+use crate::*;
+use bytemuck::Pod;
+use half::bf16;
+use krasis_core::{DType, Format};
+use krasis_cpu::{Arena, Inputs, Team, vector};
+
+/// Host memory and the threads that work on it.
+pub struct Cpu {
+    pub(crate) arena: Arena,
+    pub(crate) team: Team,
+}
+
+impl Cpu {
+    /// A device over this memory.
+    pub fn new(arena: Arena, team: Team) -> Cpu {
+        Cpu { arena, team }
+    }
+}
+
+/// A weight's rows, while an operation runs.
+pub(crate) struct Rows<'a> {
+    format: Format,
+    cols: u32,
+    data: &'a [u8],
+    scales: &'a [bf16],
+}
+
+impl<'a> Rows<'a> {
+    pub(crate) fn of(w: &Weight, inputs: &Inputs<'a>) -> Rows<'a> {
+        let (data, scales) = (inputs.slice(w.data), inputs.slice(w.scales));
+        Rows { format: w.format, cols: w.cols, data, scales }
+    }
+
+    /// Row `row` as f32.
+    pub(crate) fn decode(&self, row: usize, out: &mut [f32]) {
+        let bytes = self.format.row_bytes(self.cols) as usize;
+        let scales = self.format.row_scales(self.cols) as usize;
+        let (data, scales) =
+            (&self.data[row * bytes..][..bytes], &self.scales[row * scales..][..scales]);
+        vector::decode_row(self.format, data, scales, out);
+    }
+}
+
+/// The numbers of a vector, which the loader keeps in f32.
+pub(crate) fn vector_of<'a>(w: &Weight, inputs: &Inputs<'a>) -> &'a [f32] {
+    assert_eq!((w.rows, w.format), (1, Format::Float(DType::F32)), "vectors are f32");
+    inputs.slice(Slot::new(w.data.start, u64::from(w.cols)))
+}
+
+impl Memory for Cpu {
+    const ACT_BYTES: u32 = 4;
+    fn upload<T: Pod>(&mut self, at: Slot<T>, values: &[T]) {
+        self.arena.slice_mut(at)[..values.len()].copy_from_slice(values);
+    }
+    fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T> {
+        self.arena.slice(at).to_vec()
+    }
+    fn download_act(&mut self, from: Mat<Act>) -> Vec<f32> {
+        let all = self.arena.slice(from.at.floats());
+        (0..from.rows).flat_map(|row| &all[from.row_range(row)]).copied().collect()
+    }
+}
+
+impl Ops for Cpu {
+    fn embed(&mut self, tokens: Slot<u32>, table: &Weight, out: Mat<Act>) {
+        embed::cpu(self, tokens, table, out);
+    }
+    fn add_rms_norm(
+        &mut self,
+        add: Option<Mat<Act>>,
+        residual: Mat<Act>,
+        w: &Weight,
+        eps: f32,
+        out: Mat<Act>,
+    ) {
+        add_rms_norm::cpu(self, add, residual, w, eps, out);
+    }
+    fn head_norm(&mut self, x: Mat<Act>, dim: u32, w: &Weight, eps: f32) {
+        head_norm::cpu(self, x, dim, w, eps);
+    }
+    fn linear(&mut self, x: Mat<Act>, w: &Weight, bias: Option<&Weight>, out: Mat<Act>) {
+        linear::cpu(self, x, w, bias, out);
+    }
+    fn linear_heads(&mut self, x: Mat<Act>, w: &Weight, heads: u32, out: Mat<Act>) {
+        linear_heads::cpu(self, x, w, heads, out);
+    }
+    fn rope(&mut self, x: Mat<Act>, dim: u32, freqs: &Weight, scale: f32, seqs: &Seqs) {
+        rope::cpu(self, x, dim, freqs, scale, seqs);
+    }
+    fn kv_append(&mut self, x: Mat<Act>, store: &KvStore, seqs: &Seqs) {
+        kv_append::cpu(self, x, store, seqs);
+    }
+    fn attend(
+        &mut self,
+        q: Mat<Act>,
+        k: &KvStore,
+        v: &KvStore,
+        seqs: &Seqs,
+        scale: f32,
+        out: Mat<Act>,
+    ) {
+        attend::cpu(self, q, k, v, seqs, scale, out);
+    }
+    fn mla_attend(
+        &mut self,
+        q: Mat<Act>,
+        q_rope: Mat<Act>,
+        latent: &KvStore,
+        rope: &KvStore,
+        seqs: &Seqs,
+        scale: f32,
+        out: Mat<Act>,
+    ) {
+        mla_attend::cpu(self, q, q_rope, latent, rope, seqs, scale, out);
+    }
+    fn sigmoid_gate(&mut self, x: Mat<Act>, gate: Mat<Act>) {
+        sigmoid_gate::cpu(self, x, gate);
+    }
+    fn causal_conv(
+        &mut self,
+        x: Mat<Act>,
+        w: &Weight,
+        state: &StateStore,
+        seqs: &Seqs,
+        out: Mat<Act>,
+    ) {
+        causal_conv::cpu(self, x, w, state, seqs, out);
+    }
+    fn delta_rule(
+        &mut self,
+        qkv: Mat<Act>,
+        ba: Mat<Act>,
+        heads: &DeltaHeads,
+        a_log: &Weight,
+        dt_bias: &Weight,
+        state: &StateStore,
+        seqs: &Seqs,
+        out: Mat<Act>,
+    ) {
+        delta_rule::cpu(self, qkv, ba, heads, a_log, dt_bias, state, seqs, out);
+    }
+    fn gated_norm(&mut self, x: Mat<Act>, gate: Mat<Act>, dim: u32, w: &Weight, eps: f32) {
+        gated_norm::cpu(self, x, gate, dim, w, eps);
+    }
+    fn silu_mul(&mut self, gate_up: Mat<Act>, out: Mat<Act>) {
+        silu_mul::cpu(self, gate_up, out);
+    }
+    fn route(&mut self, logits: Mat<Act>, bias: Option<&Weight>, how: &Routing, out: Routes) {
+        route::cpu(self, logits, bias, how, out);
+    }
+    fn experts(
+        &mut self,
+        x: Mat<Act>,
+        routes: Routes,
+        bank: &Bank,
+        inner: Mat<Act>,
+        out: Mat<Act>,
+    ) {
+        experts::cpu(self, x, routes, bank, inner, out);
+    }
+    fn combine(
+        &mut self,
+        pairs: Mat<Act>,
+        routes: Routes,
+        scale: f32,
+        shared: Option<SharedExpert>,
+        out: Mat<Act>,
+    ) {
+        combine::cpu(self, pairs, routes, scale, shared, out);
+    }
+    fn gather(&mut self, x: Mat<Act>, rows: Slot<u32>, out: Mat<Act>) {
+        gather::cpu(self, x, rows, out);
+    }
+}

@@ -1,0 +1,40 @@
+//! RMS norm of each head, in place: every `dim` columns of `x` are normed with the same `w [dim]`.
+//! With `dim` equal to the columns of `x` it is a norm of whole rows (MLA's latents).
+
+use crate::add_rms_norm::{rms_norm, rms_norm_in_place};
+use crate::cpu::{Cpu, vector_of};
+use crate::reference::Reference;
+use krasis_core::{Act, Mat, Weight};
+
+pub(crate) fn reference(d: &mut Reference, x: Mat<Act>, dim: u32, w: &Weight, eps: f32) {
+    let w = d.vector(w);
+    let normed = |row: Vec<f32>| -> Vec<f32> {
+        row.chunks_exact(dim as usize).flat_map(|head| rms_norm(head, &w, eps)).collect()
+    };
+    let rows: Vec<Vec<f32>> = d.rows(x).into_iter().map(normed).collect();
+    d.put(x, &rows);
+}
+
+pub(crate) fn cpu(d: &mut Cpu, x: Mat<Act>, dim: u32, w: &Weight, eps: f32) {
+    let (inputs, all) = d.arena.write(x.at.floats());
+    let w = vector_of(w, &inputs);
+    for row in 0..x.rows {
+        for head in all[x.row_range(row)].chunks_exact_mut(dim as usize) {
+            rms_norm_in_place(head, w, eps);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::Case;
+
+    #[test]
+    fn heads_in_some_columns() {
+        let mut case = Case::new(3);
+        let all = case.act(4, 60);
+        let w = case.vector(12);
+        let heads = all.cols(12, 36);
+        case.agree(&[all], 1e-5, |ops| ops.head_norm(heads, 12, &w, 1e-6));
+    }
+}

@@ -1,0 +1,71 @@
+//! Stores rows in the KV cache: row `r`, columns `[heads, dim]`, goes to the token's position in
+//! its sequence's pages. FP8 stores keep one scale per token and head, so that the largest number
+//! of each lands on the largest FP8 value.
+
+use crate::cpu::Cpu;
+use crate::reference::Reference;
+use crate::step::{KvStore, Seqs};
+use krasis_core::{Act, Mat};
+use krasis_cpu::Arena;
+
+/// Copying has no slow and fast version; both devices share it.
+fn append(arena: &mut Arena, x: Mat<Act>, store: &KvStore, seqs: &Seqs) {
+    assert_eq!(x.cols, store.heads * store.dim, "columns [heads, dim]");
+    let (inputs, data, scales) = arena.write_two(store.data, store.scales);
+    let (row_seq, positions) = (inputs.slice(seqs.row_seq), inputs.slice(seqs.positions));
+    let pages = inputs.slice(seqs.pages);
+    for row in 0..x.rows {
+        let seq = row_seq[row as usize] as usize;
+        let pages = &pages[seq * seqs.pages_max as usize..][..seqs.pages_max as usize];
+        let token = store.token(pages, positions[row as usize]);
+        let heads = inputs.row(x, row).chunks_exact(store.dim as usize);
+        for (head, values) in heads.enumerate() {
+            store.put(data, scales, token, head as u32, values);
+        }
+    }
+}
+
+pub(crate) fn reference(d: &mut Reference, x: Mat<Act>, store: &KvStore, seqs: &Seqs) {
+    append(&mut d.arena, x, store, seqs);
+}
+
+pub(crate) fn cpu(d: &mut Cpu, x: Mat<Act>, store: &KvStore, seqs: &Seqs) {
+    append(&mut d.arena, x, store, seqs);
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::Case;
+    use crate::{Memory, Ops};
+    use krasis_core::KvDtype;
+
+    #[test]
+    fn what_is_stored_is_read_back() {
+        for (dtype, tolerance) in
+            [(KvDtype::F32, 0.0), (KvDtype::Bf16, 1.0 / 256.0), (KvDtype::F8E4M3, 1.0 / 15.0)]
+        {
+            let mut case = Case::new(8);
+            let (seqs, tokens) = case.seqs(&[(3, 4), (0, 1)], 4);
+            let store = case.store(tokens, 2, 10, dtype, 4);
+            let all = case.act(5, 25);
+            let x = all.cols(5, 20);
+            let mut cpu = case.cpu();
+            cpu.kv_append(x, &store, &seqs);
+            let (data, scales) = (cpu.download(store.data), cpu.download(store.scales));
+            let (pages, wanted) = (cpu.download(seqs.pages), cpu.download_act(x));
+            let places = [(0, 3), (0, 4), (0, 5), (0, 6), (1, 0)];
+            for (row, (seq, position)) in places.into_iter().enumerate() {
+                let pages = &pages[seq * seqs.pages_max as usize..];
+                let token = store.token(pages, position);
+                for head in 0..2 {
+                    let mut scratch = [0.0; 10];
+                    let got = store.get(&data, &scales, token, head, &mut scratch);
+                    let wanted = &wanted[row * 20 + head as usize * 10..][..10];
+                    for (got, wanted) in got.iter().zip(wanted) {
+                        assert!((got - wanted).abs() <= tolerance, "{dtype:?}: {got} for {wanted}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Matrix product with a weight: `out[r, o] = Σ_i x[r, i] · w[o, i] + bias[o]`, sums in f32.
+//!
+//! `w` is `[out.cols, x.cols]` in any format. Bytes: the weight once per call. Flops: 2·r·o·i.
+
+mod cpu;
+
+use crate::reference::Reference;
+pub(crate) use cpu::{cpu, products};
+use krasis_core::{Act, Mat, Weight};
+
+pub(crate) fn reference(
+    d: &mut Reference,
+    x: Mat<Act>,
+    w: &Weight,
+    bias: Option<&Weight>,
+    out: Mat<Act>,
+) {
+    assert_eq!((w.rows, w.cols), (out.cols, x.cols), "weight [outputs, inputs]");
+    let bias = bias.map_or(vec![0.0; w.rows as usize], |bias| d.vector(bias));
+    let w = d.weight(w);
+    let product = |x: &Vec<f32>| -> Vec<f32> {
+        w.iter().zip(&bias).map(|(w, bias)| dot(x, w) + bias).collect()
+    };
+    let rows: Vec<Vec<f32>> = d.rows(x).iter().map(product).collect();
+    d.put(out, &rows);
+}
+
+/// Σ a·b, one after the other.
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{Case, FORMATS};
+
+    #[test]
+    fn products_in_every_format_and_shape() {
+        for format in FORMATS {
+            for (rows, outputs, inputs) in [(1, 1, 1), (1, 17, 72), (3, 40, 129), (9, 33, 200)] {
+                let mut case = Case::new(4);
+                let (x, w) = (case.act(rows, inputs), case.weight(outputs, inputs, format));
+                let bias = case.vector(outputs);
+                let out = case.blank(rows, outputs);
+                case.agree(&[out], 1e-4, |ops| ops.linear(x, &w, Some(&bias), out));
+                case.agree(&[out], 1e-4, |ops| ops.linear(x, &w, None, out));
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_its_batch() {
+        for format in FORMATS {
+            let mut case = Case::new(5);
+            let (x, w) = (case.act(6, 75), case.weight(20, 75, format));
+            let (together, alone) = (case.blank(6, 20), case.blank(1, 20));
+            case.agree(&[alone], 1e-4, |ops| ops.linear(x.first(1), &w, None, alone));
+            let mut cpu = case.cpu();
+            crate::Ops::linear(&mut cpu, x, &w, None, together);
+            crate::Ops::linear(&mut cpu, x.first(1), &w, None, alone);
+            let (together, alone) = (
+                crate::Memory::download_act(&mut cpu, together.first(1)),
+                crate::Memory::download_act(&mut cpu, alone),
+            );
+            assert_eq!(together, alone, "bit for bit in {format}");
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! Getting numbers into a device and out of it.
+
+use bytemuck::Pod;
+use krasis_core::{Act, Mat, Slot};
+
+/// A device's memory, seen from the host.
+pub trait Memory {
+    /// Bytes of one activation.
+    const ACT_BYTES: u32;
+    /// Copies `values` to the start of a slot.
+    fn upload<T: Pod>(&mut self, at: Slot<T>, values: &[T]);
+    /// Copies a slot to the host.
+    fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T>;
+    /// Copies activations to the host as f32, row by row.
+    fn download_act(&mut self, from: Mat<Act>) -> Vec<f32>;
+}

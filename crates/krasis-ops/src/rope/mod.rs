@@ -1,0 +1,74 @@
+//! Rotary position embedding (Su et al., RoFormer, 2021), half-split pairing, in place.
+//!
+//! In each head of `dim` columns, `freqs [d/2]` turns the pairs `(i, i + d/2)` of the first `d`
+//! columns by `position · freqs[i]`; cosine and sine are multiplied by `scale` (YaRN's attention
+//! factor). The other columns pass through. Interleaved pairs (DeepSeek) are brought into this
+//! order when the weights are loaded.
+
+use crate::cpu::{Cpu, vector_of};
+use crate::reference::Reference;
+use crate::step::Seqs;
+use krasis_core::{Act, Mat, Weight};
+
+pub(crate) fn reference(
+    d: &mut Reference,
+    x: Mat<Act>,
+    dim: u32,
+    freqs: &Weight,
+    scale: f32,
+    seqs: &Seqs,
+) {
+    let freqs = d.vector(freqs);
+    let half = freqs.len();
+    let positions = d.arena.slice(seqs.positions).to_vec();
+    let mut rows = d.rows(x);
+    for (row, position) in rows.iter_mut().zip(positions) {
+        for head in row.chunks_exact_mut(dim as usize) {
+            for i in 0..half {
+                let angle = position as f32 * freqs[i];
+                let (sin, cos) = (angle.sin() * scale, angle.cos() * scale);
+                let (a, b) = (head[i], head[i + half]);
+                head[i] = a * cos - b * sin;
+                head[i + half] = b * cos + a * sin;
+            }
+        }
+    }
+    d.put(x, &rows);
+}
+
+pub(crate) fn cpu(d: &mut Cpu, x: Mat<Act>, dim: u32, freqs: &Weight, scale: f32, seqs: &Seqs) {
+    let (inputs, all) = d.arena.write(x.at.floats());
+    let (freqs, positions) = (vector_of(freqs, &inputs), inputs.slice(seqs.positions));
+    let half = freqs.len();
+    let mut turns = vec![(0.0, 0.0); half];
+    for row in 0..x.rows {
+        // All heads of a token turn alike.
+        for (turn, freq) in turns.iter_mut().zip(freqs) {
+            let (sin, cos) = (positions[row as usize] as f32 * freq).sin_cos();
+            *turn = (sin * scale, cos * scale);
+        }
+        for head in all[x.row_range(row)].chunks_exact_mut(dim as usize) {
+            let (first, second) = head[..2 * half].split_at_mut(half);
+            for ((a, b), (sin, cos)) in first.iter_mut().zip(second).zip(&turns) {
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::Case;
+
+    #[test]
+    fn whole_and_partial_heads() {
+        for half in [8, 3] {
+            let mut case = Case::new(7);
+            let all = case.act(6, 3 * 16 + 5);
+            let freqs = case.vector(half);
+            let (seqs, _) = case.seqs(&[(0, 2), (977, 4)], 4);
+            let heads = all.cols(5, 48);
+            case.agree(&[all], 1e-5, |ops| ops.rope(heads, 16, &freqs, 1.25, &seqs));
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Routing: which experts see a token, and with what weight.
+//!
+//! ```text
+//! score = softmax(logits) or sigmoid(logits)          over all experts
+//! choice = score + bias                               the bias decides, but does not weigh
+//! keep the best groups of experts, if grouped, by their largest choice or two largest
+//! the top_k experts by choice, best first; ties go to the lower expert
+//! weight = score[expert], divided by their sum (+ 1e-20) if renormalised
+//! ```
+//!
+//! The routed scaling factor is not applied here but in [`crate::combine`], once.
+
+use crate::attend::softmax;
+use crate::cpu::{Cpu, vector_of};
+use crate::reference::Reference;
+use crate::sigmoid_gate::sigmoid;
+use krasis_core::{Act, Mat, Weight};
+
+/// How a router's logits become scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Score {
+    /// Exponentials over all experts, summing to one (Qwen3, DeepSeek-V2).
+    Softmax,
+    /// Each expert alone (DeepSeek-V3, Kimi K2, GLM-4.5).
+    Sigmoid,
+}
+
+/// What a group of experts is judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupScore {
+    /// Its best choice (DeepSeek-V2).
+    Largest,
+    /// The sum of its two best choices (DeepSeek-V3).
+    TwoLargest,
+}
+
+/// Group-limited routing: only experts of the best groups may be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Groups {
+    /// Groups of equally many consecutive experts.
+    pub count: u32,
+    /// Groups kept.
+    pub kept: u32,
+    /// What they are judged by.
+    pub by: GroupScore,
+}
+
+/// How experts are chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Routing {
+    /// Logits to scores.
+    pub score: Score,
+    /// Limits the choice to some groups.
+    pub groups: Option<Groups>,
+    /// Experts of a token.
+    pub top_k: u32,
+    /// Whether the weights are divided by their sum.
+    pub renormalise: bool,
+}
+
+/// The choice: `[rows, top_k]` experts, and their weights.
+#[derive(Clone, Copy, Debug)]
+pub struct Routes {
+    /// Expert ids.
+    pub experts: Mat<u32>,
+    /// Weights.
+    pub weights: Mat<f32>,
+}
+
+impl Routes {
+    /// Those of the first `rows` tokens.
+    pub fn first(self, rows: u32) -> Routes {
+        Routes { experts: self.experts.first(rows), weights: self.weights.first(rows) }
+    }
+}
+
+/// Routes one token.
+fn choose(
+    logits: &[f32],
+    bias: Option<&[f32]>,
+    how: &Routing,
+    experts: &mut [u32],
+    weights: &mut [f32],
+) {
+    let mut score = logits.to_vec();
+    match how.score {
+        Score::Softmax => softmax(&mut score),
+        Score::Sigmoid => score.iter_mut().for_each(|x| *x = sigmoid(*x)),
+    }
+    let mut choice = score.clone();
+    if let Some(bias) = bias {
+        choice.iter_mut().zip(bias).for_each(|(choice, bias)| *choice += bias);
+    }
+    if let Some(groups) = &how.groups {
+        mask_groups(&mut choice, groups);
+    }
+    let order = descending(&choice);
+    for (slot, expert) in order.into_iter().take(how.top_k as usize).enumerate() {
+        experts[slot] = expert as u32;
+        weights[slot] = score[expert];
+    }
+    if how.renormalise {
+        let total = weights.iter().sum::<f32>() + 1e-20;
+        weights.iter_mut().for_each(|weight| *weight /= total);
+    }
+}
+
+/// Makes the experts of all but the best groups impossible to choose.
+fn mask_groups(choice: &mut [f32], groups: &Groups) {
+    let size = choice.len() / groups.count as usize;
+    let judge = |group: &[f32]| {
+        let order = descending(group);
+        match groups.by {
+            GroupScore::Largest => group[order[0]],
+            GroupScore::TwoLargest => order.iter().take(2).map(|i| group[*i]).sum(),
+        }
+    };
+    let scores: Vec<f32> = choice.chunks_exact(size).map(judge).collect();
+    for group in descending(&scores).into_iter().skip(groups.kept as usize) {
+        choice[group * size..][..size].fill(f32::NEG_INFINITY);
+    }
+}
+
+/// Indices by value, largest first, ties by index.
+fn descending(values: &[f32]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|a, b| values[*b].total_cmp(&values[*a]));
+    order
+}
+
+pub(crate) fn reference(
+    d: &mut Reference,
+    logits: Mat<Act>,
+    bias: Option<&Weight>,
+    how: &Routing,
+    out: Routes,
+) {
+    let bias = bias.map(|bias| d.vector(bias));
+    let k = how.top_k as usize;
+    let (mut experts, mut weights) = (vec![], vec![]);
+    for logits in d.rows(logits) {
+        let (mut chosen, mut weighed) = (vec![0; k], vec![0.0; k]);
+        choose(&logits, bias.as_deref(), how, &mut chosen, &mut weighed);
+        experts.extend(chosen);
+        weights.extend(weighed);
+    }
+    d.arena.slice_mut(out.experts.whole()).copy_from_slice(&experts);
+    d.arena.slice_mut(out.weights.whole()).copy_from_slice(&weights);
+}
+
+/// A few hundred experts per token are nothing beside their matrices: no vector version yet.
+pub(crate) fn cpu(
+    d: &mut Cpu,
+    logits: Mat<Act>,
+    bias: Option<&Weight>,
+    how: &Routing,
+    out: Routes,
+) {
+    let k = how.top_k as usize;
+    let (inputs, experts, weights) = d.arena.write_two(out.experts.whole(), out.weights.whole());
+    let bias = bias.map(|bias| vector_of(bias, &inputs));
+    let rows = experts.chunks_exact_mut(k).zip(weights.chunks_exact_mut(k));
+    for (row, (experts, weights)) in rows.enumerate() {
+        choose(inputs.row(logits, row as u32), bias, how, experts, weights);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn routed(logits: &[f32], bias: Option<&[f32]>, how: Routing) -> Vec<(u32, f32)> {
+        let (mut experts, mut weights) =
+            (vec![0; how.top_k as usize], vec![0.0; how.top_k as usize]);
+        choose(logits, bias, &how, &mut experts, &mut weights);
+        experts.into_iter().zip(weights).collect()
+    }
+
+    fn close(got: &[(u32, f32)], wanted: &[(u32, f32)]) {
+        assert_eq!(got.len(), wanted.len());
+        for (got, wanted) in got.iter().zip(wanted) {
+            assert!(got.0 == wanted.0 && (got.1 - wanted.1).abs() < 1e-5, "{got:?} for {wanted:?}");
+        }
+    }
+
+    const SOFTMAX: Routing =
+        Routing { score: Score::Softmax, groups: None, top_k: 2, renormalise: false };
+
+    #[test]
+    fn softmax_weights_are_shares_of_all_experts() {
+        // e⁰ : e¹ : e² : e¹ of 1 + 2.71828·2 + 7.38906
+        let logits = [0.0, 1.0, 2.0, 1.0];
+        close(&routed(&logits, None, SOFTMAX), &[(2, 0.534_446), (1, 0.196_612)]);
+        let renormalised = Routing { renormalise: true, ..SOFTMAX };
+        close(&routed(&logits, None, renormalised), &[(2, 0.731_059), (1, 0.268_941)]);
+    }
+
+    #[test]
+    fn the_bias_chooses_but_does_not_weigh() {
+        let how = Routing { score: Score::Sigmoid, ..SOFTMAX };
+        let got = routed(&[0.0, 5.0, -1.0], Some(&[2.0, 0.0, 2.0]), how);
+        close(&got, &[(0, 0.5), (2, 0.268_941)]);
+    }
+
+    #[test]
+    fn groups_are_judged_by_one_or_two_experts() {
+        let logits = [3.0, -9.0, 2.0, 2.0];
+        let groups = |by| Some(Groups { count: 2, kept: 1, by });
+        let how = Routing { score: Score::Sigmoid, top_k: 1, ..SOFTMAX };
+        let one = Routing { groups: groups(GroupScore::Largest), ..how };
+        assert_eq!(routed(&logits, None, one)[0].0, 0);
+        let two = Routing { groups: groups(GroupScore::TwoLargest), ..how };
+        assert_eq!(routed(&logits, None, two)[0].0, 2);
+    }
+
+    #[test]
+    fn negative_choices_in_kept_groups_beat_masked_groups() {
+        let how = Routing {
+            score: Score::Sigmoid,
+            groups: Some(Groups { count: 2, kept: 1, by: GroupScore::TwoLargest }),
+            ..SOFTMAX
+        };
+        let got = routed(&[0.0, 0.0, 0.0, 0.0], Some(&[1.0, -3.0, -2.0, -2.0]), how);
+        close(&got, &[(0, 0.5), (1, 0.5)]);
+    }
+}

@@ -1,0 +1,111 @@
+//! What changes from step to step, and where sequences keep their past.
+
+use bytemuck::cast_slice;
+use half::bf16;
+use krasis_core::{F8E4M3, KvDtype, Slot};
+
+/// The sequences of a step, in device memory. Rows of one sequence are consecutive and ascending.
+#[derive(Clone, Copy, Debug)]
+pub struct Seqs {
+    /// Sequences in this step.
+    pub count: u32,
+    /// `[rows]` the sequence that a row belongs to, as an index below `count`.
+    pub row_seq: Slot<u32>,
+    /// `[rows]` position of a row's token in its sequence, from 0.
+    pub positions: Slot<u32>,
+    /// `[count + 1]` the first row of each sequence, and the end.
+    pub first_row: Slot<u32>,
+    /// `[count, pages_max]` the KV pages of each sequence, in order.
+    pub pages: Slot<u32>,
+    /// Entries of a sequence's page list.
+    pub pages_max: u32,
+    /// `[count]` the place of each sequence in the recurrent state.
+    pub state: Slot<u32>,
+}
+
+/// Keys or values of one layer: `[token, head, dim]`, tokens grouped into pages.
+#[derive(Clone, Copy, Debug)]
+pub struct KvStore {
+    /// `pages · page · heads · dim` elements of `dtype`.
+    pub data: Slot<u8>,
+    /// `[token, head]` scales of an FP8 store; empty for others.
+    pub scales: Slot<f32>,
+    /// Element type.
+    pub dtype: KvDtype,
+    /// Heads of a token.
+    pub heads: u32,
+    /// Elements of a head.
+    pub dim: u32,
+    /// Tokens of a page.
+    pub page: u32,
+}
+
+impl KvStore {
+    /// Where the token at `position` lies, given its sequence's page list.
+    pub fn token(&self, pages: &[u32], position: u32) -> usize {
+        let page = pages[(position / self.page) as usize];
+        page as usize * self.page as usize + (position % self.page) as usize
+    }
+
+    /// Writes one head of one token.
+    pub fn put(&self, data: &mut [u8], scales: &mut [f32], token: usize, head: u32, x: &[f32]) {
+        let at = token * self.heads as usize + head as usize;
+        let bytes = self.dim as usize * self.dtype.bytes() as usize;
+        let data = &mut data[at * bytes..][..bytes];
+        match self.dtype {
+            KvDtype::F32 => data.copy_from_slice(cast_slice(x)),
+            KvDtype::Bf16 => {
+                for (to, &x) in data.as_chunks_mut::<2>().0.iter_mut().zip(x) {
+                    *to = bf16::from_f32(x).to_le_bytes();
+                }
+            }
+            KvDtype::F8E4M3 => {
+                let largest = x.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+                let scale = if largest > 0.0 { largest / F8E4M3::MAX } else { 1.0 };
+                scales[at] = scale;
+                for (to, &x) in data.iter_mut().zip(x) {
+                    *to = F8E4M3::from_f32(x / scale).0;
+                }
+            }
+        }
+    }
+
+    /// Reads one head of one token; `scratch` holds the numbers unless they lie there as f32.
+    pub fn get<'a>(
+        &self,
+        data: &'a [u8],
+        scales: &[f32],
+        token: usize,
+        head: u32,
+        scratch: &'a mut [f32],
+    ) -> &'a [f32] {
+        let at = token * self.heads as usize + head as usize;
+        let bytes = self.dim as usize * self.dtype.bytes() as usize;
+        let data = &data[at * bytes..][..bytes];
+        let scratch = &mut scratch[..self.dim as usize];
+        match self.dtype {
+            KvDtype::F32 => return cast_slice(data),
+            KvDtype::Bf16 => {
+                for (to, from) in scratch.iter_mut().zip(data.as_chunks::<2>().0) {
+                    *to = bf16::from_le_bytes(*from).to_f32();
+                }
+            }
+            KvDtype::F8E4M3 => {
+                for (to, &from) in scratch.iter_mut().zip(data) {
+                    *to = F8E4M3(from).to_f32() * scales[at];
+                }
+            }
+        }
+        scratch
+    }
+}
+
+/// What a recurrent layer remembers of each sequence: `[place, each]` floats. A sequence that
+/// starts at position 0 starts from zeros, whoever had the place before.
+#[derive(Clone, Copy, Debug)]
+pub struct StateStore {
+    /// The memory.
+    pub data: Slot<f32>,
+    /// Floats of one sequence.
+    pub each: u32,
+}

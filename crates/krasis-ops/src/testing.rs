@@ -1,0 +1,199 @@
+//! Random inputs in one arena, run on every device, results compared with the reference's.
+
+use crate::{Cpu, KvStore, Memory, Ops, Reference, Seqs, StateStore};
+use bytemuck::{Pod, cast_slice};
+use half::{bf16, f16};
+use krasis_core::{Act, DType, Format, KvDtype, Layout, Mat, Slot, Weight};
+use krasis_cpu::{Arena, Team};
+
+/// One call's memory: what is laid out, and what it holds before the call.
+pub struct Case {
+    layout: Layout,
+    uploads: Vec<(u64, Vec<u8>)>,
+    random: u64,
+}
+
+/// Formats that every operation with weights is tried in; the groups leave a tail.
+pub const FORMATS: [Format; 5] = [
+    Format::Float(DType::F32),
+    Format::Float(DType::F16),
+    Format::Float(DType::Bf16),
+    Format::Int8 { group: 32 },
+    Format::Int4 { group: 64 },
+];
+
+impl Case {
+    pub fn new(seed: u64) -> Case {
+        Case { layout: Layout::new(4), uploads: Vec::new(), random: seed }
+    }
+
+    /// SplitMix64 (Steele et al., 2014).
+    pub fn bits(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Between -1 and 1.
+    pub fn float(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    fn floats(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.float()).collect()
+    }
+
+    fn hold<T: Pod>(&mut self, values: &[T]) -> Slot<T> {
+        let slot = self.layout.slot(values.len() as u64);
+        self.uploads.push((slot.start, cast_slice(values).to_vec()));
+        slot
+    }
+
+    pub fn u32s(&mut self, values: &[u32]) -> Slot<u32> {
+        self.hold(values)
+    }
+
+    /// Random activations.
+    pub fn act(&mut self, rows: u32, cols: u32) -> Mat<Act> {
+        let values = self.floats((rows * cols) as usize);
+        self.act_of(rows, cols, &values)
+    }
+
+    /// Given activations.
+    pub fn act_of(&mut self, rows: u32, cols: u32, values: &[f32]) -> Mat<Act> {
+        let slot = self.hold(values);
+        Mat::new(Slot::new(slot.start, slot.len), rows, cols)
+    }
+
+    /// An output, poisoned: what is left unwritten shows.
+    pub fn blank(&mut self, rows: u32, cols: u32) -> Mat<Act> {
+        self.act_of(rows, cols, &vec![f32::NAN; (rows * cols) as usize])
+    }
+
+    /// A random weight in any format.
+    pub fn weight(&mut self, rows: u32, cols: u32, format: Format) -> Weight {
+        let len = (rows * cols) as usize;
+        let data: Vec<u8> = match format {
+            Format::Float(DType::F32) => cast_slice(&self.floats(len)).to_vec(),
+            Format::Float(DType::F16) => {
+                self.floats(len).iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect()
+            }
+            Format::Float(DType::Bf16) => {
+                self.floats(len).iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()
+            }
+            _ => (0..u64::from(rows) * format.row_bytes(cols)).map(|_| self.bits() as u8).collect(),
+        };
+        let scales = rows * format.row_scales(cols);
+        let scales: Vec<bf16> = (0..scales).map(|_| bf16::from_f32(self.float() / 16.0)).collect();
+        Weight { format, rows, cols, data: self.hold(&data), scales: self.hold(&scales) }
+    }
+
+    /// A vector of f32.
+    pub fn vector(&mut self, cols: u32) -> Weight {
+        self.weight(1, cols, Format::Float(DType::F32))
+    }
+
+    /// Sequences of a step: `(position of the first row, rows)` each, pages of `page` tokens
+    /// scattered over the store. Returns the tokens that a KV store needs.
+    pub fn seqs(&mut self, parts: &[(u32, u32)], page: u32) -> (Seqs, u32) {
+        let pages_max =
+            parts.iter().map(|(at, rows)| (at + rows).div_ceil(page)).max().unwrap() + 1;
+        let count = parts.len() as u32;
+        let (mut row_seq, mut positions, mut first_row) = (vec![], vec![], vec![0]);
+        for (seq, &(at, rows)) in parts.iter().enumerate() {
+            row_seq.extend((0..rows).map(|_| seq as u32));
+            positions.extend(at..at + rows);
+            first_row.push(first_row.last().unwrap() + rows);
+        }
+        // Page 0 of sequence 0 comes last: an implementation that ignores the table is found out.
+        let pages: Vec<u32> = (0..count * pages_max).rev().collect();
+        let state: Vec<u32> = (0..count).rev().collect();
+        let seqs = Seqs {
+            count,
+            row_seq: self.u32s(&row_seq),
+            positions: self.u32s(&positions),
+            first_row: self.u32s(&first_row),
+            pages: self.u32s(&pages),
+            pages_max,
+            state: self.u32s(&state),
+        };
+        (seqs, count * pages_max * page)
+    }
+
+    /// A KV store full of random numbers.
+    pub fn store(
+        &mut self,
+        tokens: u32,
+        heads: u32,
+        dim: u32,
+        dtype: KvDtype,
+        page: u32,
+    ) -> KvStore {
+        let mut store = KvStore { data: Slot::EMPTY, scales: Slot::EMPTY, dtype, heads, dim, page };
+        let mut data = vec![0u8; (tokens * heads * dim * dtype.bytes()) as usize];
+        let mut scales = vec![0f32; (tokens * heads) as usize];
+        for token in 0..tokens as usize {
+            for head in 0..heads {
+                let x = self.floats(dim as usize);
+                store.put(&mut data, &mut scales, token, head, &x);
+            }
+        }
+        store.data = self.hold(&data);
+        store.scales = self.hold(&scales);
+        store
+    }
+
+    /// Recurrent state full of random numbers.
+    pub fn state(&mut self, places: u32, each: u32) -> StateStore {
+        let values = self.floats((places * each) as usize);
+        StateStore { data: self.hold(&values), each }
+    }
+
+    fn arena(&self) -> Arena {
+        let mut arena = Arena::new(&self.layout).unwrap();
+        for (start, bytes) in &self.uploads {
+            arena.slice_mut(Slot::<u8>::new(*start, bytes.len() as u64)).copy_from_slice(bytes);
+        }
+        arena
+    }
+
+    /// A CPU device that holds the case.
+    pub fn cpu(&self) -> Cpu {
+        Cpu::new(self.arena(), Team::new(Some(2)))
+    }
+
+    /// Runs on every device, compares `outs` with the reference's within `tolerance` (absolute
+    /// up to 1, relative beyond), and returns the reference's.
+    pub fn agree(
+        &self,
+        outs: &[Mat<Act>],
+        tolerance: f32,
+        run: impl Fn(&mut dyn Ops),
+    ) -> Vec<Vec<f32>> {
+        let mut reference = Reference::new(self.arena());
+        run(&mut reference);
+        let wanted: Vec<Vec<f32>> = outs.iter().map(|out| reference.download_act(*out)).collect();
+        for threads in [1, 3] {
+            let mut cpu = Cpu::new(self.arena(), Team::new(Some(threads)));
+            run(&mut cpu);
+            for (out, wanted) in outs.iter().zip(&wanted) {
+                for (i, (got, wanted)) in cpu.download_act(*out).iter().zip(wanted).enumerate() {
+                    let (row, col) = (i / out.cols as usize, i % out.cols as usize);
+                    // Written this way round, NaN fails.
+                    assert!(
+                        (got - wanted).abs() <= tolerance * wanted.abs().max(1.0),
+                        "row {row} column {col}: {got} on the CPU, {wanted} on the reference"
+                    );
+                }
+            }
+        }
+        wanted
+    }
+}
+
+/// A store's or state's memory as a matrix of floats, to compare.
+pub fn as_mat(slot: Slot<f32>, rows: u32) -> Mat<Act> {
+    Mat::new(Slot::new(slot.start, slot.len), rows, slot.len as u32 / rows)
+}
