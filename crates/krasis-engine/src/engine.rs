@@ -59,7 +59,7 @@ pub struct Engine<D> {
 type Loaded<D> = (Engine<D>, Handle, Receiver<Submission>, Vec<(&'static str, Bytes)>);
 
 impl<D: Ops + Memory> Engine<D> {
-    /// Plans, allocates and fills.
+    /// Opens a checkpoint and loads the model that its config describes.
     pub fn load(
         dir: &Path,
         options: &Options,
@@ -68,13 +68,23 @@ impl<D: Ops + Memory> Engine<D> {
         let ck = Checkpoint::open(dir)?;
         compressed_tensors::quantization(ck.config())?;
         let source = describe(ck.config(), |name| ck.contains(name))?;
-        let plan = Plan::new(&source, &ck, options, D::ACT_BYTES)?;
+        Engine::load_described(&ck, &source, options, device)
+    }
+
+    /// Plans, allocates and fills a model from its description.
+    pub fn load_described(
+        ck: &Checkpoint,
+        source: &Model<Source>,
+        options: &Options,
+        device: impl FnOnce(Arena) -> D,
+    ) -> Result<Loaded<D>, StartError> {
+        let plan = Plan::new(source, ck, options, D::ACT_BYTES)?;
         for (region, bytes) in &plan.regions {
             tracing::info!(%region, %bytes, "planned");
         }
         let mut device = device(allocate(&plan.layout)?);
-        let model = plan.placed.fill(&mut device, &ck, &Team::new(options.threads))?;
-        Ok(Engine::assemble(device, model, &source, plan, options))
+        let model = plan.placed.fill(&mut device, ck, &Team::new(options.threads))?;
+        Ok(Engine::assemble(device, model, source, plan, options))
     }
 
     fn assemble(

@@ -54,6 +54,8 @@ pub struct Options {
     pub threads: Option<usize>,
     /// Tokens that a sequence may hold; without a wish, what model and memory allow.
     pub context_max: Option<u32>,
+    /// KV pages of 16 tokens for all sequences; without a wish, what memory allows.
+    pub kv_pages: Option<u32>,
     /// Prompt tokens per step: smaller steps let other sequences speak sooner.
     pub prefill_chunk: u32,
     /// Sequences that run at a time.
@@ -75,6 +77,7 @@ impl Default for Options {
             kv: None,
             threads: None,
             context_max: None,
+            kv_pages: None,
             prefill_chunk: 256,
             sequences_max: 8,
             queue_max: 64,

@@ -114,8 +114,11 @@ fn cache_shape(
     let sequences = options.sequences_max.max(1);
     let tokens =
         context_max.saturating_mul(sequences).min(KV_TOKENS_DEFAULT).min(fits).max(context_max);
-    // A page more per sequence: the last of each is seldom full.
-    let pages = tokens.div_ceil(PAGE) + sequences;
+    let pages = match options.kv_pages {
+        Some(pages) => pages.max(context_max.div_ceil(PAGE)),
+        // A page more per sequence: the last of each is seldom full.
+        None => tokens.div_ceil(PAGE) + sequences,
+    };
     Ok((context_max, CacheShape { pages, page: PAGE, places: sequences, dtype }))
 }
 

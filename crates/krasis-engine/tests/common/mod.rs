@@ -137,3 +137,9 @@ pub fn differences(got: &[f32], wanted: &[f32]) -> (f32, f32) {
     let each = got.iter().zip(wanted).map(|(a, b)| (a - b).abs());
     (each.clone().sum::<f32>() / got.len() as f32, each.fold(0.0, f32::max))
 }
+
+/// An engine with as few KV pages as a test wants.
+pub fn engine_with_pages(fixture: &str, options: &Options, pages: u32) -> Handle {
+    let options = Options { kv_pages: Some(pages), ..options.clone() };
+    engine(fixture, &options)
+}
