@@ -183,11 +183,13 @@ pub fn expert_sizes(config: &Fields, count_field: &str) -> Result<(u32, u32, u32
         "num_experts_per_tok",
         &format!("at most {count_field}, which is {count}"),
     )?;
-    let largest = u64::from(count) * u64::from(config.size("hidden_size")?.max(2 * inter));
+    let widest = u64::from(config.size("hidden_size")?.max(2 * inter));
+    let addressable = u64::from(u32::MAX) / widest;
     config.demand(
-        largest < u64::from(u32::MAX),
+        u64::from(count) < addressable,
         count_field,
-        "small enough to address one layer's experts",
+        "small enough to address a layer's experts",
     )?;
+    config.demand(top_k <= 1024, "num_experts_per_tok", "at most 1024")?;
     Ok((count, inter, top_k))
 }

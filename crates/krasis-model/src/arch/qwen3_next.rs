@@ -91,17 +91,13 @@ fn delta_heads(config: &Fields) -> Result<(DeltaHeads, u32), ConfigError> {
         "linear_num_value_heads",
         "a multiple of linear_num_key_heads",
     )?;
-    let small = |heads: u32, dim: u32| heads <= 4096 && dim <= 1024;
-    config.demand(
-        small(heads.key, heads.key_dim),
-        "linear_num_key_heads",
-        "at most 4096 heads of at most 1024",
-    )?;
-    config.demand(
-        small(heads.value, heads.value_dim),
-        "linear_num_value_heads",
-        "at most 4096 heads of at most 1024",
-    )?;
+    for (heads, dim) in [
+        ("linear_num_key_heads", "linear_key_head_dim"),
+        ("linear_num_value_heads", "linear_value_head_dim"),
+    ] {
+        config.demand(config.size(heads)? <= 1024, heads, "at most 1024")?;
+        config.demand(config.size(dim)? <= 1024, dim, "at most 1024")?;
+    }
     let kernel = config.size("linear_conv_kernel_dim")?;
     config.demand((2..=64).contains(&kernel), "linear_conv_kernel_dim", "from 2 to 64")?;
     Ok((heads, kernel))
