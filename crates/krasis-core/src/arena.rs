@@ -59,8 +59,8 @@ mod tests {
         let bytes = layout.slot::<u8>(3);
         let floats = layout.mat::<f32>(2, 5);
         let acts = layout.act(3, 7);
-        assert_eq!(bytes.start % ALIGN, 0);
-        assert!(floats.at.start >= bytes.start + 3 && floats.at.start % ALIGN == 0);
+        assert!(bytes.start.is_multiple_of(ALIGN));
+        assert!(floats.at.start >= bytes.start + 3 && floats.at.start.is_multiple_of(ALIGN));
         assert!(acts.at.start >= floats.at.start + 40);
         assert!(layout.bytes().0 >= acts.at.start + 84);
     }

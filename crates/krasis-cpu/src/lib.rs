@@ -1,10 +1,13 @@
 //! The CPU as a device: one arena of host memory, a team of threads, and the vector loops that
 //! kernels are built from.
 
+pub mod affinity;
 pub mod arena;
 pub mod memory;
 pub mod team;
+pub mod tiles;
 pub mod vector;
 
 pub use arena::{Arena, Inputs, OutOfMemory};
-pub use team::{Team, Tiles};
+pub use team::Team;
+pub use tiles::Tiles;

@@ -1,42 +1,150 @@
-//! The threads that compute, and the matrix that they fill together.
+//! The threads that compute: a fork-join team that is ready again in about a microsecond.
+//!
+//! The thread that calls is worker 0; the others wait for the next job, first spinning, then
+//! yielding, then parked. Spinning catches the hundreds of small jobs of a decode step; yielding
+//! soon keeps a team with more threads than cores from burning the time slices that its own workers
+//! need (llama.cpp issue 13079 tells of a 200-fold loss); parking frees the machine between
+//! requests.
 
-use rayon::prelude::*;
-use std::marker::PhantomData;
+use crate::affinity;
+use crate::tiles::Tiles;
+use std::any::Any;
+use std::cell::UnsafeCell;
+use std::hint::spin_loop;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle, Thread};
+
+/// Rounds of spinning before the first yield: some 20 µs, longer than the gaps inside a layer.
+const SPINS: u32 = 2_000;
+
+/// Yields before a worker parks: a few milliseconds without work.
+const YIELDS: u32 = 2_000;
+
+/// What all workers run: called with the worker's number.
+type Job<'a> = &'a (dyn Fn(usize) + Sync);
 
 /// A fixed set of threads. Work is handed out as ranges of indices.
 pub struct Team {
-    pool: rayon::ThreadPool,
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    handles: Vec<Thread>,
 }
 
+struct Shared {
+    /// Counts jobs; a worker that sees a new number runs the job.
+    epoch: AtomicU32,
+    /// Workers that have not finished the current job.
+    pending: AtomicUsize,
+    /// The current job, its lifetime erased; read only between a new epoch and the end of pending.
+    job: UnsafeCell<Option<Job<'static>>>,
+    /// Whether a job is running: a job inside a job, or one of another thread, runs alone.
+    busy: AtomicBool,
+    /// Workers that are parked or about to be.
+    parked: Vec<AtomicBool>,
+    /// The first panic of a worker, to be raised where the job was given.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    stop: AtomicBool,
+}
+
+// SAFETY: `job` is written only by the thread that holds `busy`, while no worker is pending, and
+// read only by workers that are pending; `epoch` and `pending` order the two. The rest is atomic.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; a job is `Sync`, so any thread may hold the reference.
+unsafe impl Send for Shared {}
+
 impl Team {
-    /// A team of `threads`, or of as many as this process may use.
+    /// A team of `threads`, or of one per physical core that this process may use. As long as each
+    /// has a core of its own, workers stay on theirs.
     pub fn new(threads: Option<usize>) -> Team {
-        let allowed = std::thread::available_parallelism().map_or(1, usize::from);
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.unwrap_or(allowed).max(1))
-            .thread_name(|i| format!("krasis-team-{i}"))
-            .build()
-            .expect("the system has room for a few threads");
-        Team { pool }
+        let cores = affinity::cores();
+        let threads = threads.unwrap_or(cores.len()).max(1);
+        let shared = Arc::new(Shared {
+            epoch: AtomicU32::new(0),
+            pending: AtomicUsize::new(0),
+            job: UnsafeCell::new(None),
+            busy: AtomicBool::new(false),
+            parked: (0..threads).map(|_| AtomicBool::new(false)).collect(),
+            panic: Mutex::new(None),
+            stop: AtomicBool::new(false),
+        });
+        let workers: Vec<JoinHandle<()>> = (1..threads)
+            .map(|worker| {
+                // The first core is left to the thread that calls.
+                let core = (threads <= cores.len()).then(|| cores[worker]);
+                let shared = shared.clone();
+                let name = format!("krasis-team-{worker}");
+                let body = move || {
+                    core.map(affinity::stay_on);
+                    shared.work(worker);
+                };
+                thread::Builder::new()
+                    .name(name)
+                    .spawn(body)
+                    .expect("the system has room for a few threads")
+            })
+            .collect();
+        let handles = workers.iter().map(|worker| worker.thread().clone()).collect();
+        Team { shared, workers, handles }
     }
 
     /// Threads in the team.
     pub fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.workers.len() + 1
+    }
+
+    /// Calls `work` once on every thread, with the numbers from 0, and returns when all are done. A
+    /// panic in any of them is raised here. Inside another job it calls all numbers in a row.
+    pub fn run(&self, work: impl Fn(usize) + Sync) {
+        let shared = &*self.shared;
+        if self.workers.is_empty() || shared.busy.swap(true, Ordering::Acquire) {
+            return (0..self.threads()).for_each(work);
+        }
+        // SAFETY: only the lifetime changes; this function returns after the last worker is done
+        // with the job, and panics do not leave it early.
+        let job = unsafe { std::mem::transmute::<Job<'_>, Job<'static>>(&work) };
+        // SAFETY: `busy` is ours and no worker is pending, so nobody else looks at the job.
+        unsafe { *shared.job.get() = Some(job) };
+        shared.pending.store(self.workers.len(), Ordering::Relaxed);
+        // Sequentially consistent with `parked`: either the worker sees the epoch, or we see it parked.
+        shared.epoch.fetch_add(1, Ordering::SeqCst);
+        for (worker, thread) in self.handles.iter().enumerate() {
+            if shared.parked[worker + 1].load(Ordering::SeqCst) {
+                thread.unpark();
+            }
+        }
+        let own = catch_unwind(AssertUnwindSafe(|| work(0)));
+        let mut waited = 0;
+        while shared.pending.load(Ordering::Acquire) > 0 {
+            pause(&mut waited);
+        }
+        let theirs = shared.panic.lock().expect("nothing panics while it is held").take();
+        shared.busy.store(false, Ordering::Release);
+        if let Some(panic) = own.err().or(theirs) {
+            resume_unwind(panic);
+        }
     }
 
     /// Calls `work` on ranges that together cover `0..items`, at least `least` items each: a
-    /// range that small is not worth waking a thread for.
+    /// range that small is not worth waking a thread for. Ranges are taken in turn, so that slow
+    /// cores and uneven work even out.
     pub fn split(&self, items: usize, least: usize, work: impl Fn(Range<usize>) + Sync) {
-        // A few ranges per thread even out cores of unequal speed.
         let ranges = (items / least.max(1)).clamp(1, self.threads() * 4);
-        if ranges == 1 || self.threads() == 1 {
+        if ranges == 1 || self.workers.is_empty() {
             return work(0..items);
         }
-        let bound = |i| items * i / ranges;
-        self.pool.install(|| {
-            (0..ranges).into_par_iter().for_each(|i| work(bound(i)..bound(i + 1)));
+        let bound = |i: usize| items * i / ranges;
+        let next = AtomicUsize::new(0);
+        self.run(|_| {
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                if i >= ranges {
+                    return;
+                }
+                work(bound(i)..bound(i + 1));
+            }
         });
     }
 
@@ -51,7 +159,7 @@ impl Team {
         work: impl Fn(usize, &mut [A], &mut [B]) + Sync,
     ) {
         let (rows, a, b) = (a.len() / a_cols, Tiles::new(a, a_cols), Tiles::new(b, b_cols));
-        assert!(b_cols == 0 || b.rows == rows, "matrices of {rows} and {} rows", b.rows);
+        assert!(b_cols == 0 || b.rows() == rows, "matrices of {rows} and {} rows", b.rows());
         self.split(rows, 1, |range| {
             for row in range {
                 // SAFETY: each row is handed out once.
@@ -65,53 +173,69 @@ impl Team {
     }
 }
 
-/// A matrix that a team fills, each worker its own tiles.
-pub struct Tiles<'a, T> {
-    base: *mut T,
-    rows: usize,
-    cols: usize,
-    life: PhantomData<&'a mut [T]>,
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.handles.iter().for_each(Thread::unpark);
+        for worker in self.workers.drain(..) {
+            // A worker's panic was raised where its job was given.
+            let _ = worker.join();
+        }
+    }
 }
 
-// SAFETY: workers only reach disjoint tiles, which `tile` demands of its caller.
-unsafe impl<T: Send> Sync for Tiles<'_, T> {}
-
-impl<'a, T> Tiles<'a, T> {
-    /// `all` as rows of `cols`.
-    pub fn new(all: &'a mut [T], cols: usize) -> Tiles<'a, T> {
-        assert_eq!(all.len() % cols.max(1), 0, "{} elements in rows of {cols}", all.len());
-        Tiles { base: all.as_mut_ptr(), rows: all.len() / cols.max(1), cols, life: PhantomData }
-    }
-
-    /// Columns `cols` of row `row`.
-    ///
-    /// # Safety
-    /// No other live tile overlaps it.
-    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
-    pub unsafe fn tile(&self, row: usize, cols: Range<usize>) -> &mut [T] {
-        assert!(row < self.rows && cols.start <= cols.end && cols.end <= self.cols);
-        // SAFETY: inside the slice by the assertion, unshared by the caller's promise.
-        unsafe {
-            let first = self.base.add(row * self.cols + cols.start);
-            std::slice::from_raw_parts_mut(first, cols.len())
+impl Shared {
+    /// A worker's life.
+    fn work(&self, worker: usize) {
+        let mut seen = 0;
+        while self.wait(worker, seen) {
+            seen = seen.wrapping_add(1);
+            // SAFETY: a new epoch means that the job is written and stays until we are done.
+            let job = unsafe { (*self.job.get()).expect("an epoch comes with a job") };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(worker))) {
+                self.panic.lock().expect("nothing panics while it is held").get_or_insert(panic);
+            }
+            self.pending.fetch_sub(1, Ordering::Release);
         }
     }
 
-    /// One element.
-    ///
-    /// # Safety
-    /// No other live tile holds it.
-    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
-    pub unsafe fn cell(&self, row: usize, col: usize) -> &mut T {
-        // SAFETY: promised by the caller.
-        unsafe { &mut self.tile(row, col..col + 1)[0] }
+    /// Until the epoch is no longer `seen`; false if the team is dissolved.
+    fn wait(&self, worker: usize, seen: u32) -> bool {
+        let mut waited = 0;
+        loop {
+            if self.epoch.load(Ordering::Acquire) != seen {
+                return true;
+            }
+            if self.stop.load(Ordering::Acquire) {
+                return false;
+            }
+            if waited < SPINS + YIELDS {
+                pause(&mut waited);
+                continue;
+            }
+            self.parked[worker].store(true, Ordering::SeqCst);
+            if self.epoch.load(Ordering::SeqCst) == seen && !self.stop.load(Ordering::SeqCst) {
+                thread::park();
+            }
+            self.parked[worker].store(false, Ordering::SeqCst);
+        }
     }
+}
+
+/// A short rest: first on the core, then leaving it to others.
+fn pause(waited: &mut u32) {
+    if *waited < SPINS {
+        spin_loop();
+    } else {
+        thread::yield_now();
+    }
+    *waited = waited.saturating_add(1);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
 
     #[test]
     fn ranges_cover_every_item_once() {
@@ -127,18 +251,47 @@ mod tests {
         }
     }
 
+    /// More threads than cores, jobs in quick succession and after long rests.
     #[test]
-    fn workers_fill_their_tiles() {
+    fn every_job_runs_once_on_every_thread() {
+        let team = Team::new(Some(7));
+        for round in 0..2000 {
+            let calls: Vec<AtomicUsize> = (0..7).map(|_| AtomicUsize::new(0)).collect();
+            team.run(|worker| {
+                calls[worker].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(calls.iter().all(|n| n.load(Ordering::Relaxed) == 1), "round {round}");
+            if round % 500 == 0 {
+                thread::sleep(Duration::from_millis(30));
+            }
+        }
+    }
+
+    #[test]
+    fn a_job_inside_a_job_runs_alone() {
         let team = Team::new(Some(2));
-        let mut all = vec![0usize; 6 * 10];
-        let tiles = Tiles::new(&mut all, 10);
-        team.split(10, 1, |cols| {
-            for row in 0..6 {
-                // SAFETY: the ranges of `split` are disjoint.
-                let tile = unsafe { tiles.tile(row, cols.clone()) };
-                tile.iter_mut().zip(cols.clone()).for_each(|(at, col)| *at = row * 10 + col);
+        let sum = AtomicUsize::new(0);
+        team.split(10, 1, |outer| {
+            for _ in outer {
+                team.split(10, 1, |inner| {
+                    sum.fetch_add(inner.len(), Ordering::Relaxed);
+                });
             }
         });
-        assert!(all.iter().enumerate().all(|(i, &value)| i == value));
+        assert_eq!(sum.into_inner(), 100);
+    }
+
+    #[test]
+    fn a_panic_is_raised_where_the_job_was_given() {
+        let team = Team::new(Some(3));
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            team.run(|worker| assert_ne!(worker, 2, "worker two fails"));
+        }));
+        assert!(result.is_err());
+        let calls = AtomicUsize::new(0);
+        team.run(|_| {
+            calls.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(calls.into_inner(), 3, "the team lives on");
     }
 }

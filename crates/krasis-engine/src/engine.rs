@@ -123,7 +123,7 @@ impl<D: Ops + Memory> Engine<D> {
 
     /// One forward pass over whatever is due.
     pub fn step(&mut self) {
-        let Some(batch) = self.scheduler.next() else { return };
+        let Some(batch) = self.scheduler.next_batch() else { return };
         self.runner.forward(&batch.input);
         let scheduler = &mut self.scheduler;
         self.runner.logits(&batch.rows, |index, logits| scheduler.hear(&batch, index, logits));

@@ -69,7 +69,7 @@ impl Scheduler {
     }
 
     /// The next step, or nothing if there is nothing to do.
-    pub fn next(&mut self) -> Option<Batch> {
+    pub fn next_batch(&mut self) -> Option<Batch> {
         self.drop_cancelled();
         self.admit();
         self.grow();

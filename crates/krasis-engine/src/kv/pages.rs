@@ -11,6 +11,9 @@ use std::collections::{BTreeMap, HashMap};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Node(u64);
 
+/// A full page: the one before it, and its tokens.
+type Key = (Node, Box<[u32]>);
+
 /// The empty prefix.
 const ROOT: Node = Node(0);
 
@@ -25,7 +28,7 @@ pub struct Pages {
     /// Pages that hold a known prefix but no sequence, by the time of their release.
     idle: BTreeMap<u64, u32>,
     /// Full pages by their predecessor and their tokens.
-    known: HashMap<(Node, Box<[u32]>), (Node, u32)>,
+    known: HashMap<Key, (Node, u32)>,
     nodes: u64,
     clock: u64,
 }
@@ -35,7 +38,7 @@ struct Page {
     /// Sequences that use it.
     users: u32,
     /// Its key in `known`, if it is there.
-    key: Option<(Node, Box<[u32]>)>,
+    key: Option<Key>,
     /// Its key in `idle`, if it is there.
     idle_since: u64,
 }
