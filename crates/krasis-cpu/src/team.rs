@@ -77,7 +77,9 @@ impl Team {
                 let shared = shared.clone();
                 let name = format!("krasis-team-{worker}");
                 let body = move || {
-                    core.map(affinity::stay_on);
+                    if let Some(core) = core {
+                        affinity::stay_on(core);
+                    }
                     shared.work(worker);
                 };
                 thread::Builder::new()

@@ -11,17 +11,32 @@ use std::sync::LazyLock;
 /// Accumulators of a dot product: two 512-bit registers, or four of 256.
 const LANES: usize = 32;
 
+/// The widest instruction set of this machine that the loops are compiled for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Isa {
+    Plain,
+    Avx2,
+    Avx512,
+}
+
 /// Detected once; `is_x86_feature_detected` caches, but this is one load and one branch.
-static AVX2: LazyLock<bool> = LazyLock::new(|| {
+static ISA: LazyLock<Isa> = LazyLock::new(|| {
     #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx2")
+    if is_x86_feature_detected!("avx2")
         && is_x86_feature_detected!("fma")
-        && is_x86_feature_detected!("f16c");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+        && is_x86_feature_detected!("f16c")
+    {
+        let wide = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        return if wide { Isa::Avx512 } else { Isa::Avx2 };
+    }
+    Isa::Plain
 });
 
-/// Compiles `$body` a second time with AVX2, FMA and F16C, and picks at run time.
+/// Compiles `$body` again with AVX2 and with AVX-512, and picks at run time. The body must be plain
+/// loops: a closure in it would be compiled without the features.
 macro_rules! for_this_machine {
     ($(#[$doc:meta])* pub fn $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? = $body:ident) => {
         $(#[$doc])*
@@ -32,9 +47,16 @@ macro_rules! for_this_machine {
                 fn with_avx2($($arg: $type),*) $(-> $out)? {
                     $body::<true>($($arg),*)
                 }
-                if *AVX2 {
+                #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+                fn with_avx512($($arg: $type),*) $(-> $out)? {
+                    $body::<true>($($arg),*)
+                }
+                match *ISA {
                     // SAFETY: the features were detected.
-                    return unsafe { with_avx2($($arg),*) };
+                    Isa::Avx512 => return unsafe { with_avx512($($arg),*) },
+                    // SAFETY: the features were detected.
+                    Isa::Avx2 => return unsafe { with_avx2($($arg),*) },
+                    Isa::Plain => {}
                 }
             }
             $body::<false>($($arg),*)
@@ -84,11 +106,37 @@ fn dot_body<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
     total(sums)
 }
 
+/// Four sums side by side: `a` is read once, and there is always an addition to start while others
+/// are under way.
 #[inline(always)]
 fn dot4_body<const FMA: bool>(a: &[f32], b: [&[f32]; 4]) -> [f32; 4] {
-    // Half the lanes per pass would keep all sums in registers, but change the order of addition;
-    // the compiler keeps what fits, and equality with `dot` is worth more.
-    b.map(|b| dot_body::<FMA>(a, b))
+    let [b0, b1, b2, b3] = b;
+    assert!(
+        b0.len() == a.len() && b1.len() == a.len() && b2.len() == a.len() && b3.len() == a.len()
+    );
+    let (mut s0, mut s1, mut s2, mut s3) =
+        ([0.0f32; LANES], [0.0f32; LANES], [0.0f32; LANES], [0.0f32; LANES]);
+    let whole = a.len() / LANES * LANES;
+    let mut at = 0;
+    while at < whole {
+        let a = &a[at..at + LANES];
+        let (b0, b1) = (&b0[at..at + LANES], &b1[at..at + LANES]);
+        let (b2, b3) = (&b2[at..at + LANES], &b3[at..at + LANES]);
+        for lane in 0..LANES {
+            s0[lane] = madd::<FMA>(a[lane], b0[lane], s0[lane]);
+            s1[lane] = madd::<FMA>(a[lane], b1[lane], s1[lane]);
+            s2[lane] = madd::<FMA>(a[lane], b2[lane], s2[lane]);
+            s3[lane] = madd::<FMA>(a[lane], b3[lane], s3[lane]);
+        }
+        at += LANES;
+    }
+    for lane in 0..a.len() - whole {
+        s0[lane] = madd::<FMA>(a[whole + lane], b0[whole + lane], s0[lane]);
+        s1[lane] = madd::<FMA>(a[whole + lane], b1[whole + lane], s1[lane]);
+        s2[lane] = madd::<FMA>(a[whole + lane], b2[whole + lane], s2[lane]);
+        s3[lane] = madd::<FMA>(a[whole + lane], b3[whole + lane], s3[lane]);
+    }
+    [total(s0), total(s1), total(s2), total(s3)]
 }
 
 /// Sums lanes pairwise, in an order that vector hardware can follow.
