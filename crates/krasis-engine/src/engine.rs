@@ -1,8 +1,10 @@
 //! The step, and the thread that makes it.
 
+use crate::dummy::Dummy;
 use crate::error::StartError;
 use crate::handle::{Facts, Handle, Submission};
 use crate::kv::Pages;
+use crate::load::Stock;
 use crate::options::{DeviceKind, Options};
 use crate::plan::{Plan, pages_hold_everything};
 use crate::runner::Runner;
@@ -11,7 +13,7 @@ use crate::sequence::Sequence;
 use krasis_checkpoint::{Checkpoint, compressed_tensors};
 use krasis_core::{Bytes, Layout};
 use krasis_cpu::{Arena, OutOfMemory, Team};
-use krasis_model::{Model, Source, describe};
+use krasis_model::{Config, Model, Source, describe};
 use krasis_ops::{Cpu, Memory, Ops, Reference};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -23,28 +25,56 @@ pub struct Running {
     pub handle: Handle,
     /// What was allocated, for people.
     pub regions: Vec<(&'static str, Bytes)>,
+    /// Bytes of weights that a decoded token reads.
+    pub decode_bytes: Bytes,
 }
 
 /// Loads the checkpoint in `dir` and starts its thread.
 pub fn start(dir: &Path, options: &Options) -> Result<Running, StartError> {
     match options.device {
         DeviceKind::Cpu => {
-            start_on(dir, options, |arena| Cpu::new(arena, Team::new(options.threads)))
+            let device = |arena| Cpu::new(arena, Team::new(options.threads));
+            launch(Engine::load(dir, options, device)?)
         }
-        DeviceKind::Reference => start_on(dir, options, Reference::new),
+        DeviceKind::Reference => launch(Engine::load(dir, options, Reference::new)?),
     }
 }
 
-fn start_on<D: Ops + Memory + Send + 'static>(
-    dir: &Path,
-    options: &Options,
-    device: impl FnOnce(Arena) -> D,
-) -> Result<Running, StartError> {
-    let (mut engine, handle, submissions, regions) = Engine::load(dir, options, device)?;
+/// Starts a model of random weights in the shapes of a `config.json`: for measuring speed without
+/// a checkpoint.
+pub fn start_dummy(config: &Config, options: &Options) -> Result<Running, StartError> {
+    let source = describe(config, |_| false)?;
+    match options.device {
+        DeviceKind::Cpu => {
+            let device = |arena| Cpu::new(arena, Team::new(options.threads));
+            launch(Engine::load_described(&Dummy, &source, options, device)?)
+        }
+        DeviceKind::Reference => {
+            launch(Engine::load_described(&Dummy, &source, options, Reference::new)?)
+        }
+    }
+}
+
+fn launch<D: Ops + Memory + Send + 'static>(loaded: Loaded<D>) -> Result<Running, StartError> {
+    let Loaded { mut engine, handle, submissions, regions, decode_bytes } = loaded;
     std::thread::Builder::new()
         .name("krasis-engine".into())
         .spawn(move || engine.serve(&submissions))?;
-    Ok(Running { handle, regions })
+    Ok(Running { handle, regions, decode_bytes })
+}
+
+/// An engine that has not started yet.
+pub struct Loaded<D> {
+    /// The engine.
+    pub engine: Engine<D>,
+    /// Its door.
+    pub handle: Handle,
+    /// What the door leads to, for [`Engine::serve`].
+    pub submissions: Receiver<Submission>,
+    /// What was allocated, for people.
+    pub regions: Vec<(&'static str, Bytes)>,
+    /// Bytes of weights that a decoded token reads.
+    pub decode_bytes: Bytes,
 }
 
 /// One thread owns everything: there are no locks below.
@@ -55,8 +85,6 @@ pub struct Engine<D> {
     /// Of requests that name no seed.
     seeds: u64,
 }
-
-type Loaded<D> = (Engine<D>, Handle, Receiver<Submission>, Vec<(&'static str, Bytes)>);
 
 impl<D: Ops + Memory> Engine<D> {
     /// Opens a checkpoint and loads the model that its config describes.
@@ -73,17 +101,17 @@ impl<D: Ops + Memory> Engine<D> {
 
     /// Plans, allocates and fills a model from its description.
     pub fn load_described(
-        ck: &Checkpoint,
+        stock: &impl Stock,
         source: &Model<Source>,
         options: &Options,
         device: impl FnOnce(Arena) -> D,
     ) -> Result<Loaded<D>, StartError> {
-        let plan = Plan::new(source, ck, options, D::ACT_BYTES)?;
+        let plan = Plan::new(source, stock, options, D::ACT_BYTES)?;
         for (region, bytes) in &plan.regions {
             tracing::info!(%region, %bytes, "planned");
         }
         let mut device = device(allocate(&plan.layout)?);
-        let model = plan.placed.fill(&mut device, ck, &Team::new(options.threads))?;
+        let model = plan.placed.fill(&mut device, stock, &Team::new(options.threads))?;
         Ok(Engine::assemble(device, model, source, plan, options))
     }
 
@@ -100,6 +128,7 @@ impl<D: Ops + Memory> Engine<D> {
         let scheduler =
             Scheduler::new(pages, plan.cache.places, options.prefill_chunk, plan.context_max);
         let seeds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
+        let decode_bytes = plan.placed.decode_bytes();
         let banks = plan.placed.banks;
         let runner = Runner {
             device,
@@ -109,7 +138,8 @@ impl<D: Ops + Memory> Engine<D> {
             buffers: plan.buffers,
             step: plan.step,
         };
-        (Engine { scheduler, runner, seeds }, handle, submissions, plan.regions)
+        let engine = Engine { scheduler, runner, seeds };
+        Loaded { engine, handle, submissions, regions: plan.regions, decode_bytes }
     }
 
     /// Works until all handles are gone and all requests are answered.

@@ -2,6 +2,7 @@
 //! [`Handle`].
 #![forbid(unsafe_code)]
 
+pub mod dummy;
 pub mod engine;
 pub mod error;
 pub mod handle;
@@ -15,7 +16,7 @@ pub mod sample;
 pub mod scheduler;
 pub mod sequence;
 
-pub use engine::{Engine, Running, start};
+pub use engine::{Engine, Loaded, Running, start, start_dummy};
 pub use error::StartError;
 pub use handle::{Facts, Handle, Sink, Submission, SubmitError, Ticket};
 pub use options::{DeviceKind, ExpertBits, Options, Quant};

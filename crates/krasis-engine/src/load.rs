@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use krasis_checkpoint::compressed_tensors::{self, Packed};
 use krasis_checkpoint::quantize::quantize_row;
 use krasis_checkpoint::{Checkpoint, Tensor};
-use krasis_core::{DType, Format, Layout, Slot, Weight};
+use krasis_core::{Bytes, DType, Format, Layout, Slot, Weight};
 use krasis_cpu::Team;
 use krasis_model::{Class, Experts, Ffn, Layer, Model, Origin, Run, Source};
 use krasis_ops::{Bank, Memory};
@@ -27,18 +27,56 @@ pub struct Placed {
     pub banks: Vec<Option<Bank>>,
 }
 
+/// Where weights come from: a checkpoint, or nowhere ([`crate::dummy`]).
+pub trait Stock {
+    /// The type in which a weight is stored, before any quantisation.
+    fn dtype(&self, source: &Source) -> Result<DType, StartError>;
+    /// How a layer's experts are stored, judged by one matrix of the first.
+    fn expert(
+        &self,
+        experts: &Experts,
+        proj: &str,
+        rows: u32,
+        cols: u32,
+    ) -> Result<Stored, StartError>;
+    /// Fills the place of a weight.
+    fn fill<D: Memory>(
+        &self,
+        device: &mut D,
+        source: &Source,
+        weight: &Weight,
+        team: &Team,
+    ) -> Result<(), StartError>;
+    /// Fills a layer's routed experts.
+    fn fill_bank<D: Memory>(
+        &self,
+        device: &mut D,
+        experts: &Experts,
+        bank: &Bank,
+        team: &Team,
+    ) -> Result<(), StartError>;
+}
+
+/// How a checkpoint stores its routed experts.
+pub enum Stored {
+    /// As numbers.
+    Float(DType),
+    /// Quantised already.
+    Packed(Format),
+}
+
 impl Placed {
-    /// Decides formats and lays out all weights. Opens the shards that hold them.
+    /// Decides formats and lays out all weights.
     pub fn plan(
         model: &Model<Source>,
-        ck: &Checkpoint,
+        stock: &impl Stock,
         options: &Options,
         layout: &mut Layout,
     ) -> Result<Placed, StartError> {
         // An output matrix that is the embedding is kept once, unless their formats differ.
         let mut embedding: Option<(Origin, Weight)> = None;
         let placed = model.try_map(|source| {
-            let format = format_of(source, ck, options)?;
+            let format = format_of(source, stock, options)?;
             let weight = match &embedding {
                 Some((origin, weight)) if *origin == source.origin && weight.format == format => {
                     *weight
@@ -52,7 +90,9 @@ impl Placed {
         })?;
         let bank = |layer: &Layer<Source>| match &layer.ffn {
             Ffn::Dense(_) => Ok(None),
-            Ffn::Moe(moe) => place_bank(&moe.experts, model.hidden, ck, options, layout).map(Some),
+            Ffn::Moe(moe) => {
+                place_bank(&moe.experts, model.hidden, stock, options, layout).map(Some)
+            }
         };
         let banks = model.layers.iter().map(bank).collect::<Result<_, _>>()?;
         Ok(Placed { model: placed, banks })
@@ -62,20 +102,78 @@ impl Placed {
     pub fn fill<D: Memory>(
         &self,
         device: &mut D,
-        ck: &Checkpoint,
+        stock: &impl Stock,
         team: &Team,
     ) -> Result<Model<Weight>, StartError> {
         let model = self.model.try_map(|leaf| {
-            let rows = RowSource::open(&leaf.source, ck)?;
-            rows.fill(device, &leaf.weight, team)?;
+            stock.fill(device, &leaf.source, &leaf.weight, team)?;
             Ok::<_, StartError>(leaf.weight)
         })?;
         for (layer, bank) in model.layers.iter().zip(&self.banks) {
             if let (Ffn::Moe(moe), Some(bank)) = (&layer.ffn, bank) {
-                fill_bank(device, &moe.experts, bank, ck, team)?;
+                stock.fill_bank(device, &moe.experts, bank, team)?;
             }
         }
         Ok(model)
+    }
+
+    /// Bytes of weights that one decoded token reads: all but the embedding, and of each layer's
+    /// experts those that it is routed to.
+    pub fn decode_bytes(&self) -> Bytes {
+        let of = |w: &Weight| w.format.bytes(w.rows, w.cols);
+        let mut all = Vec::new();
+        let walked = self.model.try_map(|leaf| {
+            if leaf.source.class != Class::Embedding {
+                all.push(of(&leaf.weight));
+            }
+            Ok::<_, std::convert::Infallible>(())
+        });
+        let Ok(_) = walked;
+        let experts = self.model.layers.iter().zip(&self.banks).filter_map(|(layer, bank)| {
+            let (Ffn::Moe(moe), Some(bank)) = (&layer.ffn, bank) else { return None };
+            let bytes = of(&bank.gate_up) + of(&bank.down);
+            Some(Bytes(bytes.0 * u64::from(moe.routing.top_k) / u64::from(bank.experts)))
+        });
+        experts.chain(all.iter().copied()).sum()
+    }
+}
+
+impl Stock for Checkpoint {
+    fn dtype(&self, source: &Source) -> Result<DType, StartError> {
+        Ok(RowSource::open(source, self)?.dtype())
+    }
+
+    fn expert(
+        &self,
+        experts: &Experts,
+        proj: &str,
+        rows: u32,
+        cols: u32,
+    ) -> Result<Stored, StartError> {
+        Ok(match ExpertMatrix::open(experts, 0, proj, rows, cols, self)? {
+            ExpertMatrix::Packed(packed) => Stored::Packed(packed.format()),
+            ExpertMatrix::Float(rows) => Stored::Float(rows.dtype()),
+        })
+    }
+
+    fn fill<D: Memory>(
+        &self,
+        device: &mut D,
+        source: &Source,
+        weight: &Weight,
+        team: &Team,
+    ) -> Result<(), StartError> {
+        RowSource::open(source, self)?.fill(device, weight, team)
+    }
+
+    fn fill_bank<D: Memory>(
+        &self,
+        device: &mut D,
+        experts: &Experts,
+        bank: &Bank,
+        team: &Team,
+    ) -> Result<(), StartError> {
+        fill_bank(device, experts, bank, self, team)
     }
 }
 
@@ -90,7 +188,7 @@ fn place(format: Format, rows: u32, cols: u32, layout: &mut Layout) -> Weight {
     }
 }
 
-fn format_of(source: &Source, ck: &Checkpoint, options: &Options) -> Result<Format, StartError> {
+fn format_of(source: &Source, stock: &impl Stock, options: &Options) -> Result<Format, StartError> {
     let quant = match source.class {
         Class::Vector | Class::VectorPlusOne => return Ok(Format::Float(DType::F32)),
         Class::Embedding | Class::Exact => Quant::AsStored,
@@ -101,7 +199,7 @@ fn format_of(source: &Source, ck: &Checkpoint, options: &Options) -> Result<Form
     };
     match quant {
         Quant::Int8 => Ok(Format::Int8 { group: options.group }),
-        Quant::AsStored => Ok(Format::Float(RowSource::open(source, ck)?.dtype())),
+        Quant::AsStored => Ok(Format::Float(stock.dtype(source)?)),
     }
 }
 
@@ -115,27 +213,16 @@ fn expert_format(stored: Stored, options: &Options) -> Format {
     }
 }
 
-/// How a checkpoint stores its routed experts.
-enum Stored {
-    Float(DType),
-    Packed(Format),
-}
-
 fn place_bank(
     experts: &Experts,
     hidden: u32,
-    ck: &Checkpoint,
+    stock: &impl Stock,
     options: &Options,
     layout: &mut Layout,
 ) -> Result<Bank, StartError> {
-    let stored = |proj, rows, cols| {
-        Ok::<_, StartError>(match ExpertMatrix::open(experts, 0, proj, rows, cols, ck)? {
-            ExpertMatrix::Packed(packed) => Stored::Packed(packed.format()),
-            ExpertMatrix::Float(rows) => Stored::Float(rows.dtype()),
-        })
-    };
-    let gate_up = expert_format(stored("gate_proj", experts.inter, hidden)?, options);
-    let down = expert_format(stored("down_proj", hidden, experts.inter)?, options);
+    let gate_up =
+        expert_format(stock.expert(experts, "gate_proj", experts.inter, hidden)?, options);
+    let down = expert_format(stock.expert(experts, "down_proj", hidden, experts.inter)?, options);
     Ok(Bank {
         gate_up: place(gate_up, experts.count * 2 * experts.inter, hidden, layout),
         down: place(down, experts.count * hidden, experts.inter, layout),

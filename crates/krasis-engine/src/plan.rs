@@ -1,10 +1,9 @@
 //! Everything that will be allocated, decided before anything is: weights, buffers, KV pages.
 
 use crate::error::StartError;
-use crate::load::Placed;
+use crate::load::{Placed, Stock};
 use crate::options::Options;
 use crate::runner::StepSlots;
-use krasis_checkpoint::Checkpoint;
 use krasis_core::{Bytes, KvDtype, Layout};
 use krasis_cpu::memory;
 use krasis_model::{Buffers, Cache, CacheShape, Mixer, Model, Source};
@@ -44,7 +43,7 @@ impl Plan {
     /// Plans `model` for a device whose activations take `act_bytes`.
     pub fn new(
         model: &Model<Source>,
-        ck: &Checkpoint,
+        stock: &impl Stock,
         options: &Options,
         act_bytes: u32,
     ) -> Result<Plan, StartError> {
@@ -56,7 +55,7 @@ impl Plan {
             regions.push((name, Bytes(layout.bytes().0 - before.0)));
         };
 
-        let placed = Placed::plan(model, ck, options, &mut layout)?;
+        let placed = Placed::plan(model, stock, options, &mut layout)?;
         mark("weights", &layout);
         let rows_max = options.prefill_chunk.max(1) + options.sequences_max.max(1);
         let buffers = Buffers::plan(model, rows_max, &mut layout);

@@ -45,8 +45,9 @@ fn greedy_text_is_that_of_transformers() {
 fn every_layer_leaves_the_residual_stream_of_transformers() {
     for fixture in FIXTURES {
         let golden = Golden::of(fixture);
-        let (mut engine, ..) =
+        let loaded =
             Engine::load(&dir(fixture), &on(DeviceKind::Reference), Reference::new).unwrap();
+        let mut engine = loaded.engine;
         let runner = &mut engine.runner;
         let rows = 24;
         let input = StepInput {

@@ -8,7 +8,7 @@ mod common;
 use common::{Golden, differences, dir, greedy};
 use krasis_checkpoint::Checkpoint;
 use krasis_cpu::Team;
-use krasis_engine::{Engine, Options, Request};
+use krasis_engine::{Engine, Loaded, Options, Request};
 use krasis_model::{Class, Ffn, Gqa, Mixer, Mla, Model, Moe, Origin, Query, Run, Source, describe};
 use krasis_ops::{Cpu, GroupScore, Score};
 
@@ -172,7 +172,7 @@ fn mean_difference(fixture: &str, mutate: impl FnOnce(&mut Model<Source>)) -> f3
     mutate(&mut model);
     let options = Options::default();
     let device = |arena| Cpu::new(arena, Team::new(None));
-    let (mut engine, handle, submissions, _) =
+    let Loaded { mut engine, handle, submissions, .. } =
         Engine::load_described(&ck, &model, &options, device).unwrap();
     let request = Request { prompt_logprobs: Some(0), ..greedy(&golden.tokens, 0) };
     let pending = common::submit(&handle, request);

@@ -9,6 +9,9 @@ pub mod cache;
 pub mod model;
 pub mod source;
 
+/// A whole `config.json`.
+pub use serde_json::Value as Config;
+
 pub use arch::{Architecture, ConfigError, describe};
 pub use buffers::Buffers;
 pub use cache::{Cache, CacheShape};

@@ -1,0 +1,111 @@
+//! Weights from nowhere: random numbers in true shapes and formats, so that any model's speed can
+//! be measured without its files. The text is noise; bytes, operations and routing are real.
+
+use crate::error::StartError;
+use crate::load::{Stock, Stored};
+use half::{bf16, f16};
+use krasis_core::{DType, Format, Weight};
+use krasis_cpu::Team;
+use krasis_model::{Experts, Origin, Source};
+use krasis_ops::{Bank, Memory};
+
+/// A checkpoint that does not exist: BF16 weights of every shape.
+pub struct Dummy;
+
+/// Bytes uploaded at a time.
+const PIECE: usize = 8 << 20;
+
+impl Stock for Dummy {
+    fn dtype(&self, _: &Source) -> Result<DType, StartError> {
+        Ok(DType::Bf16)
+    }
+
+    fn expert(&self, _: &Experts, _: &str, _: u32, _: u32) -> Result<Stored, StartError> {
+        Ok(Stored::Float(DType::Bf16))
+    }
+
+    fn fill<D: Memory>(
+        &self,
+        device: &mut D,
+        source: &Source,
+        weight: &Weight,
+        _: &Team,
+    ) -> Result<(), StartError> {
+        match (&source.origin, source.rows) {
+            (Origin::Numbers(numbers), _) => {
+                device.upload(weight.data, bytemuck::cast_slice(numbers))
+            }
+            // Norms of one leave the scale of activations as it is.
+            (_, 1) if weight.format == Format::Float(DType::F32) => {
+                device
+                    .upload(weight.data, bytemuck::cast_slice(&vec![1.0f32; weight.cols as usize]));
+            }
+            _ => random(device, weight, source.rows),
+        }
+        Ok(())
+    }
+
+    fn fill_bank<D: Memory>(
+        &self,
+        device: &mut D,
+        experts: &Experts,
+        bank: &Bank,
+        _: &Team,
+    ) -> Result<(), StartError> {
+        random(device, &bank.gate_up, experts.count);
+        random(device, &bank.down, experts.count + 1);
+        Ok(())
+    }
+}
+
+/// Fills a weight so that a product with numbers of size one has size one again.
+fn random<D: Memory>(device: &mut D, weight: &Weight, seed: u32) {
+    let size = (f64::from(weight.cols)).powf(-0.5) as f32;
+    let mut state = u64::from(seed) + 1;
+    // The same pseudo-random piece over and over: large models would wait for minutes otherwise,
+    // and an odd length keeps rows from repeating in step.
+    let piece: Vec<u8> = match weight.format {
+        Format::Float(dtype) => {
+            let number = |state: &mut u64| (next(state) >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+            let numbers =
+                (0..PIECE / dtype.bytes()).map(|_| number(&mut state) * size * 3f32.sqrt());
+            match dtype {
+                DType::F32 => numbers.flat_map(f32::to_le_bytes).collect(),
+                DType::F16 => numbers.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
+                _ => numbers.flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
+            }
+        }
+        Format::Int8 { .. } | Format::Int4 { .. } => {
+            (0..PIECE / 8).flat_map(|_| next(&mut state).to_le_bytes()).collect()
+        }
+    };
+    let element = match weight.format {
+        Format::Float(dtype) => dtype.bytes(),
+        _ => 1,
+    };
+    let step = piece.len() - 64 * 1021 * element;
+    let mut at = 0;
+    while at < weight.data.len {
+        let bytes = (weight.data.len - at).min(step as u64);
+        let to = krasis_core::Slot::new(weight.data.start + at, bytes);
+        device.upload(to, &piece[..bytes as usize]);
+        at += bytes;
+    }
+    // Uniform integers of 4 bits have a deviation of 4.6, of 8 bits 74.
+    let spread = if matches!(weight.format, Format::Int4 { .. }) { 4.6 } else { 74.0 };
+    if !weight.scales.is_empty() {
+        device.upload(
+            weight.scales,
+            &vec![bf16::from_f32(size / spread); weight.scales.len as usize],
+        );
+    }
+}
+
+/// SplitMix64 (Steele et al., 2014).
+fn next(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
