@@ -1,0 +1,209 @@
+//! `krasis bench`: prefill and decode speed of a model, or of random weights in its shapes.
+
+use crate::exit::Failure;
+use crate::options::ModelArguments;
+use crate::submit::{self, Answer};
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use krasis_engine::{Handle, Request, Running, Sampling};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// Arguments of `krasis bench`.
+#[derive(Args)]
+pub struct Bench {
+    #[command(flatten)]
+    model: ModelArguments,
+    /// Where weights come from; dummy makes them up in the shapes of --model-path's config.json
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LoadFormat::Checkpoint)]
+    load_format: LoadFormat,
+    /// Changes a field of the config before dummy weights are made, as in num_hidden_layers=12
+    #[arg(long, value_name = "FIELD=JSON", value_parser = field)]
+    config_override: Vec<(String, Value)>,
+    /// Prompt lengths to read
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "512")]
+    prefill: Vec<u32>,
+    /// Tokens to write after a short prompt
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    decode: u32,
+    /// Sequences that decode together
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    batch: u32,
+    /// Runs of each, after one that does not count
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Writes all runs to a file, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum LoadFormat {
+    Checkpoint,
+    Dummy,
+}
+
+fn field(text: &str) -> Result<(String, Value), String> {
+    let (field, value) =
+        text.split_once('=').ok_or("write FIELD=JSON, as in num_hidden_layers=12")?;
+    let value = serde_json::from_str(value).map_err(|error| format!("{field}: {error}"))?;
+    Ok((field.to_owned(), value))
+}
+
+/// Prompt of a decode run: as short as conversations are long.
+const DECODE_PROMPT: u32 = 32;
+
+/// One line of the table.
+struct Measured {
+    test: String,
+    /// Tokens per second of each run, sorted.
+    rates: Vec<f64>,
+    /// Bytes of weights read per token, where that is the limit.
+    token_bytes: Option<u64>,
+}
+
+impl Bench {
+    /// Loads the model and measures.
+    pub fn execute(self) -> Result<(), Failure> {
+        let running = self.start()?;
+        for (region, bytes) in &running.regions {
+            eprintln!("{region}: {bytes}");
+        }
+        let mut prompts = Prompts { vocab: running.handle.facts.vocab, state: 1 };
+        let mut all = Vec::new();
+        for &tokens in &self.prefill {
+            let rates = self.measure(&running.handle, 1, &mut prompts, tokens, 1, |answer| {
+                f64::from(answer.usage.prompt_tokens) / answer.usage.prefill.as_secs_f64()
+            })?;
+            all.push(Measured { test: format!("prefill {tokens}"), rates, token_bytes: None });
+        }
+        if self.decode > 1 {
+            let rates = self.measure(
+                &running.handle,
+                self.batch,
+                &mut prompts,
+                DECODE_PROMPT,
+                self.decode,
+                |answer| {
+                    f64::from(answer.usage.completion_tokens - 1)
+                        / answer.usage.decode.as_secs_f64()
+                },
+            )?;
+            let test = format!("decode {} x {}", self.decode, self.batch);
+            let token_bytes = (self.batch == 1).then_some(running.decode_bytes.0);
+            all.push(Measured { test, rates, token_bytes });
+        }
+        print_table(&all);
+        match &self.json {
+            Some(file) => self.write(file, &all),
+            None => Ok(()),
+        }
+    }
+
+    fn start(&self) -> Result<Running, Failure> {
+        let mut options = self.model.options()?;
+        options.sequences_max = options.sequences_max.max(self.batch);
+        if self.load_format == LoadFormat::Checkpoint {
+            return Ok(krasis_engine::start(&self.model.folder()?, &options)?);
+        }
+        // Shapes alone: the config of a folder, or a file of any name.
+        let file = match &self.model.model_path {
+            Some(file) if file.is_file() => file.clone(),
+            _ => self.model.folder()?.join("config.json"),
+        };
+        let text = std::fs::read_to_string(&file)
+            .with_context(|| format!("cannot read {}", file.display()))?;
+        let mut config: Value =
+            serde_json::from_str(&text).with_context(|| format!("{}: not JSON", file.display()))?;
+        for (field, value) in &self.config_override {
+            // A nested text model's fields are where they count.
+            let nested = config.get("text_config").is_some_and(|text| text.get(field).is_some());
+            let section = if nested { &mut config["text_config"] } else { &mut config };
+            section[field] = value.clone();
+        }
+        Ok(krasis_engine::start_dummy(&config, &options)?)
+    }
+
+    /// Rates of all runs but the first, summed over the sequences of a run.
+    fn measure(
+        &self,
+        handle: &Handle,
+        batch: u32,
+        prompts: &mut Prompts,
+        tokens: u32,
+        answer: u32,
+        rate: impl Fn(&Answer) -> f64,
+    ) -> Result<Vec<f64>, Failure> {
+        let mut rates = Vec::new();
+        for run in 0..=self.runs {
+            let request = |_| Request {
+                prompt: prompts.next(tokens),
+                sampling: Sampling::GREEDY,
+                tokens_max: answer,
+                stop_tokens: Vec::new(),
+                logprobs: None,
+                prompt_logprobs: None,
+            };
+            let answers = submit::all(handle, (0..batch).map(request).collect(), |_| {})?;
+            if run > 0 {
+                rates.push(answers.iter().map(&rate).sum());
+            }
+        }
+        rates.sort_by(f64::total_cmp);
+        Ok(rates)
+    }
+
+    fn write(&self, file: &Path, all: &[Measured]) -> Result<(), Failure> {
+        let tests = all.iter().map(|m| json!({"test": m.test, "tokens_per_second": m.rates, "bytes_per_token": m.token_bytes}));
+        let record = json!({
+            "krasis": env!("CARGO_PKG_VERSION"),
+            "machine": {"cpu": cpu_name(), "cores": krasis_cpu::affinity::cores().len()},
+            "tests": tests.collect::<Vec<_>>(),
+        });
+        let text = serde_json::to_string_pretty(&record).context("a record is JSON")?;
+        std::fs::write(file, text + "\n")
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        Ok(())
+    }
+}
+
+/// Random tokens, never the same twice: a known prefix would not be read again.
+struct Prompts {
+    vocab: u32,
+    state: u64,
+}
+
+impl Prompts {
+    fn next(&mut self, tokens: u32) -> Vec<u32> {
+        let token = |_| {
+            // A linear congruence (Knuth's MMIX) is random enough to route tokens apart.
+            self.state = self
+                .state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            ((self.state >> 33) % u64::from(self.vocab)) as u32
+        };
+        (0..tokens).map(token).collect()
+    }
+}
+
+fn print_table(all: &[Measured]) {
+    println!("| {} | tok/s, median | least | most | GB/s of weights |", cpu_name());
+    println!("|---|---|---|---|---|");
+    for Measured { test, rates, token_bytes } in all {
+        let median = rates[rates.len() / 2];
+        let bytes = token_bytes
+            .map_or("-".to_owned(), |bytes| format!("{:.1}", median * bytes as f64 / 1e9));
+        println!(
+            "| {test} | {median:.1} | {:.1} | {:.1} | {bytes} |",
+            rates[0],
+            rates[rates.len() - 1]
+        );
+    }
+}
+
+fn cpu_name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    name.map_or("CPU".to_owned(), |(_, name)| name.to_owned())
+}

@@ -1,0 +1,67 @@
+//! The program `krasis`.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod eval;
+mod exit;
+mod load;
+mod options;
+mod run;
+mod serve;
+mod submit;
+
+use clap::{Parser, Subcommand};
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// Runs large mixture-of-experts language models on modest machines.
+#[derive(Parser)]
+#[command(version, after_help = exit::CODES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Answer one prompt on the terminal.
+    #[command(after_help = exit::CODES)]
+    Run(run::Run),
+    /// Serve the OpenAI API over HTTP.
+    #[command(after_help = exit::CODES)]
+    Serve(serve::Serve),
+    /// Measure a model on texts or tasks.
+    #[command(after_help = exit::CODES)]
+    Eval(eval::Eval),
+    /// Measure the speed of a model, or of random weights in its shapes.
+    #[command(after_help = exit::CODES)]
+    Bench(bench::Bench),
+}
+
+fn main() -> ExitCode {
+    exit::on_panic();
+    let Arguments { command } = Arguments::parse();
+    // A server's log is its interface; elsewhere only what is wrong interests.
+    let level = if matches!(command, Command::Serve(_)) { "info" } else { "warn" };
+    let filter = EnvFilter::try_from_env("KRASIS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    let result = match command {
+        Command::Run(run) => run.execute(),
+        Command::Serve(serve) => serve.execute(),
+        Command::Eval(eval) => eval.execute(),
+        Command::Bench(bench) => bench.execute(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("krasis: {:#}", failure.error);
+            failure.code
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Flags that describe a model and how it runs, shared by all commands.
+
+use crate::exit::Failure;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, ValueEnum};
+use krasis_core::KvDtype;
+use krasis_engine::{DeviceKind, ExpertBits, Options, Quant};
+use std::path::{Path, PathBuf};
+
+/// Which model, where and how precisely.
+#[derive(Args)]
+pub struct ModelArguments {
+    /// Folder of the model [default: the demo model]
+    #[arg(long, value_name = "DIR")]
+    pub model_path: Option<PathBuf>,
+    /// GPUs to use [default: all that are found]
+    #[arg(long, value_name = "N")]
+    num_gpus: Option<u32>,
+    /// Bits of the routed experts on the CPU; 16 is as stored
+    #[arg(long, value_name = "BITS", value_enum, default_value_t = BitsChoice::Sixteen)]
+    cpu_expert_bits: BitsChoice,
+    /// Weights that share a scale when quantised
+    #[arg(long, value_name = "N", default_value = "128", value_parser = group())]
+    group_size: u32,
+    /// Projections of attention; bf16 is 16 bits as stored
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = QuantChoice::Bf16)]
+    attention_quant: QuantChoice,
+    /// Shared experts
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = QuantChoice::Bf16)]
+    shared_expert_quant: QuantChoice,
+    /// MLPs of dense layers
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = QuantChoice::Bf16)]
+    dense_mlp_quant: QuantChoice,
+    /// Output matrix
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = QuantChoice::Bf16)]
+    lm_head_quant: QuantChoice,
+    /// Elements of the KV cache
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = KvChoice::Auto)]
+    kv_dtype: KvChoice,
+    /// Threads of the CPU device [default: all that this process may use]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    krasis_threads: Option<u32>,
+    /// Tokens that a conversation may have [default: what model and memory allow]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    context_max: Option<u32>,
+    /// Prompt tokens per step
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    prefill_chunk: Option<u32>,
+    /// cpu, or reference: plain loops that everything else is compared with
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = DeviceChoice::Cpu)]
+    device: DeviceChoice,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum BitsChoice {
+    #[value(name = "4")]
+    Four,
+    #[value(name = "8")]
+    Eight,
+    #[value(name = "16")]
+    Sixteen,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum QuantChoice {
+    Bf16,
+    Int8,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum KvChoice {
+    Auto,
+    Bf16,
+    #[value(name = "fp8_e4m3")]
+    Fp8E4m3,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DeviceChoice {
+    Cpu,
+    Reference,
+}
+
+fn group() -> impl TypedValueParser<Value = u32> {
+    PossibleValuesParser::new(["32", "64", "128"])
+        .map(|group| group.parse().expect("one of three numbers"))
+}
+
+impl ModelArguments {
+    /// The engine's options. Those of a server keep their defaults.
+    pub fn options(&self) -> Result<Options, Failure> {
+        if let Some(gpus @ 1..) = self.num_gpus {
+            let message = format!(
+                "--num-gpus {gpus}: this version runs on the CPU only; use --num-gpus 0 or leave \
+                 it out"
+            );
+            return Err(Failure::say(Failure::GPU, message));
+        }
+        let quant = |choice| match choice {
+            QuantChoice::Bf16 => Quant::AsStored,
+            QuantChoice::Int8 => Quant::Int8,
+        };
+        let defaults = Options::default();
+        Ok(Options {
+            device: match self.device {
+                DeviceChoice::Cpu => DeviceKind::Cpu,
+                DeviceChoice::Reference => DeviceKind::Reference,
+            },
+            expert_bits: match self.cpu_expert_bits {
+                BitsChoice::Four => ExpertBits::Int4,
+                BitsChoice::Eight => ExpertBits::Int8,
+                BitsChoice::Sixteen => ExpertBits::AsStored,
+            },
+            group: self.group_size,
+            attention: quant(self.attention_quant),
+            shared_expert: quant(self.shared_expert_quant),
+            dense_mlp: quant(self.dense_mlp_quant),
+            lm_head: quant(self.lm_head_quant),
+            kv: match self.kv_dtype {
+                KvChoice::Auto => None,
+                KvChoice::Bf16 => Some(KvDtype::Bf16),
+                KvChoice::Fp8E4m3 => Some(KvDtype::F8E4M3),
+            },
+            threads: self.krasis_threads.map(|threads| threads as usize),
+            context_max: self.context_max,
+            prefill_chunk: self.prefill_chunk.unwrap_or(defaults.prefill_chunk),
+            ..defaults
+        })
+    }
+
+    /// The model's folder: the one given, or the demo's wherever the program was started from.
+    pub fn folder(&self) -> Result<PathBuf, Failure> {
+        match &self.model_path {
+            Some(dir) if dir.is_dir() => Ok(dir.clone()),
+            Some(dir) => {
+                let message = format!("--model-path {}: there is no such folder", dir.display());
+                Err(Failure::say(Failure::MODEL, message))
+            }
+            None => demo().ok_or_else(|| {
+                let message = "the demo model was not found (in $KRASIS_HOME/models/krasis-demo \
+                               and demo/model beside the program): give --model-path DIR";
+                Failure::say(Failure::MODEL, message)
+            }),
+        }
+    }
+}
+
+/// Where the demo model may lie: the user's folder, then the checkout that the program was built
+/// in, found from the program and, for installed ones, from where it was compiled.
+fn demo() -> Option<PathBuf> {
+    let home =
+        std::env::var_os("KRASIS_HOME").map(|home| PathBuf::from(home).join("models/krasis-demo"));
+    let program = std::env::current_exe().unwrap_or_default();
+    let beside = program.ancestors().skip(1).map(|folder| folder.join("demo/model"));
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../demo/model");
+    let mut places = home.into_iter().chain(beside).chain([built]);
+    let found = places.find(|dir| dir.join("config.json").is_file())?;
+    Some(found.canonicalize().unwrap_or(found))
+}
