@@ -2,9 +2,13 @@
 //! kernels are built from.
 
 pub mod arena;
+pub mod isa;
+pub mod limits;
+pub mod lines;
 pub mod memory;
 pub mod team;
 pub mod vector;
 
 pub use arena::{Arena, Inputs, OutOfMemory};
+pub use isa::Isa;
 pub use team::{Team, Tiles};
