@@ -41,6 +41,20 @@ impl Format {
         }
     }
 
+    /// How one row of it is quantised before rows are stored together.
+    pub const fn row_format(self) -> Format {
+        match self {
+            Format::Lines(lines) => lines.as_rows(),
+            other => other,
+        }
+    }
+
+    /// The line layout of the same numbers, where there is one: floats have none, and neither have
+    /// groups that do not divide a line.
+    pub fn in_lines(self) -> Format {
+        Lines::of(self).map_or(self, Format::Lines)
+    }
+
     /// Bytes of one row's numbers, scales aside.
     pub fn row_bytes(self, cols: u32) -> u64 {
         let cols = u64::from(cols);

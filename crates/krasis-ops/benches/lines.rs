@@ -147,7 +147,7 @@ fn matrix<'a>(
 
 fn tokens(isa: Isa, team: &Team, lines: Lines, count: usize) -> Tokens {
     let x: Vec<f32> = (0..count * COLS).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
-    let mut tokens = Tokens::new(lines);
+    let mut tokens = Tokens::new();
     tokens.fill(isa, team, lines, COLS, count, |i| &x[i * COLS..][..COLS]);
     tokens
 }

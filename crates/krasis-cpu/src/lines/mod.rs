@@ -21,7 +21,8 @@ use crate::isa::Isa;
 use half::bf16;
 use krasis_core::Lines;
 use krasis_core::lines::{PLANE, ROWS};
-use panel::{PANEL_BLOCKS, Panel, TILE};
+pub use panel::PANEL_BLOCKS;
+use panel::{Panel, TILE};
 use std::ops::Range;
 pub use tokens::{Span, Tokens};
 

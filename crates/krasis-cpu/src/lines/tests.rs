@@ -63,7 +63,7 @@ impl Case {
     }
 
     fn tokens(&self, isa: Isa) -> Tokens {
-        let mut tokens = Tokens::new(self.lines);
+        let mut tokens = Tokens::new();
         let (team, count) = (Team::new(Some(1)), self.x.len() / self.cols);
         tokens.fill(isa, &team, self.lines, self.cols, count, |i| {
             &self.x[i * self.cols..][..self.cols]

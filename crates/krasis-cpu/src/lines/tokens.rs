@@ -3,7 +3,7 @@
 use crate::Team;
 use crate::isa::Isa;
 use krasis_core::Lines;
-use krasis_core::lines::{COLS, PLANE};
+use krasis_core::lines::{Bits, COLS, PLANE};
 
 /// 128 columns of a token.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,9 +36,16 @@ pub struct Tokens {
 /// Below it a reciprocal could leave f32; activations that small are nothing.
 const SMALLEST: f32 = 1e-30;
 
+impl Default for Tokens {
+    fn default() -> Tokens {
+        Tokens::new()
+    }
+}
+
 impl Tokens {
-    /// No tokens.
-    pub fn new(lines: Lines) -> Tokens {
+    /// Room that grows with what it is filled with.
+    pub const fn new() -> Tokens {
+        let lines = Lines::new(Bits::Four, COLS as u32).expect("a line is a group");
         Tokens { lines, spans: Vec::new(), each: 0 }
     }
 
@@ -152,7 +159,7 @@ fn in_line_order(integers: &[i8; COLS]) -> [i8; COLS] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use krasis_core::lines::{Bits, place_in_line};
+    use krasis_core::lines::place_in_line;
 
     #[test]
     fn the_order_is_that_of_the_layout() {

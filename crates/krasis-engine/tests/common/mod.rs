@@ -21,6 +21,9 @@ pub const FIXTURES: [&str; 10] = [
     "qwen3_next",
 ];
 
+/// The one whose experts are stored as INT4.
+pub const PACKED: &str = "kimi_k25";
+
 pub fn dir(fixture: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/tiny").join(fixture)
 }
