@@ -5,11 +5,13 @@
 pub mod arena;
 pub mod bytes;
 pub mod dtype;
+pub mod lines;
 pub mod quant;
 pub mod slot;
 
 pub use arena::Layout;
 pub use bytes::Bytes;
 pub use dtype::{DType, F8E4M3, KvDtype};
+pub use lines::Lines;
 pub use quant::{Format, Weight};
 pub use slot::{Act, Mat, Slot};

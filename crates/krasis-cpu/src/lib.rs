@@ -3,11 +3,15 @@
 
 pub mod affinity;
 pub mod arena;
+pub mod isa;
+pub mod limits;
+pub mod lines;
 pub mod memory;
 pub mod team;
 pub mod tiles;
 pub mod vector;
 
 pub use arena::{Arena, Inputs, OutOfMemory};
+pub use isa::Isa;
 pub use team::Team;
 pub use tiles::Tiles;

@@ -75,7 +75,7 @@ fn random<D: Memory>(device: &mut D, weight: &Weight, seed: u32) {
                 _ => numbers.flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
             }
         }
-        Format::Int8 { .. } | Format::Int4 { .. } => {
+        Format::Int8 { .. } | Format::Int4 { .. } | Format::Lines(_) => {
             (0..PIECE / 8).flat_map(|_| next(&mut state).to_le_bytes()).collect()
         }
     };
@@ -92,7 +92,7 @@ fn random<D: Memory>(device: &mut D, weight: &Weight, seed: u32) {
         at += bytes;
     }
     // Uniform integers of 4 bits have a deviation of 4.6, of 8 bits 74.
-    let spread = if matches!(weight.format, Format::Int4 { .. }) { 4.6 } else { 74.0 };
+    let spread = if matches!(weight.format.row_format(), Format::Int4 { .. }) { 4.6 } else { 74.0 };
     if !weight.scales.is_empty() {
         device.upload(
             weight.scales,

@@ -178,12 +178,13 @@ impl Stock for Checkpoint {
 }
 
 fn place(format: Format, rows: u32, cols: u32, layout: &mut Layout) -> Weight {
-    let scales = u64::from(rows) * u64::from(format.row_scales(cols));
+    let stored = u64::from(rows.next_multiple_of(format.rows_together()));
+    let scales = stored * u64::from(format.row_scales(cols));
     Weight {
         format,
         rows,
         cols,
-        data: layout.slot(u64::from(rows) * format.row_bytes(cols)),
+        data: layout.slot(stored * format.row_bytes(cols)),
         scales: if scales == 0 { Slot::EMPTY } else { layout.slot(scales) },
     }
 }
@@ -198,18 +199,23 @@ fn format_of(source: &Source, stock: &impl Stock, options: &Options) -> Result<F
         Class::Head => options.lm_head,
     };
     match quant {
+        // Weight-only: attention's activations have outliers that INT8 would not forgive.
         Quant::Int8 => Ok(Format::Int8 { group: options.group }),
+        Quant::Int4 => Ok(Format::Int4 { group: options.group }.in_lines()),
         Quant::AsStored => Ok(Format::Float(stock.dtype(source)?)),
     }
 }
 
+/// INT4 and INT8 that were asked for lie in lines, whose kernels round activations to INT8. What a
+/// checkpoint has packed itself stays exact until then.
 fn expert_format(stored: Stored, options: &Options) -> Format {
     let group = options.group;
     match (options.expert_bits, stored) {
-        (ExpertBits::Int8, _) => Format::Int8 { group },
-        (_, Stored::Packed(format)) => format,
-        (ExpertBits::Int4, Stored::Float(_)) => Format::Int4 { group },
         (ExpertBits::AsStored, Stored::Float(dtype)) => Format::Float(dtype),
+        (ExpertBits::AsStored, Stored::Packed(format)) => format,
+        (ExpertBits::Int4, Stored::Packed(format)) => format.in_lines(),
+        (ExpertBits::Int4, Stored::Float(_)) => Format::Int4 { group }.in_lines(),
+        (ExpertBits::Int8, _) => Format::Int8 { group }.in_lines(),
     }
 }
 
@@ -224,8 +230,13 @@ fn place_bank(
         expert_format(stock.expert(experts, "gate_proj", experts.inter, hidden)?, options);
     let down = expert_format(stock.expert(experts, "down_proj", hidden, experts.inter)?, options);
     Ok(Bank {
-        gate_up: place(gate_up, experts.count * 2 * experts.inter, hidden, layout),
-        down: place(down, experts.count * hidden, experts.inter, layout),
+        gate_up: place(
+            gate_up,
+            experts.count * 2 * Bank::rows_of(gate_up, experts.inter),
+            hidden,
+            layout,
+        ),
+        down: place(down, experts.count * Bank::rows_of(down, hidden), experts.inter, layout),
         experts: experts.count,
         inter: experts.inter,
     })
@@ -238,12 +249,11 @@ fn fill_bank<D: Memory>(
     ck: &Checkpoint,
     team: &Team,
 ) -> Result<(), StartError> {
-    let (inter, hidden) = (bank.inter, bank.gate_up.cols);
     for expert in 0..bank.experts {
         let parts = [
-            ("gate_proj", bank.gate_up.rows(expert * 2 * inter, inter)),
-            ("up_proj", bank.gate_up.rows(expert * 2 * inter + inter, inter)),
-            ("down_proj", bank.down.rows(expert * hidden, hidden)),
+            ("gate_proj", bank.gate(expert)),
+            ("up_proj", bank.up(expert)),
+            ("down_proj", bank.down(expert)),
         ];
         for (proj, weight) in parts {
             match ExpertMatrix::open(experts, expert, proj, weight.rows, weight.cols, ck)? {
@@ -286,7 +296,8 @@ fn fill_packed<D: Memory>(
     weight: &Weight,
     team: &Team,
 ) -> Result<(), StartError> {
-    let (cols, kept) = (weight.cols as usize, weight.format == packed.format());
+    let format = weight.format.row_format();
+    let (cols, kept) = (weight.cols as usize, format == packed.format());
     encode(device, weight, team, |row, data, scales| {
         if kept {
             packed.row_into(row, data, scales);
@@ -294,7 +305,7 @@ fn fill_packed<D: Memory>(
         }
         let mut numbers = vec![0.0; cols];
         packed.dequantize_row(row, &mut numbers);
-        encode_row(weight.format, &numbers, data, scales)
+        encode_row(format, &numbers, data, scales)
     })
     .map_err(|row| StartError::NotFinite { tensor: "of packed experts".into(), row })
 }
@@ -357,7 +368,7 @@ impl<'a> RowSource<'a> {
         encode(device, weight, team, |row, data, scales| {
             let mut numbers = vec![0.0; self.cols];
             self.read(row, &mut numbers);
-            encode_row(weight.format, &numbers, data, scales)
+            encode_row(weight.format.row_format(), &numbers, data, scales)
         })
         .map_err(|row| StartError::NotFinite { tensor: self.name(), row })
     }
@@ -428,6 +439,7 @@ fn encode_row(
         Format::Int8 { .. } | Format::Int4 { .. } => {
             return quantize_row(row, format, data, scales).map_err(|_| NoNumber);
         }
+        Format::Lines(lines) => unreachable!("rows are quantised before they become {lines}"),
     }
     Ok(())
 }
@@ -438,23 +450,41 @@ fn copy_as<const N: usize>(row: &[f32], data: &mut [u8], bytes: impl Fn(f32) -> 
     }
 }
 
-/// Builds a weight's rows on the team and uploads them; on failure says which row.
+/// Builds a weight's rows on the team and uploads them; on failure says which row. `row` writes them
+/// in [`Format::row_format`].
 fn encode<D: Memory>(
     device: &mut D,
     weight: &Weight,
     team: &Team,
     row: impl Fn(u32, &mut [u8], &mut [bf16]) -> Result<(), NoNumber> + Sync,
 ) -> Result<(), u32> {
-    let (bytes, scales) = (
-        weight.format.row_bytes(weight.cols) as usize,
-        weight.format.row_scales(weight.cols) as usize,
-    );
-    let mut all = vec![0u8; weight.rows as usize * bytes];
-    let mut all_scales = vec![bf16::ZERO; weight.rows as usize * scales];
+    let (format, cols, together) =
+        (weight.format, weight.cols, weight.format.rows_together() as usize);
+    let blocks = (weight.rows as usize).div_ceil(together);
+    let bytes = format.row_bytes(cols) as usize * together;
+    let scales = format.row_scales(cols) as usize * together;
+    let mut all = vec![0u8; blocks * bytes];
+    let mut all_scales = vec![bf16::ZERO; blocks * scales];
     let failed = Mutex::new(None);
-    team.each_row(&mut all, bytes, &mut all_scales, scales, |i, data, scales| {
-        if row(i as u32, data, scales).is_err() {
-            *failed.lock().expect("no row panics") = Some(i as u32);
+    let check = |at: u32, result: Result<(), NoNumber>| {
+        if result.is_err() {
+            *failed.lock().expect("no row panics") = Some(at);
+        }
+    };
+    team.each_row(&mut all, bytes, &mut all_scales, scales, |block, data, scales| {
+        let first = (block * together) as u32;
+        match format {
+            Format::Lines(lines) => {
+                let format = lines.as_rows();
+                let mut integers = vec![0; format.row_bytes(cols) as usize];
+                let mut groups = vec![bf16::ZERO; format.row_scales(cols) as usize];
+                lines.clear_block(data, scales);
+                for (line, at) in (first..weight.rows).take(together).enumerate() {
+                    check(at, row(at, &mut integers, &mut groups));
+                    lines.write_row(cols as usize, line, (&integers, &groups), data, scales);
+                }
+            }
+            _ => check(first, row(first, data, scales)),
         }
     });
     if let Some(row) = failed.into_inner().expect("no row panics") {

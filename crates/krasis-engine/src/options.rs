@@ -18,6 +18,8 @@ pub enum Quant {
     AsStored,
     /// INT8 weights with a scale per group; activations stay as they are.
     Int8,
+    /// INT4 weights in lines, for speed: activations are rounded to INT8 per group.
+    Int4,
 }
 
 /// How the routed experts are stored.

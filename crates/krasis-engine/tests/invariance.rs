@@ -26,6 +26,39 @@ fn prefill_chunks_of_any_size_agree() {
     }
 }
 
+fn eight_bits() -> Options {
+    Options {
+        expert_bits: ExpertBits::Int8,
+        attention: Quant::Int8,
+        shared_expert: Quant::Int8,
+        dense_mlp: Quant::Int8,
+        lm_head: Quant::Int8,
+        group: 32,
+        ..Options::default()
+    }
+}
+
+fn four_bits() -> Options {
+    Options { expert_bits: ExpertBits::Int4, group: 32, ..Options::default() }
+}
+
+#[test]
+fn chunks_of_any_size_agree_in_integers_too() {
+    for fixture in FIXTURES {
+        let golden = Golden::of(fixture);
+        for options in [eight_bits(), four_bits()] {
+            let run = |prefill_chunk| {
+                let options = Options { prefill_chunk, ..options.clone() };
+                logprobs(&engine(fixture, &options), &golden.tokens)
+            };
+            let whole = run(300);
+            for chunk in [1, 7, 64] {
+                assert_eq!(run(chunk), whole, "{fixture}, prefill in chunks of {chunk}");
+            }
+        }
+    }
+}
+
 #[test]
 fn neighbours_do_not_matter() {
     for fixture in FIXTURES {
@@ -154,23 +187,15 @@ fn every_format_runs_and_stays_near() {
         let golden = Golden::of(fixture);
         let run = |options: Options| logprobs(&engine(fixture, &options), &golden.tokens);
         let mean = |got: Vec<f32>| common::differences(&got, &golden.logprobs).0;
-        let eight = Options {
-            expert_bits: ExpertBits::Int8,
-            attention: Quant::Int8,
-            shared_expert: Quant::Int8,
-            dense_mlp: Quant::Int8,
-            lm_head: Quant::Int8,
-            group: 32,
-            ..Options::default()
-        };
-        let four = Options { expert_bits: ExpertBits::Int4, group: 32, ..Options::default() };
+        let (eight, four) = (eight_bits(), four_bits());
         let bf16 = Options { kv: Some(KvDtype::Bf16), ..Options::default() };
         let fp8 = Options { kv: Some(KvDtype::F8E4M3), ..Options::default() };
-        for (name, options, limit) in [
-            ("INT8", eight, 0.3),
-            ("INT4", four, 0.8),
-            ("BF16 KV", bf16, 0.1),
-            ("FP8 KV", fp8, 0.5),
+        // With weights in lines the CPU rounds activations to INT8, the reference does not.
+        for (name, options, limit, between) in [
+            ("INT8", eight, 0.3, 0.3),
+            ("INT4", four, 0.8, 0.2),
+            ("BF16 KV", bf16, 0.1, 0.01),
+            ("FP8 KV", fp8, 0.5, 0.01),
         ] {
             let cpu = run(options.clone());
             let difference = mean(cpu.clone());
@@ -178,7 +203,8 @@ fn every_format_runs_and_stays_near() {
             assert!(difference < limit, "{fixture} {name}: {difference}");
             let reference = run(Options { device: DeviceKind::Reference, ..options });
             let (mean, _) = common::differences(&cpu, &reference);
-            assert!(mean < 0.01, "{fixture} {name}: CPU and reference differ by {mean}");
+            println!("{fixture} {name}: {mean:.4} from the reference");
+            assert!(mean < between, "{fixture} {name}: CPU and reference differ by {mean}");
         }
     }
 }

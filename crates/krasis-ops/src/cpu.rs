@@ -3,19 +3,28 @@
 use crate::*;
 use bytemuck::Pod;
 use half::bf16;
-use krasis_core::{DType, Format};
-use krasis_cpu::{Arena, Inputs, Team, vector};
+use krasis_core::{DType, Format, Lines};
+use krasis_cpu::lines::{Matrix, Tokens};
+use krasis_cpu::{Arena, Inputs, Isa, Team, vector};
 
 /// Host memory and the threads that work on it.
 pub struct Cpu {
     pub(crate) arena: Arena,
     pub(crate) team: Team,
+    pub(crate) isa: Isa,
+    /// Activations on their way to a weight in lines; kept because fresh memory costs page faults.
+    pub(crate) tokens: Tokens,
 }
 
 impl Cpu {
     /// A device over this memory.
     pub fn new(arena: Arena, team: Team) -> Cpu {
-        Cpu { arena, team }
+        Cpu::with_isa(arena, team, Isa::best())
+    }
+
+    /// A device that uses these instructions for products in integers.
+    pub fn with_isa(arena: Arena, team: Team, isa: Isa) -> Cpu {
+        Cpu { arena, team, isa, tokens: Tokens::new() }
     }
 }
 
@@ -35,12 +44,25 @@ impl<'a> Rows<'a> {
 
     /// Row `row` as f32.
     pub(crate) fn decode(&self, row: usize, out: &mut [f32]) {
+        if let Format::Lines(lines) = self.format {
+            for (col, out) in out.iter_mut().enumerate() {
+                let (integer, scale) =
+                    lines.read(self.cols as usize, row, col, self.data, self.scales);
+                *out = integer as f32 * scale.to_f32();
+            }
+            return;
+        }
         let bytes = self.format.row_bytes(self.cols) as usize;
         let scales = self.format.row_scales(self.cols) as usize;
         let (data, scales) =
             (&self.data[row * bytes..][..bytes], &self.scales[row * scales..][..scales]);
         vector::decode_row(self.format, data, scales, out);
     }
+}
+
+/// A weight in lines, while an operation runs.
+pub(crate) fn matrix_of<'a>(lines: Lines, w: &Weight, inputs: &Inputs<'a>) -> Matrix<'a> {
+    Matrix::new(lines, w.cols as usize, inputs.slice(w.data), inputs.slice(w.scales))
 }
 
 /// The numbers of a vector, which the loader keeps in f32.

@@ -47,6 +47,12 @@ impl Reference {
     }
 
     fn element(&self, w: &Weight, row: u32, col: u32) -> f32 {
+        if let Format::Lines(lines) = w.format {
+            let (data, scales) = (self.arena.slice(w.data), self.arena.slice(w.scales));
+            let (cols, row, col) = (w.cols as usize, row as usize, col as usize);
+            let (integer, scale) = lines.read(cols, row, col, data, scales);
+            return integer as f32 * scale.to_f32();
+        }
         let bytes = w.format.row_bytes(w.cols) as usize;
         let data = &self.arena.slice(w.data)[row as usize * bytes..][..bytes];
         let (row, col) = (row as usize, col as usize);
@@ -55,6 +61,7 @@ impl Reference {
             self.arena.slice(w.scales)[row * scales + col / group as usize].to_f32()
         };
         match w.format {
+            Format::Lines(_) => unreachable!("read above"),
             Format::Float(DType::F32) => {
                 f32::from_le_bytes(data[col * 4..][..4].try_into().unwrap())
             }

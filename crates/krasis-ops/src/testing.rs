@@ -3,8 +3,9 @@
 use crate::{Cpu, KvStore, Memory, Ops, Reference, Seqs, StateStore};
 use bytemuck::{Pod, cast_slice};
 use half::{bf16, f16};
+use krasis_core::lines::{Bits, Lines};
 use krasis_core::{Act, DType, Format, KvDtype, Layout, Mat, Slot, Weight};
-use krasis_cpu::{Arena, Team};
+use krasis_cpu::{Arena, Isa, Team};
 
 /// One call's memory: what is laid out, and what it holds before the call.
 pub struct Case {
@@ -14,13 +15,24 @@ pub struct Case {
 }
 
 /// Formats that every operation with weights is tried in; the groups leave a tail.
-pub const FORMATS: [Format; 5] = [
+pub const FORMATS: [Format; 9] = [
     Format::Float(DType::F32),
     Format::Float(DType::F16),
     Format::Float(DType::Bf16),
     Format::Int8 { group: 32 },
     Format::Int4 { group: 64 },
+    Format::Lines(Lines::new(Bits::Four, 32).unwrap()),
+    Format::Lines(Lines::new(Bits::Four, 128).unwrap()),
+    Format::Lines(Lines::new(Bits::Eight, 64).unwrap()),
+    Format::Lines(Lines::new(Bits::Eight, 128).unwrap()),
 ];
+
+/// Lines may be multiplied with activations rounded to INT8, which costs what `rounded` says: an
+/// activation of up to 1 is 1/440 off on average, and products add up 200 of them at random, times
+/// weights of up to a half. Kernels are compared bit for bit in krasis-cpu.
+pub fn tolerance(format: Format, exact: f32, rounded: f32) -> f32 {
+    if matches!(format, Format::Lines(_)) { rounded } else { exact }
+}
 
 impl Case {
     pub fn new(seed: u64) -> Case {
@@ -75,6 +87,7 @@ impl Case {
     /// A random weight in any format.
     pub fn weight(&mut self, rows: u32, cols: u32, format: Format) -> Weight {
         let len = (rows * cols) as usize;
+        let stored = rows.next_multiple_of(format.rows_together());
         let data: Vec<u8> = match format {
             Format::Float(DType::F32) => cast_slice(&self.floats(len)).to_vec(),
             Format::Float(DType::F16) => {
@@ -83,10 +96,16 @@ impl Case {
             Format::Float(DType::Bf16) => {
                 self.floats(len).iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()
             }
-            _ => (0..u64::from(rows) * format.row_bytes(cols)).map(|_| self.bits() as u8).collect(),
+            _ => {
+                (0..u64::from(stored) * format.row_bytes(cols)).map(|_| self.bits() as u8).collect()
+            }
         };
-        let scales = rows * format.row_scales(cols);
-        let scales: Vec<bf16> = (0..scales).map(|_| bf16::from_f32(self.float() / 16.0)).collect();
+        // INT8 in lines is as small as INT4, so that one tolerance serves both.
+        let small = matches!(format, Format::Lines(lines) if lines.bits == Bits::Eight);
+        let largest = if small { 256.0 } else { 16.0 };
+        let scales = stored * format.row_scales(cols);
+        let scales: Vec<bf16> =
+            (0..scales).map(|_| bf16::from_f32(self.float() / largest)).collect();
         Weight { format, rows, cols, data: self.hold(&data), scales: self.hold(&scales) }
     }
 
@@ -175,8 +194,10 @@ impl Case {
         let mut reference = Reference::new(self.arena());
         run(&mut reference);
         let wanted: Vec<Vec<f32>> = outs.iter().map(|out| reference.download_act(*out)).collect();
-        for threads in [1, 3] {
-            let mut cpu = Cpu::new(self.arena(), Team::new(Some(threads)));
+        let mut devices = vec![(1, Isa::best())];
+        devices.extend(Isa::all().into_iter().map(|isa| (3, isa)));
+        for (threads, isa) in devices {
+            let mut cpu = Cpu::with_isa(self.arena(), Team::new(Some(threads)), isa);
             run(&mut cpu);
             for (out, wanted) in outs.iter().zip(&wanted) {
                 for (i, (got, wanted)) in cpu.download_act(*out).iter().zip(wanted).enumerate() {
@@ -184,7 +205,8 @@ impl Case {
                     // Written this way round, NaN fails.
                     assert!(
                         (got - wanted).abs() <= tolerance * wanted.abs().max(1.0),
-                        "row {row} column {col}: {got} on the CPU, {wanted} on the reference"
+                        "row {row} column {col}: {got} on the CPU ({}), {wanted} on the reference",
+                        isa.name()
                     );
                 }
             }

@@ -65,6 +65,7 @@ enum BitsChoice {
 enum QuantChoice {
     Bf16,
     Int8,
+    Int4,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -99,6 +100,7 @@ impl ModelArguments {
         let quant = |choice| match choice {
             QuantChoice::Bf16 => Quant::AsStored,
             QuantChoice::Int8 => Quant::Int8,
+            QuantChoice::Int4 => Quant::Int4,
         };
         let defaults = Options::default();
         Ok(Options {

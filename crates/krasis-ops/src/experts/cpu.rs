@@ -1,16 +1,25 @@
-//! Pairs sorted by expert, so that each active expert's weights are decoded once for all its
-//! tokens; two passes (gate and up, then down), each cut into blocks of output rows.
+//! Pairs sorted by expert, so that each active expert's weights are read once for all its tokens;
+//! two passes (gate and up, then down). Floats are cut into blocks of output rows; lines, in
+//! [`super::lines`], into parts of equal cost.
 
-use super::Bank;
+use super::{Bank, lines};
 use crate::cpu::{Cpu, Rows};
 use crate::linear::products;
 use crate::route::Routes;
 use crate::silu_mul::silu;
-use krasis_core::{Act, Mat};
+use krasis_core::{Act, Format, Mat};
 use krasis_cpu::Tiles;
 
 /// Output rows of a task.
 const BLOCK: usize = 32;
+
+/// An expert that some pairs chose.
+pub(super) struct Active {
+    /// Which one.
+    pub expert: u32,
+    /// Its (token, choice) pairs, in order.
+    pub pairs: Vec<u32>,
+}
 
 pub(crate) fn cpu(
     d: &mut Cpu,
@@ -20,55 +29,70 @@ pub(crate) fn cpu(
     inner: Mat<Act>,
     out: Mat<Act>,
 ) {
-    let inter = bank.inter as usize;
-    let hidden = (bank.down.rows / bank.experts) as usize;
-    let top_k = routes.experts.cols as usize;
+    let top_k = routes.experts.cols;
     let active = by_expert(d.arena.slice(routes.experts.whole()), bank.experts);
+    match bank.gate_up.format {
+        Format::Lines(format) => lines::gate_up(d, format, x, top_k, &active, bank, inner),
+        _ => gate_up(d, x, top_k, &active, bank, inner),
+    }
+    match bank.down.format {
+        Format::Lines(format) => lines::down(d, format, inner, &active, bank, out),
+        _ => down(d, inner, &active, bank, out),
+    }
+}
 
+fn gate_up(d: &mut Cpu, x: Mat<Act>, top_k: u32, active: &[Active], bank: &Bank, inner: Mat<Act>) {
+    let inter = bank.inter as usize;
     let (inputs, all) = d.arena.write(inner.whole().floats());
     let (rows, tiles) = (Rows::of(&bank.gate_up, &inputs), Tiles::new(all, inter));
     let blocks = inter.div_ceil(BLOCK);
     d.team.split(active.len() * blocks, 1, |tasks| {
         for task in tasks {
-            let (expert, pairs) = &active[task / blocks];
+            let Active { expert, pairs } = &active[task / blocks];
             let first = task % blocks * BLOCK;
             let count = BLOCK.min(inter - first);
-            let token = |i: usize| inputs.row(x, (pairs[i] / top_k) as u32);
-            let gate = expert * 2 * inter + first;
+            let token = |i: usize| inputs.row(x, pairs[i] / top_k);
+            let gate = *expert as usize * 2 * inter + first;
             products(&rows, gate..gate + count, x.cols, pairs.len(), token, |i, row, sum| {
                 // SAFETY: each task has its own pairs and columns, and tiles die at once.
-                *unsafe { tiles.cell(pairs[i], first + row - gate) } = silu(sum);
+                *unsafe { tiles.cell(pairs[i] as usize, first + row - gate) } = silu(sum);
             });
             let up = gate + inter;
             products(&rows, up..up + count, x.cols, pairs.len(), token, |i, row, sum| {
                 // SAFETY: as above.
-                *unsafe { tiles.cell(pairs[i], first + row - up) } *= sum;
-            });
-        }
-    });
-
-    let (inputs, all) = d.arena.write(out.whole().floats());
-    let (rows, tiles) = (Rows::of(&bank.down, &inputs), Tiles::new(all, hidden));
-    let blocks = hidden.div_ceil(BLOCK);
-    d.team.split(active.len() * blocks, 1, |tasks| {
-        for task in tasks {
-            let (expert, pairs) = &active[task / blocks];
-            let first = task % blocks * BLOCK;
-            let down = expert * hidden + first..expert * hidden + hidden.min(first + BLOCK);
-            let pair = |i: usize| inputs.row(inner, pairs[i] as u32);
-            products(&rows, down, inner.cols, pairs.len(), pair, |i, row, sum| {
-                // SAFETY: as above.
-                *unsafe { tiles.cell(pairs[i], row - expert * hidden) } = sum;
+                *unsafe { tiles.cell(pairs[i] as usize, first + row - up) } *= sum;
             });
         }
     });
 }
 
-/// The experts that any pair chose, each with its pairs in order.
-fn by_expert(chosen: &[u32], experts: u32) -> Vec<(usize, Vec<usize>)> {
-    let mut pairs = vec![Vec::new(); experts as usize];
-    for (pair, &expert) in chosen.iter().enumerate() {
-        pairs[expert as usize].push(pair);
+fn down(d: &mut Cpu, inner: Mat<Act>, active: &[Active], bank: &Bank, out: Mat<Act>) {
+    let hidden = out.cols as usize;
+    let (inputs, all) = d.arena.write(out.whole().floats());
+    let (rows, tiles) = (Rows::of(&bank.down, &inputs), Tiles::new(all, hidden));
+    let blocks = hidden.div_ceil(BLOCK);
+    d.team.split(active.len() * blocks, 1, |tasks| {
+        for task in tasks {
+            let Active { expert, pairs } = &active[task / blocks];
+            let first = task % blocks * BLOCK;
+            let start = *expert as usize * hidden;
+            let down = start + first..start + hidden.min(first + BLOCK);
+            let pair = |i: usize| inputs.row(inner, pairs[i]);
+            products(&rows, down, inner.cols, pairs.len(), pair, |i, row, sum| {
+                // SAFETY: as above.
+                *unsafe { tiles.cell(pairs[i] as usize, row - start) } = sum;
+            });
+        }
+    });
+}
+
+/// The experts that any pair chose.
+fn by_expert(chosen: &[u32], experts: u32) -> Vec<Active> {
+    let mut all: Vec<Active> =
+        (0..experts).map(|expert| Active { expert, pairs: Vec::new() }).collect();
+    for (pair, &expert) in (0..).zip(chosen) {
+        all[expert as usize].pairs.push(pair);
     }
-    pairs.into_iter().enumerate().filter(|(_, pairs)| !pairs.is_empty()).collect()
+    all.retain(|active| !active.pairs.is_empty());
+    all
 }

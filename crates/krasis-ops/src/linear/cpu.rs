@@ -1,8 +1,10 @@
-//! The product as tiles: a block of weight rows is decoded to f32 once, then meets every token row.
+//! The product as tiles. Floats: a block of weight rows is decoded to f32 once, then meets every
+//! token row. Lines: activations become INT8 once, then the integer kernels do the rest.
 
-use crate::cpu::{Cpu, Rows, vector_of};
-use krasis_core::{Act, Mat, Weight};
+use crate::cpu::{Cpu, Rows, matrix_of, vector_of};
+use krasis_core::{Act, Format, Lines, Mat, Weight};
 use krasis_cpu::Tiles;
+use krasis_cpu::lines::{PANEL_BLOCKS, multiply};
 use krasis_cpu::vector::{dot, dot4};
 use std::ops::Range;
 
@@ -10,11 +12,17 @@ use std::ops::Range;
 /// while all token rows pass by.
 const BLOCK: usize = 16;
 
+/// Bytes of lines below which waking a thread costs more than it saves.
+pub(crate) const LINE_BYTES_WORTH_A_THREAD: usize = 1 << 16;
+
 /// Multiplications below which waking a thread costs more than it saves.
 const WORTH_A_THREAD: usize = 1 << 15;
 
 pub(crate) fn cpu(d: &mut Cpu, x: Mat<Act>, w: &Weight, bias: Option<&Weight>, out: Mat<Act>) {
     assert_eq!((w.rows, w.cols), (out.cols, x.cols), "weight [outputs, inputs]");
+    if let Format::Lines(lines) = w.format {
+        return in_lines(d, x, lines, w, bias, out);
+    }
     let (inputs, all) = d.arena.write(out.whole().floats());
     let rows = Rows::of(w, &inputs);
     let bias = bias.map(|bias| vector_of(bias, &inputs));
@@ -33,6 +41,39 @@ pub(crate) fn cpu(d: &mut Cpu, x: Mat<Act>, w: &Weight, bias: Option<&Weight>, o
                 *cell = sum + bias.map_or(0.0, |bias| bias[output]);
             },
         );
+    });
+}
+
+fn in_lines(
+    d: &mut Cpu,
+    x: Mat<Act>,
+    lines: Lines,
+    w: &Weight,
+    bias: Option<&Weight>,
+    out: Mat<Act>,
+) {
+    let (inputs, all) = d.arena.write(out.whole().floats());
+    let (team, isa, outputs) = (&d.team, d.isa, out.cols as usize);
+    d.tokens.fill(isa, team, lines, x.cols as usize, x.rows as usize, |i| inputs.row(x, i as u32));
+    let (w, tokens) = (matrix_of(lines, w, &inputs), &d.tokens);
+    let bias = bias.map(|bias| vector_of(bias, &inputs));
+    let tiles = Tiles::new(all, outputs);
+    let chosen: Vec<u32> = (0..x.rows).collect();
+    // Several tokens share what is unpacked for a panel.
+    let unit = if x.rows == 1 { 1 } else { PANEL_BLOCKS };
+    let least = LINE_BYTES_WORTH_A_THREAD.div_ceil(unit * lines.block_bytes(w.cols()));
+    team.split(w.blocks().div_ceil(unit), least, |units| {
+        let blocks = units.start * unit..w.blocks().min(units.end * unit);
+        multiply(isa, &w, blocks, tokens, &chosen, |row, first, sums| {
+            // The last block may hold rows of padding.
+            let sums = &sums[..sums.len().min(outputs - first)];
+            // SAFETY: the ranges of `split` are disjoint, and tiles die at once.
+            let tile = unsafe { tiles.tile(row, first..first + sums.len()) };
+            tile.copy_from_slice(sums);
+            if let Some(bias) = bias {
+                tile.iter_mut().zip(&bias[first..]).for_each(|(out, bias)| *out += bias);
+            }
+        });
     });
 }
 

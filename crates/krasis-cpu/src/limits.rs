@@ -1,0 +1,90 @@
+//! What the machine could do at most: loops that only read memory, or only multiply bytes. Kernels
+//! are measured against them in the same run, because clocks and neighbours change.
+
+use crate::isa::Isa;
+
+/// Reads all of it; the result keeps the compiler from not reading.
+pub fn read(pages: &[[u8; 4096]]) -> u64 {
+    match Isa::best() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the variant holds a proof of the feature.
+        Isa::Avx512Vnni(_) => unsafe { x86::read_avx512(pages) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx2(_) => unsafe { x86::read_avx2(pages) },
+        _ => pages.iter().flatten().fold(0, |all, &byte| all ^ u64::from(byte)),
+    }
+}
+
+/// Multiplies bytes in registers, `rounds` times over; returns the products of one round.
+pub fn byte_products(isa: Isa, rounds: usize) -> u64 {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the variant holds a proof of the features.
+        Isa::Avx512Vnni(_) => unsafe { x86::dpbusd(rounds) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx2(_) => unsafe { x86::maddubs(rounds) },
+        _ => 0,
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+
+    #[target_feature(enable = "avx512f")]
+    pub fn read_avx512(pages: &[[u8; 4096]]) -> u64 {
+        let mut sums = [_mm512_setzero_si512(); 4];
+        for lines in pages.as_flattened().as_chunks::<256>().0 {
+            let lines: [__m512i; 4] = bytemuck::must_cast(*lines);
+            for i in 0..4 {
+                sums[i] = _mm512_xor_si512(sums[i], lines[i]);
+            }
+        }
+        bytemuck::must_cast::<_, [u64; 32]>(sums).iter().fold(0, |all, sum| all ^ sum)
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub fn read_avx2(pages: &[[u8; 4096]]) -> u64 {
+        let mut sums = [_mm256_setzero_si256(); 4];
+        for lines in pages.as_flattened().as_chunks::<128>().0 {
+            let lines: [__m256i; 4] = bytemuck::must_cast(*lines);
+            for i in 0..4 {
+                sums[i] = _mm256_xor_si256(sums[i], lines[i]);
+            }
+        }
+        bytemuck::must_cast::<_, [u64; 16]>(sums).iter().fold(0, |all, sum| all ^ sum)
+    }
+
+    /// Independent sums, more than the instruction's latency times its rate.
+    const SUMS: usize = 12;
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    pub fn dpbusd(rounds: usize) -> u64 {
+        let (a, b) = black_box((_mm512_set1_epi8(3), _mm512_set1_epi8(-5)));
+        let mut sums = [_mm512_setzero_si512(); SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, a, b);
+            }
+        }
+        black_box(sums);
+        64 * SUMS as u64
+    }
+
+    /// With the addition in 16 bits, without the widening that a kernel must do now and then.
+    #[target_feature(enable = "avx2")]
+    pub fn maddubs(rounds: usize) -> u64 {
+        let mut sums = [_mm256_setzero_si256(); SUMS];
+        let b = black_box(_mm256_set1_epi8(-5));
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(*sum, b));
+            }
+        }
+        black_box(sums);
+        32 * SUMS as u64
+    }
+}

@@ -1,0 +1,370 @@
+//! AVX2: `vpmaddubsw` multiplies 32 unsigned with 32 signed bytes and adds pairs in 16 bits.
+//!
+//! A pair of INT4 products is at most 3,810, so eight may be added before 16 bits overflow. INT8 takes
+//! the sign to the activation, `|w| · (±x)`, whose pairs are at most 32,512 and are widened at once;
+//! its integers are signed again here, so the corrections are not needed.
+
+use super::panel::{PANEL_BLOCKS, Panel, Sums};
+use super::{Matrix, Span, Tokens};
+use crate::isa::Avx2;
+use half::bf16;
+use krasis_core::lines::{Bits, PLANE, ROWS};
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+/// How far ahead of the product lines are fetched: the hardware's own prefetch stops at pages.
+const AHEAD: usize = 4096;
+
+/// The rows of one block times one token.
+pub fn vector(_: Avx2, w: &Matrix, block: usize, x: &[Span]) -> [f32; ROWS] {
+    let (planes, scales) = w.block(block);
+    // SAFETY: the proof says that the features were detected.
+    unsafe {
+        match (w.lines.bits, w.lines.line_scales()) {
+            (Bits::Four, 1) => vector_body::<8, 1>(planes, scales, x),
+            (Bits::Four, 2) => vector_body::<8, 2>(planes, scales, x),
+            (Bits::Four, _) => vector_body::<8, 4>(planes, scales, x),
+            (Bits::Eight, 1) => vector_body::<16, 1>(planes, scales, x),
+            (Bits::Eight, 2) => vector_body::<16, 2>(planes, scales, x),
+            (Bits::Eight, _) => vector_body::<16, 4>(planes, scales, x),
+        }
+    }
+}
+
+/// `STORED` planes of eight lines (INT4 stores both of a line in one), `SCALES` of a line.
+#[target_feature(enable = "avx2,fma")]
+fn vector_body<const STORED: usize, const SCALES: usize>(
+    planes: &[[u8; PLANE]],
+    scales: &[[bf16; ROWS]],
+    x: &[Span],
+) -> [f32; ROWS] {
+    let mut sums = _mm256_setzero_ps();
+    let groups = planes.as_chunks::<STORED>().0.iter().zip(scales.as_chunks::<SCALES>().0);
+    for ((planes, scales), x) in groups.zip(x) {
+        let products = if STORED == ROWS {
+            products4::<STORED, SCALES>(planes, x)
+        } else {
+            reduce::<SCALES>(products8(planes, x))
+        };
+        for plane in planes {
+            prefetch(plane);
+        }
+        for s in 0..SCALES {
+            let correction = if STORED == ROWS { x.corrections[s] } else { 0 };
+            let product = _mm256_sub_epi32(products[s], _mm256_set1_epi32(correction));
+            let scale = _mm256_mul_ps(floats(&scales[s]), _mm256_set1_ps(x.scale));
+            sums = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), scale, sums);
+        }
+    }
+    bytemuck::must_cast(sums)
+}
+
+/// INT4: sums of eight rows under each scale.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn products4<const STORED: usize, const SCALES: usize>(
+    planes: &[[u8; PLANE]; STORED],
+    x: &Span,
+) -> [__m256i; 4] {
+    let x = activations(x);
+    let mask = _mm256_set1_epi8(15);
+    let ones = _mm256_set1_epi16(1);
+    let mut rows = [_mm256_setzero_si256(); ROWS];
+    let low = |v| _mm256_and_si256(v, mask);
+    let high = |v| _mm256_and_si256(_mm256_srli_epi16::<4>(v), mask);
+    for row in 0..ROWS {
+        let [a, b] = halves(&planes[row]);
+        let first = _mm256_add_epi16(
+            _mm256_maddubs_epi16(low(a), x[0]),
+            _mm256_maddubs_epi16(low(b), x[1]),
+        );
+        let second = _mm256_add_epi16(
+            _mm256_maddubs_epi16(high(a), x[2]),
+            _mm256_maddubs_epi16(high(b), x[3]),
+        );
+        rows[row] = _mm256_add_epi16(first, second);
+        if SCALES > 1 {
+            rows[row] = _mm256_madd_epi16(rows[row], ones);
+        }
+    }
+    if SCALES > 1 {
+        return reduce::<SCALES>(rows);
+    }
+    // Two rows' pairs still fit 16 bits, which halves the widening.
+    let two = |a, b| _mm256_madd_epi16(_mm256_hadd_epi16(a, b), ones);
+    let four = |r: &[__m256i]| _mm256_hadd_epi32(two(r[0], r[1]), two(r[2], r[3]));
+    let (a, b) = (four(&rows[..4]), four(&rows[4..]));
+    let first = _mm256_permute2x128_si256::<0x20>(a, b);
+    let all = _mm256_add_epi32(first, _mm256_permute2x128_si256::<0x31>(a, b));
+    let none = _mm256_setzero_si256();
+    [all, none, none, none]
+}
+
+/// INT8: sums of each row, words `4 · lane + slab` of both halves together.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn products8<const STORED: usize>(planes: &[[u8; PLANE]; STORED], x: &Span) -> [__m256i; ROWS] {
+    let x = activations(x);
+    let ones = _mm256_set1_epi16(1);
+    let mut rows = [_mm256_setzero_si256(); ROWS];
+    for row in 0..ROWS {
+        for part in 0..4 {
+            let w = signed(halves(&planes[2 * row + part / 2])[part % 2]);
+            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x[part], w));
+            rows[row] = _mm256_add_epi32(rows[row], _mm256_madd_epi16(pairs, ones));
+        }
+    }
+    rows
+}
+
+/// Sums over lanes, and over the slabs that share a scale.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn reduce<const SCALES: usize>(rows: [__m256i; ROWS]) -> [__m256i; 4] {
+    // Row r in the lower lane and row r + 4 in the upper, each with its four slabs.
+    let mut p = [_mm256_setzero_si256(); 4];
+    for r in 0..4 {
+        let first = _mm256_permute2x128_si256::<0x20>(rows[r], rows[r + 4]);
+        let second = _mm256_permute2x128_si256::<0x31>(rows[r], rows[r + 4]);
+        p[r] = _mm256_add_epi32(first, second);
+    }
+    let (a, b) = (_mm256_unpacklo_epi32(p[0], p[1]), _mm256_unpackhi_epi32(p[0], p[1]));
+    let (c, d) = (_mm256_unpacklo_epi32(p[2], p[3]), _mm256_unpackhi_epi32(p[2], p[3]));
+    let slabs = [
+        _mm256_unpacklo_epi64(a, c),
+        _mm256_unpackhi_epi64(a, c),
+        _mm256_unpacklo_epi64(b, d),
+        _mm256_unpackhi_epi64(b, d),
+    ];
+    let first = _mm256_add_epi32(slabs[0], slabs[1]);
+    let second = _mm256_add_epi32(slabs[2], slabs[3]);
+    let none = _mm256_setzero_si256();
+    match SCALES {
+        1 => [_mm256_add_epi32(first, second), none, none, none],
+        2 => [first, second, none, none],
+        _ => slabs,
+    }
+}
+
+/// All blocks of a panel times a tile of tokens, into `panel.sums`.
+pub fn panel(
+    _: Avx2,
+    w: &Matrix,
+    blocks: Range<usize>,
+    x: &Tokens,
+    tokens: &[u32],
+    panel: &mut Panel,
+) {
+    assert!(blocks.len() <= PANEL_BLOCKS && blocks.end <= w.blocks(), "blocks of a panel");
+    panel.begin(tokens.len());
+    // SAFETY: the proof says that the features were detected.
+    unsafe {
+        match (w.lines.bits, w.lines.line_scales()) {
+            (Bits::Four, 1) => panel_body::<8, 1>(w, blocks, x, tokens, panel),
+            (Bits::Four, 2) => panel_body::<8, 2>(w, blocks, x, tokens, panel),
+            (Bits::Four, _) => panel_body::<8, 4>(w, blocks, x, tokens, panel),
+            (Bits::Eight, 1) => panel_body::<16, 1>(w, blocks, x, tokens, panel),
+            (Bits::Eight, 2) => panel_body::<16, 2>(w, blocks, x, tokens, panel),
+            (Bits::Eight, _) => panel_body::<16, 4>(w, blocks, x, tokens, panel),
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn panel_body<const STORED: usize, const SCALES: usize>(
+    w: &Matrix,
+    blocks: Range<usize>,
+    x: &Tokens,
+    tokens: &[u32],
+    panel: &mut Panel,
+) {
+    for group in 0..w.cols.div_ceil(krasis_core::lines::COLS) {
+        for (at, block) in blocks.clone().enumerate() {
+            let (planes, scales) = w.block(block);
+            unpack::<STORED>(&planes.as_chunks().0[group], at, panel);
+            for (s, scales) in scales.as_chunks::<SCALES>().0[group].iter().enumerate() {
+                panel.scales[s].as_chunks_mut::<ROWS>().0[at] = bytemuck::must_cast(floats(scales));
+            }
+        }
+        for rows in 0..blocks.len().div_ceil(2) {
+            let mut at = 0;
+            while at < tokens.len() {
+                at += match tokens.len() - at {
+                    4.. => tile::<4, STORED, SCALES>(x, tokens, group, at, rows, panel),
+                    2 | 3 => tile::<2, STORED, SCALES>(x, tokens, group, at, rows, panel),
+                    _ => tile::<1, STORED, SCALES>(x, tokens, group, at, rows, panel),
+                };
+            }
+        }
+    }
+}
+
+/// Turns a block of lines into words of 8 rows; INT8 becomes signed.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn unpack<const STORED: usize>(planes: &[[u8; PLANE]; STORED], at: usize, panel: &mut Panel) {
+    let per_line = STORED / ROWS;
+    for plane in planes {
+        prefetch(plane);
+    }
+    for part in 0..2 * per_line {
+        let (stored, half) = (part / 2, part % 2);
+        let mut lines = [_mm256_setzero_si256(); ROWS];
+        for row in 0..ROWS {
+            lines[row] = halves(&planes[row * per_line + stored])[half];
+        }
+        let turned = transpose(lines);
+        for word in 0..ROWS {
+            let to = half * 8 + word;
+            if STORED == ROWS {
+                let mask = _mm256_set1_epi8(15);
+                let low = _mm256_and_si256(turned[word], mask);
+                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(turned[word]), mask);
+                panel.words[to].0.as_chunks_mut().0[at] = each_row(low);
+                panel.words[16 + to].0.as_chunks_mut().0[at] = each_row(high);
+            } else {
+                panel.words[16 * stored + to].0.as_chunks_mut().0[at] =
+                    each_row(signed(turned[word]));
+            }
+        }
+    }
+}
+
+/// Word `w` of row `r` becomes word `r` of row `w`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
+    let mut a = r;
+    for i in 0..4 {
+        a[2 * i] = _mm256_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        a[2 * i + 1] = _mm256_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    // b[4·q + j]: word j of each lane, of rows 4·q to 4·q + 3.
+    let mut b = a;
+    for q in 0..2 {
+        let a = &a[4 * q..][..4];
+        b[4 * q] = _mm256_unpacklo_epi64(a[0], a[2]);
+        b[4 * q + 1] = _mm256_unpackhi_epi64(a[0], a[2]);
+        b[4 * q + 2] = _mm256_unpacklo_epi64(a[1], a[3]);
+        b[4 * q + 3] = _mm256_unpackhi_epi64(a[1], a[3]);
+    }
+    let mut out = a;
+    for j in 0..4 {
+        out[j] = _mm256_permute2x128_si256::<0x20>(b[j], b[4 + j]);
+        out[4 + j] = _mm256_permute2x128_si256::<0x31>(b[j], b[4 + j]);
+    }
+    out
+}
+
+/// One group of 16 rows of the panel times `T` tokens from `tokens[at]`; returns `T`.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn tile<const T: usize, const STORED: usize, const SCALES: usize>(
+    x: &Tokens,
+    tokens: &[u32],
+    group: usize,
+    at: usize,
+    rows: usize,
+    panel: &mut Panel,
+) -> usize {
+    let x: [&Span; T] = std::array::from_fn(|t| &x.row(tokens[at + t] as usize)[group]);
+    let sums: &mut [Sums; T] = (&mut panel.sums[at..at + T]).try_into().expect("T tokens");
+    let ones = _mm256_set1_epi16(1);
+    let zero = _mm256_setzero_si256();
+    for s in 0..SCALES {
+        let mut products = [[zero; 2]; T];
+        if STORED == ROWS {
+            for t in 0..T {
+                products[t] = [_mm256_set1_epi32(x[t].corrections[s].wrapping_neg()); 2];
+            }
+        }
+        for slab in s * 4 / SCALES..(s + 1) * 4 / SCALES {
+            let mut pairs = [[zero; 2]; T];
+            for step in 0..8 {
+                let word = step * 4 + slab;
+                let w = &panel.words[word].0.as_chunks::<ROWS>().0[2 * rows..][..2];
+                let w = [words(&w[0]), words(&w[1])];
+                for t in 0..T {
+                    let x = _mm256_set1_epi32(x[t].word(word));
+                    for i in 0..2 {
+                        if STORED == ROWS {
+                            let product = _mm256_maddubs_epi16(w[i], x);
+                            pairs[t][i] = _mm256_add_epi16(pairs[t][i], product);
+                        } else {
+                            let w_abs = _mm256_abs_epi8(w[i]);
+                            let product = _mm256_maddubs_epi16(w_abs, _mm256_sign_epi8(x, w[i]));
+                            let product = _mm256_madd_epi16(product, ones);
+                            products[t][i] = _mm256_add_epi32(products[t][i], product);
+                        }
+                    }
+                }
+            }
+            if STORED == ROWS {
+                for t in 0..T {
+                    for i in 0..2 {
+                        let product = _mm256_madd_epi16(pairs[t][i], ones);
+                        products[t][i] = _mm256_add_epi32(products[t][i], product);
+                    }
+                }
+            }
+        }
+        for t in 0..T {
+            let x_scale = _mm256_set1_ps(x[t].scale);
+            let sums = &mut sums[t].as_chunks_mut::<ROWS>().0[2 * rows..][..2];
+            let scales = &panel.scales[s].as_chunks::<ROWS>().0[2 * rows..][..2];
+            for i in 0..2 {
+                let scale = _mm256_mul_ps(bytemuck::must_cast::<[f32; 8], _>(scales[i]), x_scale);
+                let sum = bytemuck::must_cast::<[f32; 8], _>(sums[i]);
+                let product = _mm256_cvtepi32_ps(products[t][i]);
+                sums[i] = bytemuck::must_cast(_mm256_fmadd_ps(product, scale, sum));
+            }
+        }
+    }
+    T
+}
+
+/// Low plane in two halves, then the high plane.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn activations(x: &Span) -> [__m256i; 4] {
+    bytemuck::must_cast(x.integers)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn halves(plane: &[u8; PLANE]) -> [__m256i; 2] {
+    bytemuck::must_cast(*plane)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn words(from: &[[u8; 4]; ROWS]) -> __m256i {
+    bytemuck::must_cast(*from)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn each_row(words: __m256i) -> [[u8; 4]; ROWS] {
+    bytemuck::must_cast(words)
+}
+
+/// Takes off the 128 that INT8 is stored too high by.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn signed(stored: __m256i) -> __m256i {
+    _mm256_xor_si256(stored, _mm256_set1_epi8(-128))
+}
+
+/// BF16 is the upper half of f32.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn floats(scales: &[bf16; ROWS]) -> __m256 {
+    let halves = bytemuck::must_cast::<[bf16; ROWS], __m128i>(*scales);
+    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn prefetch(line: &[u8; PLANE]) {
+    _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(AHEAD).cast());
+}

@@ -1,0 +1,143 @@
+//! Products with weights in line layout (see `krasis_core::lines`), in integers.
+//!
+//! Activations are rounded to INT8 with a scale per 128 columns ([`Tokens`]). For each scale of the
+//! weight the integers are multiplied and summed exactly, and the sums of a row are joined in f32 in
+//! the order of its columns:
+//!
+//! `out = Σ_s fma(Σ_{k in s} w[k]·x[k], w_scale[s] · x_scale[s], …)`
+//!
+//! That is all the rounding there is. So every kernel gives the same bits, whatever its instruction
+//! set, and whatever other rows and tokens it works on at the same time.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod panel;
+mod plain;
+mod tokens;
+
+use crate::isa::Isa;
+use half::bf16;
+use krasis_core::Lines;
+use krasis_core::lines::{PLANE, ROWS};
+pub use panel::PANEL_BLOCKS;
+use panel::{Panel, TILE};
+use std::ops::Range;
+pub use tokens::{Span, Tokens};
+
+/// A weight in line layout, or some whole blocks of one.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a> {
+    lines: Lines,
+    cols: usize,
+    data: &'a [u8],
+    scales: &'a [bf16],
+}
+
+impl<'a> Matrix<'a> {
+    /// `data` and `scales` of whole blocks of rows of `cols`.
+    pub fn new(lines: Lines, cols: usize, data: &'a [u8], scales: &'a [bf16]) -> Matrix<'a> {
+        let blocks = data.len() / lines.block_bytes(cols);
+        assert_eq!(data.len(), blocks * lines.block_bytes(cols), "whole blocks of {lines}");
+        assert_eq!(scales.len(), blocks * lines.block_scales(cols), "scales of {blocks} blocks");
+        Matrix { lines, cols, data, scales }
+    }
+
+    /// Its format.
+    pub fn lines(&self) -> Lines {
+        self.lines
+    }
+
+    /// Inputs.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Blocks of 8 rows.
+    pub fn blocks(&self) -> usize {
+        self.data.len() / self.lines.block_bytes(self.cols)
+    }
+
+    /// Planes and scales of a block, line by line.
+    fn block(&self, block: usize) -> (&'a [[u8; PLANE]], &'a [[bf16; ROWS]]) {
+        let (bytes, scales) =
+            (self.lines.block_bytes(self.cols), self.lines.block_scales(self.cols));
+        let data = &self.data[block * bytes..][..bytes];
+        let scales = &self.scales[block * scales..][..scales];
+        (data.as_chunks().0, scales.as_chunks().0)
+    }
+}
+
+/// Multiplies rows of `w` with `tokens` of `x`. Hands out `put(i, row, sums)`: the products of
+/// `tokens[i]` with consecutive rows of the weight from `row` on; padding rows are among them.
+///
+/// Bytes: the blocks once (each 96 tokens), and the tokens from cache.
+pub fn multiply(
+    isa: Isa,
+    w: &Matrix,
+    blocks: Range<usize>,
+    x: &Tokens,
+    tokens: &[u32],
+    mut put: impl FnMut(usize, usize, &[f32]),
+) {
+    assert_eq!(x.lines(), w.lines, "activations were prepared for another format");
+    assert!(blocks.end <= w.blocks(), "blocks {blocks:?} of {}", w.blocks());
+    if let (&[token], false) = (tokens, matches!(isa, Isa::Plain)) {
+        for block in blocks {
+            put(0, block * ROWS, &vector(isa, w, block, x.row(token as usize)));
+        }
+        return;
+    }
+    if matches!(isa, Isa::Plain) {
+        for block in blocks {
+            for (i, &token) in tokens.iter().enumerate() {
+                put(i, block * ROWS, &vector(isa, w, block, x.row(token as usize)));
+            }
+        }
+        return;
+    }
+    let mut panel = Panel::new();
+    for first in blocks.clone().step_by(PANEL_BLOCKS) {
+        let count = PANEL_BLOCKS.min(blocks.end - first);
+        for (tile, tokens) in tokens.chunks(TILE).enumerate() {
+            let sums = panel_sums(isa, w, first..first + count, x, tokens, &mut panel);
+            for (i, sums) in sums.iter().enumerate() {
+                put(tile * TILE + i, first * ROWS, &sums[..count * ROWS]);
+            }
+        }
+    }
+}
+
+/// The rows of one block times one token.
+fn vector(isa: Isa, w: &Matrix, block: usize, x: &[Span]) -> [f32; ROWS] {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni(proof) => avx512::vector(proof, w, block, x),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(proof) => avx2::vector(proof, w, block, x),
+        _ => plain::vector(w, block, x),
+    }
+}
+
+/// The rows of up to [`PANEL_BLOCKS`] blocks times up to [`TILE`] tokens.
+fn panel_sums<'p>(
+    isa: Isa,
+    w: &Matrix,
+    blocks: Range<usize>,
+    x: &Tokens,
+    tokens: &[u32],
+    panel: &'p mut Panel,
+) -> &'p [panel::Sums] {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni(proof) => avx512::panel(proof, w, blocks, x, tokens, panel),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(proof) => avx2::panel(proof, w, blocks, x, tokens, panel),
+        _ => unreachable!("the plain kernel has no panels"),
+    }
+    &panel.sums[..tokens.len()]
+}
+
+#[cfg(test)]
+mod tests;
