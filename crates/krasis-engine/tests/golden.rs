@@ -8,7 +8,7 @@ use krasis_engine::{DeviceKind, Engine, Options};
 use krasis_ops::{Memory, Reference};
 
 fn on(device: DeviceKind) -> Options {
-    Options { device, ..Options::default() }
+    Options { device, ..common::defaults() }
 }
 
 /// Float32 throughout: only the order of additions differs.

@@ -170,8 +170,8 @@ fn mean_difference(fixture: &str, mutate: impl FnOnce(&mut Model<Source>)) -> f3
     let ck = Checkpoint::open(&dir(fixture)).unwrap();
     let mut model = describe(ck.config(), |name| ck.contains(name)).unwrap();
     mutate(&mut model);
-    let options = Options::default();
-    let device = |arena| Cpu::new(arena, Team::new(None));
+    let options = common::defaults();
+    let device = |arena| Cpu::new(arena, Team::new(Some(1)));
     let Loaded { mut engine, handle, submissions, .. } =
         Engine::load_described(&ck, &model, &options, device).unwrap();
     let request = Request { prompt_logprobs: Some(0), ..greedy(&golden.tokens, 0) };

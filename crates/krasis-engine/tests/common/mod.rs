@@ -25,6 +25,11 @@ pub fn dir(fixture: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/tiny").join(fixture)
 }
 
+/// One thread: tests run side by side, and more threads than cores only wait for each other.
+pub fn defaults() -> Options {
+    Options { threads: Some(1), ..Options::default() }
+}
+
 /// What transformers says.
 pub struct Golden {
     pub tokens: Vec<u32>,
