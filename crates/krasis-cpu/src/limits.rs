@@ -2,6 +2,25 @@
 //! are measured against them in the same run, because clocks and neighbours change.
 
 use crate::isa::Isa;
+use crate::team::Team;
+use std::hint::black_box;
+use std::time::Instant;
+
+/// Bytes per second that a team reads from a buffer of `bytes`, which should be larger than all
+/// caches together; the best of five passes.
+pub fn read_bandwidth(team: &Team, bytes: usize) -> f64 {
+    // Written once: pages that never were are all the same page of zeros, in the cache.
+    let mut pages = vec![[1u8; 4096]; bytes / 4096];
+    pages.iter_mut().enumerate().for_each(|(i, page)| page[0] = i as u8);
+    let pass = |_| {
+        let start = Instant::now();
+        team.split(pages.len(), 256, |range| {
+            black_box(read(&pages[range]));
+        });
+        (pages.len() * 4096) as f64 / start.elapsed().as_secs_f64()
+    };
+    (0..5).map(pass).fold(0.0, f64::max)
+}
 
 /// Reads all of it; the result keeps the compiler from not reading.
 pub fn read(pages: &[[u8; 4096]]) -> u64 {

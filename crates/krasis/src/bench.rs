@@ -53,6 +53,9 @@ fn field(text: &str) -> Result<(String, Value), String> {
 /// Prompt of a decode run: as short as conversations are long.
 const DECODE_PROMPT: u32 = 32;
 
+/// Bytes that the bandwidth is measured on: more than any cache holds.
+const BUFFER: usize = 2 << 30;
+
 /// One line of the table.
 struct Measured {
     test: String,
@@ -69,6 +72,8 @@ impl Bench {
         for (region, bytes) in &running.regions {
             eprintln!("{region}: {bytes}");
         }
+        let bandwidth = self.bandwidth()?;
+        eprintln!("memory read: {:.1} GB/s", bandwidth / 1e9);
         let mut prompts = Prompts { vocab: running.handle.facts.vocab, state: 1 };
         let mut all = Vec::new();
         for &tokens in &self.prefill {
@@ -93,9 +98,9 @@ impl Bench {
             let token_bytes = (self.batch == 1).then_some(running.decode_bytes.0);
             all.push(Measured { test, rates, token_bytes });
         }
-        print_table(&all);
+        print_table(&all, bandwidth);
         match &self.json {
-            Some(file) => self.write(file, &all),
+            Some(file) => self.write(file, &all, bandwidth),
             None => Ok(()),
         }
     }
@@ -122,6 +127,12 @@ impl Bench {
             section[field] = value.clone();
         }
         Ok(krasis_engine::start_dummy(&config, &options)?)
+    }
+
+    /// What decoding is held against, measured in the same run by as many threads.
+    fn bandwidth(&self) -> Result<f64, Failure> {
+        let team = krasis_cpu::Team::new(self.model.options()?.threads);
+        Ok(krasis_cpu::limits::read_bandwidth(&team, BUFFER))
     }
 
     /// Rates of all runs but the first, summed over the sequences of a run.
@@ -153,11 +164,11 @@ impl Bench {
         Ok(rates)
     }
 
-    fn write(&self, file: &Path, all: &[Measured]) -> Result<(), Failure> {
+    fn write(&self, file: &Path, all: &[Measured], bandwidth: f64) -> Result<(), Failure> {
         let tests = all.iter().map(|m| json!({"test": m.test, "tokens_per_second": m.rates, "bytes_per_token": m.token_bytes}));
         let record = json!({
             "krasis": env!("CARGO_PKG_VERSION"),
-            "machine": {"cpu": cpu_name(), "cores": krasis_cpu::affinity::cores().len()},
+            "machine": {"cpu": cpu_name(), "cores": krasis_cpu::affinity::cores().len(), "read_bytes_per_second": bandwidth},
             "tests": tests.collect::<Vec<_>>(),
         });
         let text = serde_json::to_string_pretty(&record).context("a record is JSON")?;
@@ -187,15 +198,20 @@ impl Prompts {
     }
 }
 
-fn print_table(all: &[Measured]) {
-    println!("| {} | tok/s, median | least | most | GB/s of weights |", cpu_name());
-    println!("|---|---|---|---|---|");
+fn print_table(all: &[Measured], bandwidth: f64) {
+    println!(
+        "| {} | tok/s, median | least | most | GB/s of weights | % of memory read |",
+        cpu_name()
+    );
+    println!("|---|---|---|---|---|---|");
     for Measured { test, rates, token_bytes } in all {
         let median = rates[rates.len() / 2];
-        let bytes = token_bytes
-            .map_or("-".to_owned(), |bytes| format!("{:.1}", median * bytes as f64 / 1e9));
+        let read = token_bytes.map_or("- | -".to_owned(), |bytes| {
+            let rate = median * bytes as f64;
+            format!("{:.1} | {:.0}", rate / 1e9, 100.0 * rate / bandwidth)
+        });
         println!(
-            "| {test} | {median:.1} | {:.1} | {:.1} | {bytes} |",
+            "| {test} | {median:.1} | {:.1} | {:.1} | {read} |",
             rates[0],
             rates[rates.len() - 1]
         );
