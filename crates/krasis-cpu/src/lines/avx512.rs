@@ -45,10 +45,13 @@ fn vector_body<const STORED: usize, const SCALES: usize>(
     x: &[Span],
 ) -> [f32; ROWS] {
     let mut sums = _mm256_setzero_ps();
+    // Integers run on from group to group, and what a group adds is a difference: wrapping is exact,
+    // and eight registers need not be cleared.
+    let mut rows = [_mm512_setzero_si512(); ROWS];
+    let mut before = [_mm256_setzero_si256(); 4];
     let groups = planes.as_chunks::<STORED>().0.iter().zip(scales.as_chunks::<SCALES>().0);
     for ((planes, scales), x) in groups.zip(x) {
         let (x_low, x_high) = (load(&x.integers, 0), load(&x.integers, 1));
-        let mut rows = [_mm512_setzero_si512(); ROWS];
         for row in 0..ROWS {
             let (low, high) = line::<STORED>(planes, row);
             rows[row] = _mm512_dpbusd_epi32(rows[row], low, x_low);
@@ -60,7 +63,9 @@ fn vector_body<const STORED: usize, const SCALES: usize>(
         let products = reduce::<SCALES>(rows);
         for s in 0..SCALES {
             let correction = _mm256_set1_epi32(x.corrections[s]);
-            let product = _mm256_cvtepi32_ps(_mm256_sub_epi32(products[s], correction));
+            let product = _mm256_sub_epi32(products[s], before[s]);
+            before[s] = products[s];
+            let product = _mm256_cvtepi32_ps(_mm256_sub_epi32(product, correction));
             let scale = _mm256_mul_ps(floats(&scales[s]), _mm256_set1_ps(x.scale));
             sums = _mm256_fmadd_ps(product, scale, sums);
         }
