@@ -20,7 +20,7 @@ const COLS: usize = 2048;
 const BYTES: usize = 2 << 30;
 
 /// Repetitions of which the median is reported.
-const RUNS: usize = 9;
+const RUNS: usize = 7;
 
 fn main() {
     let wanted = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
@@ -70,33 +70,10 @@ fn fill(arena: &mut Arena, data: Slot<u8>, scales: Slot<bf16>) {
 /// One token: bytes per second against plain reading.
 fn vectors(arena: &Arena, data: Slot<u8>, scales: Slot<bf16>, team: &Team) {
     for lines in formats() {
-        for isa in Isa::all().into_iter().skip(1) {
-            let w = matrix(arena, data, scales, lines, 1 << 20);
-            let bytes = w.blocks() * bytes_of_block(lines);
-            let x = tokens(isa, team, lines, 1);
-            let mut out = vec![0.0; w.blocks() * ROWS];
-            let mut rates = vec![];
-            for _ in 0..2 {
-                let seconds = time(|| {
-                    (0..100).for_each(|_| {
-                        multiply(isa, &w, 0..w.blocks(), &x, &[0], |_, row, sums| {
-                            out[row..row + 8].copy_from_slice(sums)
-                        })
-                    })
-                });
-                rates.push(100.0 * bytes as f64 / seconds / 1e9);
-            }
-            println!(
-                "  cached {lines} {} {:.1} max {:.1} GB/s",
-                isa.name(),
-                middle(rates.clone()),
-                rates.iter().fold(0f64, |a, b| a.max(*b))
-            );
-        }
         let w = matrix(arena, data, scales, lines, BYTES);
         let bytes = w.blocks() * bytes_of_block(lines);
-        for isa in Isa::all().into_iter().skip(2) {
-            for count in [1] {
+        for isa in Isa::all().into_iter().skip(1) {
+            for count in [1, 2, 4, 8] {
                 let x = tokens(isa, team, lines, count);
                 let mut out = vec![0.0; count * w.blocks() * ROWS];
                 let (mut rates, mut limits) = (vec![], vec![]);
@@ -147,7 +124,7 @@ fn batches(arena: &Arena, data: Slot<u8>, scales: Slot<bf16>, team: &Team) {
 }
 
 fn formats() -> impl Iterator<Item = Lines> {
-    let each = [(Bits::Four, 128), (Bits::Eight, 128)];
+    let each = [(Bits::Four, 128), (Bits::Four, 32), (Bits::Eight, 128)];
     each.into_iter().map(|(bits, group)| Lines::new(bits, group).expect("a group of lines"))
 }
 

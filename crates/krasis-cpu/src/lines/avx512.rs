@@ -8,15 +8,13 @@
 //! word of a token 6 times: 10 loads for 24 `vpdpbusd`.
 
 use super::panel::{PANEL_BLOCKS, PANEL_ROWS, Panel, Sums};
+use super::prefetch::prefetch;
 use super::{Matrix, Span, Tokens};
 use crate::isa::Avx512Vnni;
 use half::bf16;
 use krasis_core::lines::{Bits, PLANE, ROWS};
 use std::arch::x86_64::*;
 use std::ops::Range;
-
-/// How far ahead of the product lines are fetched: the hardware's own prefetch stops at pages.
-const AHEAD: usize = 4096;
 
 /// Registers of a panel's rows.
 const WIDE: usize = PANEL_ROWS / 16;
@@ -45,27 +43,20 @@ fn vector_body<const STORED: usize, const SCALES: usize>(
     x: &[Span],
 ) -> [f32; ROWS] {
     let mut sums = _mm256_setzero_ps();
-    // Integers run on from group to group, and what a group adds is a difference: wrapping is exact,
-    // and eight registers need not be cleared.
-    let mut rows = [_mm512_setzero_si512(); ROWS];
-    let mut before = [_mm256_setzero_si256(); 4];
     let groups = planes.as_chunks::<STORED>().0.iter().zip(scales.as_chunks::<SCALES>().0);
     for ((planes, scales), x) in groups.zip(x) {
         let (x_low, x_high) = (load(&x.integers, 0), load(&x.integers, 1));
+        let mut rows = [_mm512_setzero_si512(); ROWS];
         for row in 0..ROWS {
             let (low, high) = line::<STORED>(planes, row);
             rows[row] = _mm512_dpbusd_epi32(rows[row], low, x_low);
             rows[row] = _mm512_dpbusd_epi32(rows[row], high, x_high);
         }
-        for plane in planes {
-            prefetch(plane);
-        }
+        prefetch(planes);
         let products = reduce::<SCALES>(rows);
         for s in 0..SCALES {
             let correction = _mm256_set1_epi32(x.corrections[s]);
-            let product = _mm256_sub_epi32(products[s], before[s]);
-            before[s] = products[s];
-            let product = _mm256_cvtepi32_ps(_mm256_sub_epi32(product, correction));
+            let product = _mm256_cvtepi32_ps(_mm256_sub_epi32(products[s], correction));
             let scale = _mm256_mul_ps(floats(&scales[s]), _mm256_set1_ps(x.scale));
             sums = _mm256_fmadd_ps(product, scale, sums);
         }
@@ -199,12 +190,11 @@ fn unpack<const STORED: usize>(
     panel: &mut Panel,
 ) {
     let per_line = STORED / ROWS;
+    blocks.iter().for_each(|planes| prefetch(*planes));
     for stored in 0..per_line {
         let mut lines = [_mm512_setzero_si512(); 16];
         for row in 0..16 {
-            let plane = &blocks[row / ROWS][row % ROWS * per_line + stored];
-            prefetch(plane);
-            lines[row] = bytes(plane);
+            lines[row] = bytes(&blocks[row / ROWS][row % ROWS * per_line + stored]);
         }
         let turned = transpose(lines);
         for word in 0..16 {
@@ -325,10 +315,4 @@ fn load(integers: &[i8; 2 * PLANE], plane: usize) -> __m512i {
 fn floats(scales: &[bf16; ROWS]) -> __m256 {
     let halves = bytemuck::must_cast::<[bf16; ROWS], __m128i>(*scales);
     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn prefetch(line: &[u8; PLANE]) {
-    _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(AHEAD).cast());
 }
