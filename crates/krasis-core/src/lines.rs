@@ -186,7 +186,27 @@ impl Lines {
         for (group, &scale) in groups.iter().enumerate() {
             scales[self.place(cols, line, group * self.group()).scale] = scale;
         }
-        for col in 0..cols {
+        // Whole lines byte by byte of the result, the rest column by column.
+        let whole = cols / COLS;
+        for group in 0..whole {
+            let to = &mut data[(group * ROWS + line) * self.line_bytes()..][..self.line_bytes()];
+            match self.bits {
+                Bits::Four => {
+                    let from = &integers[group * COLS / 2..][..COLS / 2];
+                    let nibble = |col: u8| (from[col as usize / 2] >> (col % 2 * 4)) & 15;
+                    for (byte, to) in to.iter_mut().enumerate() {
+                        *to = nibble(COLUMNS[0][byte]) | nibble(COLUMNS[1][byte]) << 4;
+                    }
+                }
+                Bits::Eight => {
+                    let from = &integers[group * COLS..][..COLS];
+                    for (to, &col) in to.iter_mut().zip(COLUMNS.as_flattened()) {
+                        *to = from[col as usize] ^ 0x80;
+                    }
+                }
+            }
+        }
+        for col in whole * COLS..cols {
             let at = self.place(cols, line, col);
             match self.bits {
                 Bits::Four => {
@@ -204,6 +224,18 @@ pub const fn place_in_line(col: usize) -> (usize, usize) {
     let (slab, quarter, lane, odd) = (col / 32, col / 8 % 4, col / 2 % 4, col % 2);
     (16 * lane + 4 * slab + 2 * odd + quarter / 2, quarter % 2)
 }
+
+/// The column of each byte of each plane: [`place_in_line`] the other way round.
+const COLUMNS: [[u8; PLANE]; 2] = {
+    let mut columns = [[0; PLANE]; 2];
+    let mut col = 0;
+    while col < COLS {
+        let (byte, plane) = place_in_line(col);
+        columns[plane][byte] = col as u8;
+        col += 1;
+    }
+    columns
+};
 
 impl fmt::Display for Lines {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

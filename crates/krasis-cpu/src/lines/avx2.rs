@@ -5,15 +5,13 @@
 //! its integers are signed again here, so the corrections are not needed.
 
 use super::panel::{PANEL_BLOCKS, Panel, Sums};
+use super::prefetch::prefetch;
 use super::{Matrix, Span, Tokens};
 use crate::isa::Avx2;
 use half::bf16;
 use krasis_core::lines::{Bits, PLANE, ROWS};
 use std::arch::x86_64::*;
 use std::ops::Range;
-
-/// How far ahead of the product lines are fetched: the hardware's own prefetch stops at pages.
-const AHEAD: usize = 4096;
 
 /// The rows of one block times one token.
 pub fn vector(_: Avx2, w: &Matrix, block: usize, x: &[Span]) -> [f32; ROWS] {
@@ -46,9 +44,7 @@ fn vector_body<const STORED: usize, const SCALES: usize>(
         } else {
             reduce::<SCALES>(products8(planes, x))
         };
-        for plane in planes {
-            prefetch(plane);
-        }
+        prefetch(planes);
         for s in 0..SCALES {
             let correction = if STORED == ROWS { x.corrections[s] } else { 0 };
             let product = _mm256_sub_epi32(products[s], _mm256_set1_epi32(correction));
@@ -204,9 +200,7 @@ fn panel_body<const STORED: usize, const SCALES: usize>(
 #[target_feature(enable = "avx2")]
 fn unpack<const STORED: usize>(planes: &[[u8; PLANE]; STORED], at: usize, panel: &mut Panel) {
     let per_line = STORED / ROWS;
-    for plane in planes {
-        prefetch(plane);
-    }
+    prefetch(planes);
     for part in 0..2 * per_line {
         let (stored, half) = (part / 2, part % 2);
         let mut lines = [_mm256_setzero_si256(); ROWS];
@@ -361,10 +355,4 @@ fn signed(stored: __m256i) -> __m256i {
 fn floats(scales: &[bf16; ROWS]) -> __m256 {
     let halves = bytemuck::must_cast::<[bf16; ROWS], __m128i>(*scales);
     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn prefetch(line: &[u8; PLANE]) {
-    _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(AHEAD).cast());
 }

@@ -8,15 +8,13 @@
 //! word of a token 6 times: 10 loads for 24 `vpdpbusd`.
 
 use super::panel::{PANEL_BLOCKS, PANEL_ROWS, Panel, Sums};
+use super::prefetch::prefetch;
 use super::{Matrix, Span, Tokens};
 use crate::isa::Avx512Vnni;
 use half::bf16;
 use krasis_core::lines::{Bits, PLANE, ROWS};
 use std::arch::x86_64::*;
 use std::ops::Range;
-
-/// How far ahead of the product lines are fetched: the hardware's own prefetch stops at pages.
-const AHEAD: usize = 4096;
 
 /// Registers of a panel's rows.
 const WIDE: usize = PANEL_ROWS / 16;
@@ -54,9 +52,7 @@ fn vector_body<const STORED: usize, const SCALES: usize>(
             rows[row] = _mm512_dpbusd_epi32(rows[row], low, x_low);
             rows[row] = _mm512_dpbusd_epi32(rows[row], high, x_high);
         }
-        for plane in planes {
-            prefetch(plane);
-        }
+        prefetch(planes);
         let products = reduce::<SCALES>(rows);
         for s in 0..SCALES {
             let correction = _mm256_set1_epi32(x.corrections[s]);
@@ -194,12 +190,11 @@ fn unpack<const STORED: usize>(
     panel: &mut Panel,
 ) {
     let per_line = STORED / ROWS;
+    blocks.iter().for_each(|planes| prefetch(*planes));
     for stored in 0..per_line {
         let mut lines = [_mm512_setzero_si512(); 16];
         for row in 0..16 {
-            let plane = &blocks[row / ROWS][row % ROWS * per_line + stored];
-            prefetch(plane);
-            lines[row] = bytes(plane);
+            lines[row] = bytes(&blocks[row / ROWS][row % ROWS * per_line + stored]);
         }
         let turned = transpose(lines);
         for word in 0..16 {
@@ -320,10 +315,4 @@ fn load(integers: &[i8; 2 * PLANE], plane: usize) -> __m512i {
 fn floats(scales: &[bf16; ROWS]) -> __m256 {
     let halves = bytemuck::must_cast::<[bf16; ROWS], __m128i>(*scales);
     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn prefetch(line: &[u8; PLANE]) {
-    _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(AHEAD).cast());
 }

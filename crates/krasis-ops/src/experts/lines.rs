@@ -5,10 +5,10 @@ use super::Bank;
 use super::cpu::Active;
 use crate::cpu::{Cpu, matrix_of};
 use crate::linear::LINE_BYTES_WORTH_A_THREAD;
-use crate::silu_mul::silu;
 use krasis_core::lines::ROWS;
 use krasis_core::{Act, Lines, Mat};
 use krasis_cpu::lines::{PANEL_BLOCKS, multiply};
+use krasis_cpu::vector::silu;
 use krasis_cpu::{Team, Tiles};
 use std::ops::Range;
 
@@ -41,7 +41,7 @@ pub(super) fn gate_up(
         };
         let gate = matrix_of(lines, &bank.gate(active.expert), &inputs);
         multiply(isa, &gate, blocks.clone(), tokens, &chosen, |i, row, sums| {
-            tile(i, row, sums.len()).iter_mut().zip(sums).for_each(|(out, &sum)| *out = silu(sum));
+            silu(sums, tile(i, row, sums.len()));
         });
         let up = matrix_of(lines, &bank.up(active.expert), &inputs);
         multiply(isa, &up, blocks, tokens, &chosen, |i, row, sums| {
