@@ -1,6 +1,6 @@
 //! A panel: 64 rows and 128 columns of a weight, unpacked so that a vector holds one word (four
 //! columns) of each row. Then a word of a token, broadcast, meets all rows at once, and no sum ever
-//! crosses lanes. Unpacking costs as much as four tokens' products, so it serves a tile of many.
+//! crosses lanes. Unpacking costs about as much as four tokens' products (counted, not measured), so it serves a tile of many.
 
 use krasis_core::lines::{PLANE, ROWS};
 

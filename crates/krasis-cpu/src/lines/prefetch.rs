@@ -2,7 +2,7 @@
 //!
 //! All lines come to the first-level cache 2 KiB ahead, and every other line (the hardware brings
 //! its neighbour) to the second 8 KiB ahead. Of the read bandwidth, one thread of AVX-512 reaches
-//! 64 % of INT4 without, 84 % with all lines 4 KiB ahead, and 90 % or more so (medians of a machine
+//! 64 % of INT4 without, 84 % with all lines 4 KiB ahead, and 88 to 99 % so (medians of a machine
 //! that others used).
 
 use krasis_core::lines::PLANE;

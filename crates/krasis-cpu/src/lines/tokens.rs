@@ -63,7 +63,7 @@ impl Tokens {
         self.lines = lines;
         self.each = cols.div_ceil(COLS);
         self.spans.resize(count * self.each, EMPTY);
-        // A span takes about 50 ns: a thread is worth waking for a thousand.
+        // A span takes some tens of nanoseconds (estimated): a thread is worth waking for a thousand.
         let spans = crate::Tiles::new(&mut self.spans, self.each);
         team.split(count, 1000usize.div_ceil(self.each), |rows| {
             for i in rows {
