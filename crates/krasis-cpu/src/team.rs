@@ -47,6 +47,9 @@ struct Shared {
     /// The first panic of a worker, to be raised where the job was given.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     stop: AtomicBool,
+    /// Rounds of spinning: none if threads outnumber cores, for then a waiting thread stands in the
+    /// way of the one that it waits for.
+    spins: u32,
 }
 
 // SAFETY: `job` is written only by the thread that holds `busy`, while no worker is pending, and
@@ -69,6 +72,7 @@ impl Team {
             parked: (0..threads).map(|_| AtomicBool::new(false)).collect(),
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
+            spins: if threads > cores.len() { 0 } else { SPINS },
         });
         let workers: Vec<JoinHandle<()>> = (1..threads)
             .map(|worker| {
@@ -120,7 +124,7 @@ impl Team {
         let own = catch_unwind(AssertUnwindSafe(|| work(0)));
         let mut waited = 0;
         while shared.pending.load(Ordering::Acquire) > 0 {
-            pause(&mut waited);
+            shared.pause(&mut waited);
         }
         let theirs = shared.panic.lock().expect("nothing panics while it is held").take();
         shared.busy.store(false, Ordering::Release);
@@ -211,8 +215,8 @@ impl Shared {
             if self.stop.load(Ordering::Acquire) {
                 return false;
             }
-            if waited < SPINS + YIELDS {
-                pause(&mut waited);
+            if waited < self.spins + YIELDS {
+                self.pause(&mut waited);
                 continue;
             }
             self.parked[worker].store(true, Ordering::SeqCst);
@@ -222,16 +226,16 @@ impl Shared {
             self.parked[worker].store(false, Ordering::SeqCst);
         }
     }
-}
 
-/// A short rest: first on the core, then leaving it to others.
-fn pause(waited: &mut u32) {
-    if *waited < SPINS {
-        spin_loop();
-    } else {
-        thread::yield_now();
+    /// A short rest: first on the core, then leaving it to others.
+    fn pause(&self, waited: &mut u32) {
+        if *waited < self.spins {
+            spin_loop();
+        } else {
+            thread::yield_now();
+        }
+        *waited = waited.saturating_add(1);
     }
-    *waited = waited.saturating_add(1);
 }
 
 #[cfg(test)]

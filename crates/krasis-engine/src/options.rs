@@ -80,7 +80,7 @@ impl Default for Options {
             threads: None,
             context_max: None,
             kv_pages: None,
-            prefill_chunk: 256,
+            prefill_chunk: 512,
             sequences_max: 8,
             queue_max: 64,
         }

@@ -8,7 +8,7 @@ mod common;
 use common::{Golden, differences, dir, greedy};
 use krasis_checkpoint::Checkpoint;
 use krasis_cpu::Team;
-use krasis_engine::{Engine, Loaded, Options, Request};
+use krasis_engine::{Engine, Loaded, Request};
 use krasis_model::{Class, Ffn, Gqa, Mixer, Mla, Model, Moe, Origin, Query, Run, Source, describe};
 use krasis_ops::{Cpu, GroupScore, Score};
 

@@ -8,7 +8,7 @@ mod cpu;
 use crate::linear::dot;
 use crate::reference::Reference;
 use crate::step::{KvStore, Seqs};
-pub(crate) use cpu::{cpu, softmax};
+pub(crate) use cpu::{Past, cpu, mix, scores, softmax};
 use krasis_core::{Act, Mat};
 
 pub(crate) fn reference(

@@ -4,14 +4,13 @@
 //! `c [latent]` is what a token keeps for all heads; `q` has been brought into the latent space and
 //! `out` leaves it through [`crate::linear_heads`]. A token costs `latent + rope` numbers of cache.
 
-use crate::attend::softmax;
+use crate::attend::{Past, mix, scores, softmax};
 use crate::cpu::Cpu;
-use crate::linear::dot as plain_dot;
+use crate::linear::dot;
 use crate::reference::Reference;
 use crate::step::{KvStore, Seqs};
 use krasis_core::{Act, Mat};
 use krasis_cpu::Tiles;
-use krasis_cpu::vector::{add_scaled, dot};
 
 pub(crate) fn reference(
     d: &mut Reference,
@@ -29,8 +28,7 @@ pub(crate) fn reference(
         let heads = q.chunks_exact(latent.dim as usize).zip(q_rope.chunks_exact(rope.dim as usize));
         let mut mixed = Vec::new();
         for (q, q_rope) in heads {
-            let score =
-                |(c, k): (&Vec<f32>, &Vec<f32>)| scale * (plain_dot(q, c) + plain_dot(q_rope, k));
+            let score = |(c, k): (&Vec<f32>, &Vec<f32>)| scale * (dot(q, c) + dot(q_rope, k));
             mixed.extend(d.mix(past.iter().zip(&past_rope).map(score).collect(), &past));
         }
         rows.push(mixed);
@@ -52,42 +50,33 @@ pub(crate) fn cpu(
     let tiles = Tiles::new(all, out.cols as usize);
     let (row_seq, positions) = (inputs.slice(seqs.row_seq), inputs.slice(seqs.positions));
     let pages = inputs.slice(seqs.pages);
-    let (c_data, c_scales) = (inputs.slice(latent.data), inputs.slice(latent.scales));
-    let (k_data, k_scales) = (inputs.slice(rope.data), inputs.slice(rope.scales));
     let (c_dim, k_dim) = (latent.dim as usize, rope.dim as usize);
     let heads = out.cols as usize / c_dim;
     // Heads in blocks: each block reads the past once, and few tokens still occupy all threads.
     const BLOCK: usize = 4;
     let blocks = heads.div_ceil(BLOCK);
     d.team.split(q.rows as usize * blocks, 1, |tasks| {
-        let (mut c, mut k) = (vec![0.0; c_dim], vec![0.0; k_dim]);
+        let (mut latents, mut ropes) = (Past::new(latent, &inputs), Past::new(rope, &inputs));
         for task in tasks {
             let (row, first) = (task / blocks, task % blocks * BLOCK);
             let block = first..heads.min(first + BLOCK);
             let pages = &pages[(row_seq[row] * seqs.pages_max) as usize..];
             let len = positions[row] as usize + 1;
-            let (q, q_rope) = (inputs.row(q, row as u32), inputs.row(q_rope, row as u32));
+            let q = &inputs.row(q, row as u32)[block.start * c_dim..block.end * c_dim];
+            let q_rope = &inputs.row(q_rope, row as u32)[block.start * k_dim..block.end * k_dim];
             // [head of the block, position]
             let mut weights = vec![0.0; block.len() * len];
-            for j in 0..len {
-                let c = latent.get(c_data, c_scales, latent.token(pages, j as u32), 0, &mut c);
-                let k = rope.get(k_data, k_scales, rope.token(pages, j as u32), 0, &mut k);
-                for head in block.clone() {
-                    let score = dot(&q[head * c_dim..][..c_dim], c)
-                        + dot(&q_rope[head * k_dim..][..k_dim], k);
-                    weights[(head - first) * len + j] = scale * score;
-                }
-            }
+            latents.each_block(pages, len, 0, |at, latents| {
+                scores(latents, q, at, len, scale, &mut weights);
+            });
+            ropes.each_block(pages, len, 0, |at, keys| {
+                scores(keys, q_rope, at, len, scale, &mut weights);
+            });
             weights.chunks_exact_mut(len).for_each(softmax);
             // SAFETY: each task has its own row and heads.
             let mixed = unsafe { tiles.tile(row, block.start * c_dim..block.end * c_dim) };
             mixed.fill(0.0);
-            for j in 0..len {
-                let c = latent.get(c_data, c_scales, latent.token(pages, j as u32), 0, &mut c);
-                for (head, mixed) in mixed.chunks_exact_mut(c_dim).enumerate() {
-                    add_scaled(mixed, weights[head * len + j], c);
-                }
-            }
+            latents.each_block(pages, len, 0, |at, latents| mix(latents, &weights, at, len, mixed));
         }
     });
 }
