@@ -28,6 +28,9 @@ impl Cpu {
     }
 }
 
+/// Token rows below which small operations stay on one thread: a decode step's always do.
+pub(crate) const ROWS_WORTH_A_THREAD: usize = 8;
+
 /// A weight's rows, while an operation runs.
 pub(crate) struct Rows<'a> {
     format: Format,

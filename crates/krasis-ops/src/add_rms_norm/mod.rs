@@ -3,9 +3,10 @@
 //!
 //! Without `add` the residual is only read. `out` must not overlap `residual`.
 
-use crate::cpu::{Cpu, vector_of};
+use crate::cpu::{Cpu, ROWS_WORTH_A_THREAD, vector_of};
 use crate::reference::Reference;
 use krasis_core::{Act, Mat, Weight};
+use krasis_cpu::Tiles;
 use krasis_cpu::vector::dot;
 
 /// `x · rsqrt(mean(x²) + eps) · w`, the norm of all models (those with `1 + w` load it so).
@@ -51,15 +52,18 @@ pub(crate) fn cpu(
     let (inputs, rows, normed) = d.arena.write_two(residual.whole().floats(), out.whole().floats());
     let w = vector_of(w, &inputs);
     let cols = out.cols as usize;
-    for (i, (row, normed)) in
-        rows.chunks_exact_mut(cols).zip(normed.chunks_exact_mut(cols)).enumerate()
-    {
-        if let Some(add) = add {
-            row.iter_mut().zip(inputs.row(add, i as u32)).for_each(|(x, add)| *x += add);
+    let (rows, normed) = (Tiles::new(rows, cols), Tiles::new(normed, cols));
+    d.team.split(out.rows as usize, ROWS_WORTH_A_THREAD, |range| {
+        for i in range {
+            // SAFETY: the ranges of `split` are disjoint.
+            let (row, normed) = unsafe { (rows.tile(i, 0..cols), normed.tile(i, 0..cols)) };
+            if let Some(add) = add {
+                row.iter_mut().zip(inputs.row(add, i as u32)).for_each(|(x, add)| *x += add);
+            }
+            normed.copy_from_slice(row);
+            rms_norm_in_place(normed, w, eps);
         }
-        normed.copy_from_slice(row);
-        rms_norm_in_place(normed, w, eps);
-    }
+    });
 }
 
 #[cfg(test)]
@@ -68,7 +72,7 @@ mod tests {
 
     #[test]
     fn sum_and_norm() {
-        for (rows, cols) in [(1, 1), (1, 33), (5, 72)] {
+        for (rows, cols) in [(1, 1), (1, 33), (5, 72), (40, 24)] {
             let mut case = Case::new(2);
             let (add, residual, w) =
                 (case.act(rows, cols), case.act(rows, cols), case.vector(cols));

@@ -2,11 +2,12 @@
 //!
 //! The one place where the routing scale is applied and the shared expert added (once each).
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, ROWS_WORTH_A_THREAD};
 use crate::reference::Reference;
 use crate::route::Routes;
 use crate::sigmoid_gate::sigmoid;
 use krasis_core::{Act, Mat};
+use krasis_cpu::Tiles;
 use krasis_cpu::vector::add_scaled;
 
 /// What every token's expert computed.
@@ -60,17 +61,23 @@ pub(crate) fn cpu(
 ) {
     let (inputs, all) = d.arena.write(out.whole().floats());
     let top_k = routes.weights.cols as usize;
-    let weights = inputs.slice(routes.weights.whole()).chunks_exact(top_k);
-    for (row, (sum, weights)) in all.chunks_exact_mut(out.cols as usize).zip(weights).enumerate() {
-        sum.fill(0.0);
-        for (k, weight) in weights.iter().enumerate() {
-            add_scaled(sum, scale * weight, inputs.row(pairs, (row * top_k + k) as u32));
+    let weights = inputs.slice(routes.weights.whole());
+    let cols = out.cols as usize;
+    let tiles = Tiles::new(all, cols);
+    d.team.split(out.rows as usize, ROWS_WORTH_A_THREAD, |range| {
+        for row in range {
+            // SAFETY: the ranges of `split` are disjoint.
+            let sum = unsafe { tiles.tile(row, 0..cols) };
+            sum.fill(0.0);
+            for (k, weight) in weights[row * top_k..][..top_k].iter().enumerate() {
+                add_scaled(sum, scale * weight, inputs.row(pairs, (row * top_k + k) as u32));
+            }
+            if let Some(shared) = shared {
+                let gate = shared.gate.map_or(1.0, |gate| sigmoid(inputs.row(gate, row as u32)[0]));
+                add_scaled(sum, gate, inputs.row(shared.out, row as u32));
+            }
         }
-        if let Some(shared) = shared {
-            let gate = shared.gate.map_or(1.0, |gate| sigmoid(inputs.row(gate, row as u32)[0]));
-            add_scaled(sum, gate, inputs.row(shared.out, row as u32));
-        }
-    }
+    });
 }
 
 #[cfg(test)]
@@ -100,12 +107,12 @@ mod tests {
     #[test]
     fn many_tokens() {
         let mut case = Case::new(19);
-        let (pairs, weights) = (case.act(12, 33), case.act(4, 3));
-        let experts = Mat::new(case.u32s(&[0; 12]), 4, 3);
-        let routes = Routes { experts, weights: Mat::new(weights.at.floats(), 4, 3) };
-        let (shared, gate) = (case.act(4, 33), case.act(4, 1));
+        let (pairs, weights) = (case.act(120, 33), case.act(40, 3));
+        let experts = Mat::new(case.u32s(&[0; 120]), 40, 3);
+        let routes = Routes { experts, weights: Mat::new(weights.at.floats(), 40, 3) };
+        let (shared, gate) = (case.act(40, 33), case.act(40, 1));
         let shared = Some(SharedExpert { out: shared, gate: Some(gate) });
-        let out = case.blank(4, 33);
+        let out = case.blank(40, 33);
         case.agree(&[out], 1e-5, |ops| ops.combine(pairs, routes, 1.5, shared, out));
     }
 }

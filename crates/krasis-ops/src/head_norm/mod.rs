@@ -2,9 +2,10 @@
 //! With `dim` equal to the columns of `x` it is a norm of whole rows (MLA's latents).
 
 use crate::add_rms_norm::{rms_norm, rms_norm_in_place};
-use crate::cpu::{Cpu, vector_of};
+use crate::cpu::{Cpu, ROWS_WORTH_A_THREAD, vector_of};
 use crate::reference::Reference;
 use krasis_core::{Act, Mat, Weight};
+use krasis_cpu::Tiles;
 
 pub(crate) fn reference(d: &mut Reference, x: Mat<Act>, dim: u32, w: &Weight, eps: f32) {
     let w = d.vector(w);
@@ -18,11 +19,17 @@ pub(crate) fn reference(d: &mut Reference, x: Mat<Act>, dim: u32, w: &Weight, ep
 pub(crate) fn cpu(d: &mut Cpu, x: Mat<Act>, dim: u32, w: &Weight, eps: f32) {
     let (inputs, all) = d.arena.write(x.at.floats());
     let w = vector_of(w, &inputs);
-    for row in 0..x.rows {
-        for head in all[x.row_range(row)].chunks_exact_mut(dim as usize) {
-            rms_norm_in_place(head, w, eps);
+    let tiles = Tiles::new(all, x.stride as usize);
+    let cols = x.first_col as usize..(x.first_col + x.cols) as usize;
+    d.team.split(x.rows as usize, ROWS_WORTH_A_THREAD, |range| {
+        for row in range {
+            // SAFETY: the ranges of `split` are disjoint.
+            let row = unsafe { tiles.tile(row, cols.clone()) };
+            for head in row.chunks_exact_mut(dim as usize) {
+                rms_norm_in_place(head, w, eps);
+            }
         }
-    }
+    });
 }
 
 #[cfg(test)]

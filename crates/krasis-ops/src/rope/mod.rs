@@ -5,10 +5,11 @@
 //! factor). The other columns pass through. Interleaved pairs (DeepSeek) are brought into this
 //! order when the weights are loaded.
 
-use crate::cpu::{Cpu, vector_of};
+use crate::cpu::{Cpu, ROWS_WORTH_A_THREAD, vector_of};
 use crate::reference::Reference;
 use crate::step::Seqs;
 use krasis_core::{Act, Mat, Weight};
+use krasis_cpu::Tiles;
 
 pub(crate) fn reference(
     d: &mut Reference,
@@ -40,20 +41,26 @@ pub(crate) fn cpu(d: &mut Cpu, x: Mat<Act>, dim: u32, freqs: &Weight, scale: f32
     let (inputs, all) = d.arena.write(x.at.floats());
     let (freqs, positions) = (vector_of(freqs, &inputs), inputs.slice(seqs.positions));
     let half = freqs.len();
-    let mut turns = vec![(0.0, 0.0); half];
-    for row in 0..x.rows {
-        // All heads of a token turn alike.
-        for (turn, freq) in turns.iter_mut().zip(freqs) {
-            let (sin, cos) = (positions[row as usize] as f32 * freq).sin_cos();
-            *turn = (sin * scale, cos * scale);
-        }
-        for head in all[x.row_range(row)].chunks_exact_mut(dim as usize) {
-            let (first, second) = head[..2 * half].split_at_mut(half);
-            for ((a, b), (sin, cos)) in first.iter_mut().zip(second).zip(&turns) {
-                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    let tiles = Tiles::new(all, x.stride as usize);
+    let cols = x.first_col as usize..(x.first_col + x.cols) as usize;
+    d.team.split(x.rows as usize, ROWS_WORTH_A_THREAD, |range| {
+        let mut turns = vec![(0.0, 0.0); half];
+        for row in range {
+            // All heads of a token turn alike.
+            for (turn, freq) in turns.iter_mut().zip(freqs) {
+                let (sin, cos) = (positions[row] as f32 * freq).sin_cos();
+                *turn = (sin * scale, cos * scale);
+            }
+            // SAFETY: the ranges of `split` are disjoint.
+            let row = unsafe { tiles.tile(row, cols.clone()) };
+            for head in row.chunks_exact_mut(dim as usize) {
+                let (first, second) = head[..2 * half].split_at_mut(half);
+                for ((a, b), (sin, cos)) in first.iter_mut().zip(second).zip(&turns) {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
             }
         }
-    }
+    });
 }
 
 #[cfg(test)]

@@ -11,10 +11,11 @@
 //! The routed scaling factor is not applied here but in [`crate::combine`], once.
 
 use crate::attend::softmax;
-use crate::cpu::{Cpu, vector_of};
+use crate::cpu::{Cpu, ROWS_WORTH_A_THREAD, vector_of};
 use crate::reference::Reference;
 use crate::sigmoid_gate::sigmoid;
 use krasis_core::{Act, Mat, Weight};
+use krasis_cpu::Tiles;
 
 /// How a router's logits become scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,10 +160,14 @@ pub(crate) fn cpu(
     let k = how.top_k as usize;
     let (inputs, experts, weights) = d.arena.write_two(out.experts.whole(), out.weights.whole());
     let bias = bias.map(|bias| vector_of(bias, &inputs));
-    let rows = experts.chunks_exact_mut(k).zip(weights.chunks_exact_mut(k));
-    for (row, (experts, weights)) in rows.enumerate() {
-        choose(inputs.row(logits, row as u32), bias, how, experts, weights);
-    }
+    let (experts, weights) = (Tiles::new(experts, k), Tiles::new(weights, k));
+    d.team.split(logits.rows as usize, ROWS_WORTH_A_THREAD, |range| {
+        for row in range {
+            // SAFETY: the ranges of `split` are disjoint.
+            let (experts, weights) = unsafe { (experts.tile(row, 0..k), weights.tile(row, 0..k)) };
+            choose(inputs.row(logits, row as u32), bias, how, experts, weights);
+        }
+    });
 }
 
 #[cfg(test)]
