@@ -17,16 +17,7 @@ use std::ops::Range;
 pub fn vector(_: Avx2, w: &Matrix, block: usize, x: &[Span]) -> [f32; ROWS] {
     let (planes, scales) = w.block(block);
     // SAFETY: the proof says that the features were detected.
-    unsafe {
-        match (w.lines.bits, w.lines.line_scales()) {
-            (Bits::Four, 1) => vector_body::<8, 1>(planes, scales, x),
-            (Bits::Four, 2) => vector_body::<8, 2>(planes, scales, x),
-            (Bits::Four, _) => vector_body::<8, 4>(planes, scales, x),
-            (Bits::Eight, 1) => vector_body::<16, 1>(planes, scales, x),
-            (Bits::Eight, 2) => vector_body::<16, 2>(planes, scales, x),
-            (Bits::Eight, _) => vector_body::<16, 4>(planes, scales, x),
-        }
-    }
+    unsafe { by_format!(w.lines, vector_body(planes, scales, x)) }
 }
 
 /// `STORED` planes of eight lines (INT4 stores both of a line in one), `SCALES` of a line.
@@ -154,16 +145,7 @@ pub fn panel(
     assert!(blocks.len() <= PANEL_BLOCKS && blocks.end <= w.blocks(), "blocks of a panel");
     panel.begin(tokens.len());
     // SAFETY: the proof says that the features were detected.
-    unsafe {
-        match (w.lines.bits, w.lines.line_scales()) {
-            (Bits::Four, 1) => panel_body::<8, 1>(w, blocks, x, tokens, panel),
-            (Bits::Four, 2) => panel_body::<8, 2>(w, blocks, x, tokens, panel),
-            (Bits::Four, _) => panel_body::<8, 4>(w, blocks, x, tokens, panel),
-            (Bits::Eight, 1) => panel_body::<16, 1>(w, blocks, x, tokens, panel),
-            (Bits::Eight, 2) => panel_body::<16, 2>(w, blocks, x, tokens, panel),
-            (Bits::Eight, _) => panel_body::<16, 4>(w, blocks, x, tokens, panel),
-        }
-    }
+    unsafe { by_format!(w.lines, panel_body(w, blocks, x, tokens, panel)) }
 }
 
 #[target_feature(enable = "avx2,fma")]

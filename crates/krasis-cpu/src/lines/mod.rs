@@ -9,6 +9,22 @@
 //! That is all the rounding there is. So every kernel gives the same bits, whatever its instruction
 //! set, and whatever other rows and tokens it works on at the same time.
 
+/// Calls the variant of a kernel for the lines at hand: its parameters are the 64-byte planes of
+/// eight lines (INT4 keeps two in one) and the scales of a line.
+#[cfg(target_arch = "x86_64")]
+macro_rules! by_format {
+    ($lines:expr, $kernel:ident($($argument:expr),*)) => {
+        match ($lines.bits, $lines.line_scales()) {
+            (Bits::Four, 1) => $kernel::<8, 1>($($argument),*),
+            (Bits::Four, 2) => $kernel::<8, 2>($($argument),*),
+            (Bits::Four, _) => $kernel::<8, 4>($($argument),*),
+            (Bits::Eight, 1) => $kernel::<16, 1>($($argument),*),
+            (Bits::Eight, 2) => $kernel::<16, 2>($($argument),*),
+            (Bits::Eight, _) => $kernel::<16, 4>($($argument),*),
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

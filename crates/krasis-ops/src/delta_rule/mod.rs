@@ -135,9 +135,9 @@ pub(crate) fn cpu(
         for task in tasks {
             let (seq, head) = (task / heads, task % heads);
             let key_head = head / (h.value / h.key) as usize;
+            let own = head * dk * dv..(head + 1) * dk * dv;
             // SAFETY: sequences have places of their own, and heads parts of their own in them.
-            let s =
-                unsafe { memory.tile(places[seq] as usize, head * dk * dv..(head + 1) * dk * dv) };
+            let s = unsafe { memory.tile(places[seq] as usize, own) };
             for row in first_row[seq]..first_row[seq + 1] {
                 if positions[row as usize] == 0 {
                     s.fill(0.0);
