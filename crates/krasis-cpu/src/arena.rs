@@ -3,9 +3,9 @@
 //! Slots are plain numbers, so the arena checks at run time what lifetimes cannot: that a slot lies
 //! inside, is aligned, and that what is read does not overlap what is being written.
 
+use crate::pages::Pages;
 use bytemuck::Pod;
 use krasis_core::{Act, Bytes, Layout, Mat, Slot};
-use std::alloc::{alloc_zeroed, dealloc};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -26,8 +26,8 @@ impl std::error::Error for OutOfMemory {}
 
 /// One zeroed allocation. Pages that are never touched cost nothing.
 pub struct Arena {
-    base: NonNull<u8>,
-    layout: std::alloc::Layout,
+    pages: Pages,
+    bytes: usize,
 }
 
 // SAFETY: the arena owns its memory, and every access goes through `&self` or `&mut self`.
@@ -40,12 +40,9 @@ impl Arena {
     pub fn new(plan: &Layout) -> Result<Arena, OutOfMemory> {
         let wanted = plan.bytes();
         let refused = OutOfMemory { wanted };
-        let bytes = usize::try_from(wanted.0).map_err(|_| refused)?.max(1);
-        let align = krasis_core::arena::ALIGN as usize;
-        let layout = std::alloc::Layout::from_size_align(bytes, align).map_err(|_| refused)?;
-        // SAFETY: the layout's size is at least one byte.
-        let base = unsafe { alloc_zeroed(layout) };
-        NonNull::new(base).map(|base| Arena { base, layout }).ok_or(refused)
+        let bytes = usize::try_from(wanted.0).map_err(|_| refused)?;
+        let pages = Pages::new(bytes).ok_or(refused)?;
+        Ok(Arena { pages, bytes })
     }
 
     /// The elements of a slot.
@@ -76,24 +73,21 @@ impl Arena {
         let written = [self.range(a), self.range(b)];
         assert!(!overlap(&written[0], &written[1]), "an operation writes {a:?} and {b:?} at once");
         let first = written.each_ref().map(|range| range.start);
-        let inputs = Inputs { arena: self.base, layout: self.layout, written, life: PhantomData };
+        let base = self.pages.base();
+        let inputs = Inputs { base, bytes: self.bytes, written, life: PhantomData };
         // SAFETY: both ranges are inside the allocation, aligned and disjoint; `Inputs` refuses to
         // read either; `&mut self` excludes everybody else.
         unsafe {
-            let a = std::slice::from_raw_parts_mut(
-                self.base.as_ptr().add(first[0]).cast(),
-                a.len as usize,
-            );
-            let b = std::slice::from_raw_parts_mut(
-                self.base.as_ptr().add(first[1]).cast(),
-                b.len as usize,
-            );
+            let a =
+                std::slice::from_raw_parts_mut(base.add(first[0]).as_ptr().cast(), a.len as usize);
+            let b =
+                std::slice::from_raw_parts_mut(base.add(first[1]).as_ptr().cast(), b.len as usize);
             (inputs, a, b)
         }
     }
 
     fn range<T>(&self, at: Slot<T>) -> Range<usize> {
-        range_in(self.layout.size(), at)
+        range_in(self.bytes, at)
     }
 
     /// # Safety
@@ -101,23 +95,19 @@ impl Arena {
     unsafe fn raw<T: Pod>(&self, range: Range<usize>, len: u64) -> &[T] {
         // SAFETY: promised by the caller.
         unsafe {
-            std::slice::from_raw_parts(self.base.as_ptr().add(range.start).cast(), len as usize)
+            std::slice::from_raw_parts(
+                self.pages.base().add(range.start).as_ptr().cast(),
+                len as usize,
+            )
         }
-    }
-}
-
-impl Drop for Arena {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout.
-        unsafe { dealloc(self.base.as_ptr(), self.layout) }
     }
 }
 
 /// The arena while some of it is being written: reads of those ranges are refused.
 #[derive(Clone)]
 pub struct Inputs<'a> {
-    arena: NonNull<u8>,
-    layout: std::alloc::Layout,
+    base: NonNull<u8>,
+    bytes: usize,
     written: [Range<usize>; 2],
     life: PhantomData<&'a [u8]>,
 }
@@ -130,14 +120,14 @@ unsafe impl Send for Inputs<'_> {}
 impl<'a> Inputs<'a> {
     /// The elements of a slot that is not being written.
     pub fn slice<T: Pod>(&self, at: Slot<T>) -> &'a [T] {
-        let range = range_in(self.layout.size(), at);
+        let range = range_in(self.bytes, at);
         assert!(
             self.written.iter().all(|written| !overlap(written, &range)),
             "an operation reads {at:?} while it writes there"
         );
         // SAFETY: inside the allocation, aligned, initialised, and disjoint from what is written.
         unsafe {
-            std::slice::from_raw_parts(self.arena.as_ptr().add(range.start).cast(), at.len as usize)
+            std::slice::from_raw_parts(self.base.add(range.start).as_ptr().cast(), at.len as usize)
         }
     }
 

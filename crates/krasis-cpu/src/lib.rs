@@ -7,6 +7,7 @@ pub mod isa;
 pub mod limits;
 pub mod lines;
 pub mod memory;
+mod pages;
 pub mod team;
 pub mod tiles;
 pub mod vector;
