@@ -134,22 +134,28 @@ impl Team {
     }
 
     /// Calls `work` on ranges that together cover `0..items`, at least `least` items each: a
-    /// range that small is not worth waking a thread for. Ranges are taken in turn, so that slow
-    /// cores and uneven work even out.
+    /// range that small is not worth waking a thread for. Whoever is free takes a share of what is
+    /// left, so ranges get shorter: long stretches of memory first, and at the end all threads are
+    /// done within a short one of each other.
     pub fn split(&self, items: usize, least: usize, work: impl Fn(Range<usize>) + Sync) {
-        let ranges = (items / least.max(1)).clamp(1, self.threads() * 4);
-        if ranges == 1 || self.workers.is_empty() {
+        let (threads, least) = (self.threads(), least.max(1));
+        if threads == 1 || items < 2 * least {
             return work(0..items);
         }
-        let bound = |i: usize| items * i / ranges;
         let next = AtomicUsize::new(0);
         self.run(|_| {
-            loop {
-                let i = next.fetch_add(1, Ordering::Relaxed);
-                if i >= ranges {
-                    return;
+            let mut start = next.load(Ordering::Relaxed);
+            while start < items {
+                let left = items - start;
+                let count = (left / (2 * threads)).max(least).min(left);
+                let end = start + count;
+                match next.compare_exchange(start, end, Ordering::Relaxed, Ordering::Relaxed) {
+                    Ok(_) => {
+                        work(start..end);
+                        start = next.load(Ordering::Relaxed);
+                    }
+                    Err(moved) => start = moved,
                 }
-                work(bound(i)..bound(i + 1));
             }
         });
     }

@@ -75,6 +75,11 @@ for_this_machine! {
 }
 
 for_this_machine! {
+    /// `dot` of a stored row (see [`decode_row`]) and `x`, bit for bit, without a place for the row.
+    pub fn dot_row(format: Format, data: &[u8], scales: &[bf16], x: &[f32]) -> f32 = dot_row_body
+}
+
+for_this_machine! {
     /// `out += scale · a`.
     pub fn add_scaled(out: &mut [f32], scale: f32, a: &[f32]) = add_scaled_body
 }
@@ -103,8 +108,15 @@ fn madd<const FMA: bool>(a: f32, b: f32, sum: f32) -> f32 {
 
 #[inline(always)]
 fn dot_body<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len());
     let mut sums = [0.0f32; LANES];
+    accumulate::<FMA>(a, b, &mut sums);
+    total(sums)
+}
+
+/// Adds the products of a stretch to the lanes; all stretches but the last are whole lanes long.
+#[inline(always)]
+fn accumulate<const FMA: bool>(a: &[f32], b: &[f32], sums: &mut [f32; LANES]) {
+    assert_eq!(a.len(), b.len());
     let (a, a_tail) = a.as_chunks::<LANES>();
     let (b, b_tail) = b.as_chunks::<LANES>();
     for (a, b) in a.iter().zip(b) {
@@ -114,6 +126,31 @@ fn dot_body<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
     }
     for (lane, (&a, &b)) in a_tail.iter().zip(b_tail).enumerate() {
         sums[lane] = madd::<FMA>(a, b, sums[lane]);
+    }
+}
+
+/// Columns of a row that [`dot_row`] decodes at a time: they stay in the first cache.
+const STRETCH: usize = 512;
+
+#[inline(always)]
+fn dot_row_body<const FMA: bool>(format: Format, data: &[u8], scales: &[bf16], x: &[f32]) -> f32 {
+    let group = match format {
+        Format::Int8 { group } | Format::Int4 { group } => group as usize,
+        _ => 1,
+    };
+    if !STRETCH.is_multiple_of(group) {
+        let mut row = vec![0.0; x.len()];
+        decode_row_body::<FMA>(format, data, scales, &mut row);
+        return dot_body::<FMA>(&row, x);
+    }
+    let (bytes, groups) = (format.row_bytes(STRETCH as u32) as usize, STRETCH / group);
+    let (mut sums, mut row) = ([0.0f32; LANES], [0.0f32; STRETCH]);
+    for (i, x) in x.chunks(STRETCH).enumerate() {
+        let row = &mut row[..x.len()];
+        let data = &data[i * bytes..][..format.row_bytes(x.len() as u32) as usize];
+        let scales = if scales.is_empty() { scales } else { &scales[i * groups..] };
+        decode_row_body::<FMA>(format, data, scales, row);
+        accumulate::<FMA>(row, x, &mut sums);
     }
     total(sums)
 }
@@ -307,6 +344,32 @@ mod tests {
             let four = dot4(&a, [&b[0], &b[1], &b[2], &b[3]]);
             for i in 0..4 {
                 assert_eq!(four[i].to_bits(), dot(&a, &b[i]).to_bits(), "{len}");
+            }
+        }
+    }
+
+    #[test]
+    fn dot_row_is_decode_and_dot_bit_for_bit() {
+        let formats = [
+            Format::Float(DType::F32),
+            Format::Float(DType::Bf16),
+            Format::Int8 { group: 128 },
+            Format::Int4 { group: 32 },
+            Format::Int4 { group: 48 },
+        ];
+        for format in formats {
+            for cols in [1, 100, 512, 513, 1500] {
+                let bytes = format.row_bytes(cols) as usize;
+                // Bytes that are numbers of moderate size in every format.
+                let data: Vec<u8> = (0..bytes).map(|i| 0x3b + (i % 5) as u8).collect();
+                let scales: Vec<bf16> = (0..format.row_scales(cols))
+                    .map(|i| bf16::from_f32(0.25 + i as f32 / 64.0))
+                    .collect();
+                let x = ramp(cols as usize, 0.01);
+                let mut row = vec![f32::NAN; cols as usize];
+                decode_row(format, &data, &scales, &mut row);
+                let got = dot_row(format, &data, &scales, &x);
+                assert_eq!(got.to_bits(), dot(&row, &x).to_bits(), "{format} of {cols}");
             }
         }
     }

@@ -57,6 +57,14 @@ impl Sampling {
         seed: None,
     };
 
+    /// Whether logits are not taken as the model gives them.
+    pub fn changes_logits(&self) -> bool {
+        !self.logit_bias.is_empty()
+            || self.repetition_penalty != 1.0
+            || self.presence_penalty != 0.0
+            || self.frequency_penalty != 0.0
+    }
+
     /// Refuses values outside their range, naming the field; `vocab` bounds `logit_bias` ids.
     pub fn check(&self, vocab: u32) -> Result<(), InvalidRequest> {
         let within = |field: &'static str, value: f32, low: f32, high: f32| {

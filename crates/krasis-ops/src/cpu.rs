@@ -55,11 +55,20 @@ impl<'a> Rows<'a> {
             }
             return;
         }
+        let (data, scales) = self.stored(row);
+        vector::decode_row(self.format, data, scales, out);
+    }
+
+    /// `Σ row · x` of a weight that is not in lines.
+    pub(crate) fn dot(&self, row: usize, x: &[f32]) -> f32 {
+        let (data, scales) = self.stored(row);
+        vector::dot_row(self.format, data, scales, x)
+    }
+
+    fn stored(&self, row: usize) -> (&'a [u8], &'a [bf16]) {
         let bytes = self.format.row_bytes(self.cols) as usize;
         let scales = self.format.row_scales(self.cols) as usize;
-        let (data, scales) =
-            (&self.data[row * bytes..][..bytes], &self.scales[row * scales..][..scales]);
-        vector::decode_row(self.format, data, scales, out);
+        (&self.data[row * bytes..][..bytes], &self.scales[row * scales..][..scales])
     }
 }
 

@@ -86,6 +86,9 @@ pub(crate) fn products<'x>(
     x: impl Fn(usize) -> &'x [f32],
     mut put: impl FnMut(usize, usize, f32),
 ) {
+    if count == 1 {
+        return outputs.for_each(|output| put(0, output, w.dot(output, x(0))));
+    }
     let cols = cols as usize;
     let mut decoded = vec![0.0; BLOCK.min(outputs.len()) * cols];
     for first in outputs.clone().step_by(BLOCK) {
