@@ -108,25 +108,27 @@ fn madd<const FMA: bool>(a: f32, b: f32, sum: f32) -> f32 {
 
 #[inline(always)]
 fn dot_body<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0f32; LANES];
-    accumulate::<FMA>(a, b, &mut sums);
-    total(sums)
+    total(&accumulate::<FMA>(a, b, [0.0; LANES]))
 }
 
-/// Adds the products of a stretch to the lanes; all stretches but the last are whole lanes long.
+/// Adds the products of a stretch to the lanes; all stretches but the last are whole lanes long. By
+/// value, or the lanes would not stay in registers.
 #[inline(always)]
-fn accumulate<const FMA: bool>(a: &[f32], b: &[f32], sums: &mut [f32; LANES]) {
-    assert_eq!(a.len(), b.len());
-    let (a, a_tail) = a.as_chunks::<LANES>();
-    let (b, b_tail) = b.as_chunks::<LANES>();
-    for (a, b) in a.iter().zip(b) {
+fn accumulate<const FMA: bool>(a: &[f32], b: &[f32], mut sums: [f32; LANES]) -> [f32; LANES] {
+    assert!(a.len() == b.len());
+    let whole = a.len() / LANES * LANES;
+    let mut at = 0;
+    while at < whole {
+        let (a, b) = (&a[at..at + LANES], &b[at..at + LANES]);
         for lane in 0..LANES {
             sums[lane] = madd::<FMA>(a[lane], b[lane], sums[lane]);
         }
+        at += LANES;
     }
-    for (lane, (&a, &b)) in a_tail.iter().zip(b_tail).enumerate() {
-        sums[lane] = madd::<FMA>(a, b, sums[lane]);
+    for lane in 0..a.len() - whole {
+        sums[lane] = madd::<FMA>(a[whole + lane], b[whole + lane], sums[lane]);
     }
+    sums
 }
 
 /// Columns of a row that [`dot_row`] decodes at a time: they stay in the first cache.
@@ -150,9 +152,9 @@ fn dot_row_body<const FMA: bool>(format: Format, data: &[u8], scales: &[bf16], x
         let data = &data[i * bytes..][..format.row_bytes(x.len() as u32) as usize];
         let scales = if scales.is_empty() { scales } else { &scales[i * groups..] };
         decode_row_body::<FMA>(format, data, scales, row);
-        accumulate::<FMA>(row, x, &mut sums);
+        sums = accumulate::<FMA>(row, x, sums);
     }
-    total(sums)
+    total(&sums)
 }
 
 /// Four sums side by side: `a` is read once, and there is always an addition to start while others
@@ -185,12 +187,14 @@ fn dot4_body<const FMA: bool>(a: &[f32], b: [&[f32]; 4]) -> [f32; 4] {
         s2[lane] = madd::<FMA>(a[whole + lane], b2[whole + lane], s2[lane]);
         s3[lane] = madd::<FMA>(a[whole + lane], b3[whole + lane], s3[lane]);
     }
-    [total(s0), total(s1), total(s2), total(s3)]
+    [total(&s0), total(&s1), total(&s2), total(&s3)]
 }
 
-/// Sums lanes pairwise, in an order that vector hardware can follow.
-#[inline(always)]
-fn total(mut sums: [f32; LANES]) -> f32 {
+/// Sums lanes pairwise, in an order that vector hardware can follow. A call, because the compiler
+/// would otherwise cut the lanes of the loops before it into the odd pieces of this tree.
+#[inline(never)]
+fn total(sums: &[f32; LANES]) -> f32 {
+    let mut sums = *sums;
     let mut half = LANES / 2;
     while half > 0 {
         for lane in 0..half {
