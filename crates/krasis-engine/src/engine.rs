@@ -1,6 +1,6 @@
 //! The step, and the thread that makes it.
 
-use crate::dummy::Dummy;
+use crate::dummy::{self, Dummy};
 use crate::error::StartError;
 use crate::handle::{Facts, Handle, Submission};
 use crate::kv::Pages;
@@ -41,9 +41,17 @@ pub fn start(dir: &Path, options: &Options) -> Result<Running, StartError> {
 }
 
 /// Starts a model of random weights in the shapes of a `config.json`: for measuring speed without
-/// a checkpoint.
-pub fn start_dummy(config: &Config, options: &Options) -> Result<Running, StartError> {
-    let source = describe(config, |_| false)?;
+/// a checkpoint. Its experts are equally popular, or as unequally as `skew` says (see
+/// [`crate::skew`]).
+pub fn start_dummy(
+    config: &Config,
+    skew: Option<f64>,
+    options: &Options,
+) -> Result<Running, StartError> {
+    let mut source = describe(config, |_| false)?;
+    if let Some(skew) = skew {
+        dummy::skew_routers(&mut source, skew);
+    }
     match options.device {
         DeviceKind::Cpu => {
             let device = |arena| Cpu::new(arena, Team::new(options.threads));

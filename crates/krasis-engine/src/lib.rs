@@ -15,6 +15,7 @@ pub mod runner;
 pub mod sample;
 pub mod scheduler;
 pub mod sequence;
+pub mod skew;
 
 pub use engine::{Engine, Loaded, Running, start, start_dummy};
 pub use error::StartError;

@@ -1,6 +1,7 @@
 //! Logits to a token.
 
 use crate::request::{Logprob, Sampling};
+use krasis_core::random::SplitMix64;
 use std::borrow::Cow;
 
 /// What sampling needs to know of a sequence.
@@ -138,13 +139,13 @@ fn distinct<'a>(tokens: impl Iterator<Item = &'a u32>) -> std::collections::Hash
     counts
 }
 
-/// In [0, 1): SplitMix64 (Steele et al., 2014) of a seed and a position.
+/// In [0, 1), from a seed and a position.
 fn uniform(seed: u64, position: u64) -> f32 {
-    let mut z = seed.wrapping_add(position.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 40) as f32 / (1u32 << 24) as f32
+    SplitMix64(seed.wrapping_add(position.wrapping_mul(STEP))).uniform()
 }
+
+/// An odd number, so that positions of one seed do not meet those of the next.
+const STEP: u64 = 0xd134_2543_de82_ef95;
 
 #[cfg(test)]
 mod tests {

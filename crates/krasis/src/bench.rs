@@ -5,6 +5,7 @@ use crate::options::ModelArguments;
 use crate::submit::{self, Answer};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use krasis_core::random::SplitMix64;
 use krasis_engine::{Handle, Request, Running, Sampling};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,9 @@ pub struct Bench {
     /// Changes a field of the config before dummy weights are made, as in num_hidden_layers=12
     #[arg(long, value_name = "FIELD=JSON", value_parser = field)]
     config_override: Vec<(String, Value)>,
+    /// Makes dummy experts unequally popular: the r-th is chosen r^-S times as often as the first
+    #[arg(long, value_name = "S")]
+    expert_skew: Option<f64>,
     /// Prompt lengths to read
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "512")]
     prefill: Vec<u32>,
@@ -74,7 +78,7 @@ impl Bench {
         }
         let bandwidth = self.bandwidth()?;
         eprintln!("memory read: {:.1} GB/s", bandwidth / 1e9);
-        let mut prompts = Prompts { vocab: running.handle.facts.vocab, state: 1 };
+        let mut prompts = Prompts { vocab: running.handle.facts.vocab, random: SplitMix64(1) };
         let mut all = Vec::new();
         for &tokens in &self.prefill {
             let rates = self.measure(&running.handle, 1, &mut prompts, tokens, 1, |answer| {
@@ -98,6 +102,7 @@ impl Bench {
             let token_bytes = (self.batch == 1).then_some(running.decode_bytes.0);
             all.push(Measured { test, rates, token_bytes });
         }
+        eprintln!("krasis {} of commit {}", env!("CARGO_PKG_VERSION"), env!("KRASIS_COMMIT"));
         print_table(&all, bandwidth);
         match &self.json {
             Some(file) => self.write(file, &all, bandwidth),
@@ -126,7 +131,7 @@ impl Bench {
             let section = if nested { &mut config["text_config"] } else { &mut config };
             section[field] = value.clone();
         }
-        Ok(krasis_engine::start_dummy(&config, &options)?)
+        Ok(krasis_engine::start_dummy(&config, self.expert_skew, &options)?)
     }
 
     /// What decoding is held against, measured in the same run by as many threads.
@@ -168,6 +173,7 @@ impl Bench {
         let tests = all.iter().map(|m| json!({"test": m.test, "tokens_per_second": m.rates, "bytes_per_token": m.token_bytes}));
         let record = json!({
             "krasis": env!("CARGO_PKG_VERSION"),
+            "commit": env!("KRASIS_COMMIT"),
             "machine": {"cpu": cpu_name(), "cores": krasis_cpu::affinity::cores().len(), "read_bytes_per_second": bandwidth},
             "tests": tests.collect::<Vec<_>>(),
         });
@@ -181,20 +187,13 @@ impl Bench {
 /// Random tokens, never the same twice: a known prefix would not be read again.
 struct Prompts {
     vocab: u32,
-    state: u64,
+    random: SplitMix64,
 }
 
 impl Prompts {
     fn next(&mut self, tokens: u32) -> Vec<u32> {
-        let token = |_| {
-            // A linear congruence (Knuth's MMIX) is random enough to route tokens apart.
-            self.state = self
-                .state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            ((self.state >> 33) % u64::from(self.vocab)) as u32
-        };
-        (0..tokens).map(token).collect()
+        let vocab = u64::from(self.vocab);
+        (0..tokens).map(|_| (self.random.bits() % vocab) as u32).collect()
     }
 }
 

@@ -75,8 +75,8 @@ impl Routes {
     }
 }
 
-/// Routes one token.
-fn choose(
+/// Routes one token of `logits [experts]` into `experts [top_k]` and `weights [top_k]`.
+pub fn choose(
     logits: &[f32],
     bias: Option<&[f32]>,
     how: &Routing,
