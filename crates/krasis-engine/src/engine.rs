@@ -8,7 +8,7 @@ use crate::load::Stock;
 use crate::options::{DeviceKind, Options};
 use crate::plan::{Plan, pages_hold_everything};
 use crate::runner::Runner;
-use crate::scheduler::Scheduler;
+use crate::scheduler::{Batch, Limits, Scheduler};
 use crate::sequence::Sequence;
 use krasis_checkpoint::{Checkpoint, compressed_tensors};
 use krasis_core::{Bytes, Layout};
@@ -90,6 +90,8 @@ pub struct Engine<D> {
     scheduler: Scheduler,
     /// The model on its device.
     pub runner: Runner<D>,
+    /// The step's work, kept for its memory.
+    batch: Batch,
     /// Of requests that name no seed.
     seeds: u64,
 }
@@ -133,8 +135,13 @@ impl<D: Ops + Memory> Engine<D> {
         let facts = Facts { vocab: model.vocab, context_max: plan.context_max };
         let (handle, submissions) = Handle::new(facts, options.queue_max);
         let pages = Pages::new(plan.cache.pages, plan.cache.page, pages_hold_everything(source));
-        let scheduler =
-            Scheduler::new(pages, plan.cache.places, options.prefill_chunk, plan.context_max);
+        let limits = Limits {
+            places: plan.cache.places,
+            pages_max: plan.step.pages_max(),
+            prefill_chunk: options.prefill_chunk,
+            context_max: plan.context_max,
+        };
+        let scheduler = Scheduler::new(pages, limits);
         let seeds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
         let decode_bytes = plan.placed.decode_bytes();
         let banks = plan.placed.banks;
@@ -145,8 +152,9 @@ impl<D: Ops + Memory> Engine<D> {
             caches: plan.caches,
             buffers: plan.buffers,
             step: plan.step,
+            logits: Vec::new(),
         };
-        let engine = Engine { scheduler, runner, seeds };
+        let engine = Engine { scheduler, runner, batch: Batch::default(), seeds };
         Loaded { engine, handle, submissions, regions: plan.regions, decode_bytes }
     }
 
@@ -161,11 +169,13 @@ impl<D: Ops + Memory> Engine<D> {
 
     /// One forward pass over whatever is due.
     pub fn step(&mut self) {
-        let Some(batch) = self.scheduler.next_batch() else { return };
+        let (scheduler, batch) = (&mut self.scheduler, &mut self.batch);
+        if !scheduler.next_batch(batch) {
+            return;
+        }
         self.runner.forward(&batch.input);
-        let scheduler = &mut self.scheduler;
-        self.runner.logits(&batch.rows, |index, logits| scheduler.hear(&batch, index, logits));
-        self.scheduler.commit(&batch);
+        self.runner.logits(&batch.rows, |index, logits| scheduler.hear(batch, index, logits));
+        scheduler.commit(batch);
     }
 
     /// Takes requests while there is room for them; with nothing to do, waits for one. False once

@@ -55,7 +55,7 @@ fn every_layer_leaves_the_residual_stream_of_transformers() {
             positions: (0..rows as u32).collect(),
             row_seq: vec![0; rows],
             first_row: vec![0, rows as u32],
-            pages: vec![(0..2).collect()],
+            pages: vec![0, 1],
             state: vec![0],
         };
         let (step, b) = runner.begin(&input);

@@ -91,9 +91,10 @@ impl Memory for Cpu {
     fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T> {
         self.arena.slice(at).to_vec()
     }
-    fn download_act(&mut self, from: Mat<Act>) -> Vec<f32> {
+    fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>) {
         let all = self.arena.slice(from.at.floats());
-        (0..from.rows).flat_map(|row| &all[from.row_range(row)]).copied().collect()
+        to.clear();
+        (0..from.rows).for_each(|row| to.extend_from_slice(&all[from.row_range(row)]));
     }
 }
 
