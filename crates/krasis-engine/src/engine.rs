@@ -180,7 +180,7 @@ impl<D: Ops + Memory> Engine<D> {
 
     /// Takes requests while there is room for them; with nothing to do, waits for one. False once
     /// there can be no more.
-    fn listen(&mut self, submissions: &Receiver<Submission>) -> bool {
+    pub fn listen(&mut self, submissions: &Receiver<Submission>) -> bool {
         while self.scheduler.has_room() {
             let submission = if self.scheduler.is_busy() {
                 match submissions.try_recv() {

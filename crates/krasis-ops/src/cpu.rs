@@ -14,6 +14,8 @@ pub struct Cpu {
     pub(crate) isa: Isa,
     /// Activations on their way to a weight in lines; kept because fresh memory costs page faults.
     pub(crate) tokens: Tokens,
+    /// Who chose which expert; kept because a decode step allocates nothing.
+    pub(crate) groups: experts::Groups,
 }
 
 impl Cpu {
@@ -24,7 +26,7 @@ impl Cpu {
 
     /// A device that uses these instructions for products in integers.
     pub fn with_isa(arena: Arena, team: Team, isa: Isa) -> Cpu {
-        Cpu { arena, team, isa, tokens: Tokens::new() }
+        Cpu { arena, team, isa, tokens: Tokens::new(), groups: experts::Groups::default() }
     }
 }
 
@@ -59,8 +61,13 @@ impl<'a> Rows<'a> {
         vector::decode_row(self.format, data, scales, out);
     }
 
-    /// `Σ row · x` of a weight that is not in lines.
+    /// `Σ row · x`.
     pub(crate) fn dot(&self, row: usize, x: &[f32]) -> f32 {
+        if let Format::Lines(_) = self.format {
+            let mut decoded = vec![0.0; x.len()];
+            self.decode(row, &mut decoded);
+            return vector::dot(&decoded, x);
+        }
         let (data, scales) = self.stored(row);
         vector::dot_row(self.format, data, scales, x)
     }

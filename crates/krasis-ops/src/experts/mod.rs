@@ -4,6 +4,7 @@
 //! `inner` is scratch of one row of `inter` columns per pair. Bytes: the active experts once.
 
 mod cpu;
+mod groups;
 mod lines;
 
 use crate::linear::dot;
@@ -11,6 +12,7 @@ use crate::reference::Reference;
 use crate::route::Routes;
 use crate::silu_mul::silu;
 pub(crate) use cpu::cpu;
+pub(crate) use groups::Groups;
 use krasis_core::{Act, Format, Mat, Weight};
 
 /// The routed experts of one layer, one behind the other.
