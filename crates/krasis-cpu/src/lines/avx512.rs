@@ -14,6 +14,7 @@ use crate::isa::Avx512Vnni;
 use half::bf16;
 use krasis_core::lines::{Bits, PLANE, ROWS};
 use std::arch::x86_64::*;
+use std::hint::black_box;
 use std::ops::Range;
 
 /// Registers of a panel's rows.
@@ -235,8 +236,8 @@ fn tile<const T: usize, const SCALES: usize>(
         for t in 0..T {
             products[t] = [_mm512_set1_epi32(x[t].corrections[s].wrapping_neg()); WIDE];
         }
-        // One loop, which the compiler leaves one: unrolled, it keeps sums in memory.
-        for i in 0..WORDS / SCALES {
+        // Unrolled, sums would be kept in memory: the compiler shall not know how often.
+        for i in 0..black_box(WORDS / SCALES) {
             let word = i / slabs * 4 + s * slabs + i % slabs;
             let rows = panel.words[word].0.as_chunks::<16>().0;
             let w = [words(&rows[0]), words(&rows[1]), words(&rows[2]), words(&rows[3])];
