@@ -9,6 +9,10 @@ use std::sync::LazyLock;
 #[derive(Clone, Copy, Debug)]
 pub struct Avx2(());
 
+/// AVX-VNNI, with AVX2: Alder Lake, Zen 5 and later.
+#[derive(Clone, Copy, Debug)]
+pub struct AvxVnni(());
+
 /// AVX-512 F, BW, DQ, VL and VNNI, with AVX2: Cascade Lake, Ice Lake, Zen 4 and later.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512Vnni(());
@@ -23,6 +27,18 @@ impl Avx2 {
         #[cfg(not(target_arch = "x86_64"))]
         let found = false;
         found.then_some(Avx2(()))
+    }
+}
+
+impl AvxVnni {
+    /// The proof, if the machine has the instructions.
+    pub fn detect() -> Option<AvxVnni> {
+        Avx2::detect()?;
+        #[cfg(target_arch = "x86_64")]
+        let found = is_x86_feature_detected!("avxvnni");
+        #[cfg(not(target_arch = "x86_64"))]
+        let found = false;
+        found.then_some(AvxVnni(()))
     }
 }
 
@@ -49,6 +65,8 @@ pub enum Isa {
     Plain,
     /// 256-bit vectors.
     Avx2(Avx2),
+    /// 256-bit vectors with byte products.
+    AvxVnni(AvxVnni),
     /// 512-bit vectors with byte products.
     Avx512Vnni(Avx512Vnni),
 }
@@ -58,6 +76,7 @@ impl Isa {
     pub fn all() -> Vec<Isa> {
         let mut all = vec![Isa::Plain];
         all.extend(Avx2::detect().map(Isa::Avx2));
+        all.extend(AvxVnni::detect().map(Isa::AvxVnni));
         all.extend(Avx512Vnni::detect().map(Isa::Avx512Vnni));
         all
     }
@@ -73,6 +92,7 @@ impl Isa {
         match self {
             Isa::Plain => "plain",
             Isa::Avx2(_) => "AVX2",
+            Isa::AvxVnni(_) => "AVX-VNNI",
             Isa::Avx512Vnni(_) => "AVX-512 VNNI",
         }
     }

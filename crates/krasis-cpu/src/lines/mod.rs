@@ -10,17 +10,17 @@
 //! set, and whatever other rows and tokens it works on at the same time.
 
 /// Calls the variant of a kernel for the lines at hand: its parameters are the 64-byte planes of
-/// eight lines (INT4 keeps two in one) and the scales of a line.
+/// eight lines (INT4 keeps two in one) and the scales of a line, then one of its own if need be.
 #[cfg(target_arch = "x86_64")]
 macro_rules! by_format {
-    ($lines:expr, $kernel:ident($($argument:expr),*)) => {
+    ($lines:expr, $kernel:ident($($argument:expr),*) $(, $more:expr)?) => {
         match ($lines.bits, $lines.line_scales()) {
-            (Bits::Four, 1) => $kernel::<8, 1>($($argument),*),
-            (Bits::Four, 2) => $kernel::<8, 2>($($argument),*),
-            (Bits::Four, _) => $kernel::<8, 4>($($argument),*),
-            (Bits::Eight, 1) => $kernel::<16, 1>($($argument),*),
-            (Bits::Eight, 2) => $kernel::<16, 2>($($argument),*),
-            (Bits::Eight, _) => $kernel::<16, 4>($($argument),*),
+            (Bits::Four, 1) => $kernel::<8, 1 $(, $more)?>($($argument),*),
+            (Bits::Four, 2) => $kernel::<8, 2 $(, $more)?>($($argument),*),
+            (Bits::Four, _) => $kernel::<8, 4 $(, $more)?>($($argument),*),
+            (Bits::Eight, 1) => $kernel::<16, 1 $(, $more)?>($($argument),*),
+            (Bits::Eight, 2) => $kernel::<16, 2 $(, $more)?>($($argument),*),
+            (Bits::Eight, _) => $kernel::<16, 4 $(, $more)?>($($argument),*),
         }
     };
 }
@@ -126,8 +126,9 @@ pub fn multiply(
 fn tokens_alone(isa: Isa) -> usize {
     match isa {
         Isa::Plain => usize::MAX,
-        Isa::Avx2(_) => 3,
-        Isa::Avx512Vnni(_) => 1,
+        Isa::Avx2(_) => 4,
+        Isa::AvxVnni(_) => 3,
+        Isa::Avx512Vnni(_) => 2,
     }
 }
 
@@ -136,6 +137,8 @@ fn vector(isa: Isa, w: &Matrix, block: usize, x: &[Span]) -> [f32; ROWS] {
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni(proof) => avx512::vector(proof, w, block, x),
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni(proof) => avx2::vector_vnni(proof, w, block, x),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2(proof) => avx2::vector(proof, w, block, x),
         _ => plain::vector(w, block, x),
@@ -154,6 +157,8 @@ fn panel_sums<'p>(
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni(proof) => avx512::panel(proof, w, blocks, x, tokens, panel),
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni(proof) => avx2::panel_vnni(proof, w, blocks, x, tokens, panel),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2(proof) => avx2::panel(proof, w, blocks, x, tokens, panel),
         _ => unreachable!("the plain kernel has no panels"),
