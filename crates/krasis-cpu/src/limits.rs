@@ -24,7 +24,7 @@ pub fn read_bandwidth(team: &Team, bytes: usize) -> f64 {
 
 /// Reads all of it; the result keeps the compiler from not reading.
 pub fn read(pages: &[[u8; 4096]]) -> u64 {
-    match Isa::best() {
+    match Isa::best().vectors() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the variant holds a proof of the feature.
         Isa::Avx512Vnni(_) => unsafe { x86::read_avx512(pages) },
@@ -38,6 +38,8 @@ pub fn read(pages: &[[u8; 4096]]) -> u64 {
 /// Multiplies bytes in registers, `rounds` times over; returns the products of one round.
 pub fn byte_products(isa: Isa, rounds: usize) -> u64 {
     match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx(proof) => crate::amx::multiply_only(proof, rounds),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the variant holds a proof of the features.
         Isa::Avx512Vnni(_) => unsafe { x86::dpbusd(rounds) },

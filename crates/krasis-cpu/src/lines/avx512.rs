@@ -198,7 +198,7 @@ fn unpack<const STORED: usize>(
 /// The four words of a lane of 16 planes, each of all of them.
 #[inline]
 #[target_feature(enable = "avx2,avx512f")]
-fn transpose<'a>(lane: usize, plane: impl Fn(usize) -> &'a [u8; PLANE]) -> [__m512i; 4] {
+pub fn transpose<'a>(lane: usize, plane: impl Fn(usize) -> &'a [u8; PLANE]) -> [__m512i; 4] {
     // Rows i, 4 + i, 8 + i and 12 + i: memory puts them side by side, which no shuffle needs to.
     let mut r = [_mm512_setzero_si512(); 4];
     for i in 0..4 {

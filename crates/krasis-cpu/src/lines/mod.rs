@@ -13,7 +13,7 @@
 /// eight lines (INT4 keeps two in one) and the scales of a line, then one of its own if need be.
 #[cfg(target_arch = "x86_64")]
 macro_rules! by_format {
-    ($lines:expr, $kernel:ident($($argument:expr),*) $(, $more:expr)?) => {
+    ($lines:expr, $kernel:ident($($argument:expr),*) $(, $more:tt)?) => {
         match ($lines.bits, $lines.line_scales()) {
             (Bits::Four, 1) => $kernel::<8, 1 $(, $more)?>($($argument),*),
             (Bits::Four, 2) => $kernel::<8, 2 $(, $more)?>($($argument),*),
@@ -25,6 +25,8 @@ macro_rules! by_format {
     };
 }
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -101,6 +103,13 @@ pub fn multiply(
 ) {
     assert_eq!(x.lines(), w.lines, "activations were prepared for another format");
     assert!(blocks.end <= w.blocks(), "blocks {blocks:?} of {}", w.blocks());
+    #[cfg(target_arch = "x86_64")]
+    if let Isa::Amx(proof) = isa
+        && tokens.len() >= amx::TOKENS_LEAST
+    {
+        return amx::multiply(proof, w, blocks, x, tokens, put);
+    }
+    let isa = isa.vectors();
     if tokens.len() <= tokens_alone(isa) {
         for block in blocks {
             for (i, &token) in tokens.iter().enumerate() {
@@ -128,7 +137,7 @@ fn tokens_alone(isa: Isa) -> usize {
         Isa::Plain => usize::MAX,
         Isa::Avx2(_) => 4,
         Isa::AvxVnni(_) => 3,
-        Isa::Avx512Vnni(_) => 2,
+        Isa::Avx512Vnni(_) | Isa::Amx(_) => 2,
     }
 }
 
