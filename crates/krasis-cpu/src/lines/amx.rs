@@ -11,7 +11,7 @@
 
 use super::avx512::transpose;
 use super::panel::{PANEL_BLOCKS, PANEL_ROWS};
-use super::prefetch::prefetch;
+use super::prefetch::{prefetch_group, prefetch_panel};
 use super::{Matrix, Span, Tokens};
 use crate::amx::{Columns, Configured, Products, Rows, Unit};
 use crate::isa::{Amx, Gfni};
@@ -167,8 +167,10 @@ fn panel_body<const STORED: usize, const SCALES: usize, U: Unit>(
 ) {
     batch.sums.fill([Each([0.0; TILE]); BATCH / TILE]);
     let (mut last, mut turn) = (None, 0);
-    for group in 0..w.cols.div_ceil(COLS) {
+    let groups = w.cols.div_ceil(COLS);
+    for group in 0..groups {
         for (at, block) in blocks.clone().enumerate() {
+            prefetch_panel(w, blocks.end, PANEL_BLOCKS * group + at, PANEL_BLOCKS * groups);
             let (planes, scales) = w.block(block);
             let half: &mut [[i8; COLS]; ROWS] = &mut batch.rows[at / 2].0.as_chunks_mut().0[at % 2];
             unpack::<STORED, SCALES>(&planes.as_chunks().0[group], half);
@@ -203,7 +205,7 @@ fn unpack<const STORED: usize, const SCALES: usize>(
     planes: &[[u8; PLANE]; STORED],
     rows: &mut [[i8; COLS]; ROWS],
 ) {
-    prefetch(planes);
+    prefetch_group(planes);
     for row in 0..ROWS {
         let (mut first, mut second) = if STORED == ROWS {
             signed_nibbles(bytemuck::must_cast(planes[row]))

@@ -7,11 +7,11 @@
 //! AVX-VNNI adds `vpdpbusd`, four products straight into 32 bits: the same kernels with `VNNI`.
 
 use super::panel::{PANEL_BLOCKS, Panel, Sums};
-use super::prefetch::prefetch;
+use super::prefetch::{prefetch, prefetch_group, prefetch_panel};
 use super::{Matrix, Span, Tokens};
 use crate::isa::{Avx2, AvxVnni};
 use half::bf16;
-use krasis_core::lines::{Bits, PLANE, ROWS};
+use krasis_core::lines::{Bits, COLS, PLANE, ROWS};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -201,8 +201,10 @@ fn panel_body<const STORED: usize, const SCALES: usize, const VNNI: bool>(
     tokens: &[u32],
     panel: &mut Panel,
 ) {
-    for group in 0..w.cols.div_ceil(krasis_core::lines::COLS) {
+    let groups = w.cols.div_ceil(COLS);
+    for group in 0..groups {
         for (at, block) in blocks.clone().enumerate() {
+            prefetch_panel(w, blocks.end, PANEL_BLOCKS * group + at, PANEL_BLOCKS * groups);
             let (planes, scales) = w.block(block);
             unpack::<STORED, VNNI>(&planes.as_chunks().0[group], at, panel);
             for (s, scales) in scales.as_chunks::<SCALES>().0[group].iter().enumerate() {
@@ -231,7 +233,7 @@ fn unpack<const STORED: usize, const VNNI: bool>(
     panel: &mut Panel,
 ) {
     let per_line = STORED / ROWS;
-    prefetch(planes);
+    prefetch_group(planes);
     for part in 0..2 * per_line {
         let (stored, half) = (part / 2, part % 2);
         let mut lines = [_mm256_setzero_si256(); ROWS];

@@ -1,18 +1,18 @@
 //! AVX-512 VNNI: `vpdpbusd` multiplies 64 stored integers with 64 activations and adds fours of them.
 //!
-//! One token: a row's 128 columns are two `vpdpbusd` into one register; the eight rows' registers
-//! are then summed across lanes together, 24 instructions for all. That is 65 instructions for 512
-//! bytes of INT4, about 32 cycles, of which memory takes three times as long.
+//! One to three tokens: a row's 128 columns are two `vpdpbusd` into one register; the eight rows'
+//! registers are then summed across lanes together, 24 instructions for all. For one token that is 65
+//! instructions for 512 bytes of INT4, about 24 cycles, of which memory takes three times as long.
 //!
 //! A tile of tokens: 64 rows by 6 tokens in 24 accumulators, and every word of a [`Panel`] meets a
 //! word of a token 6 times: 10 loads for 24 `vpdpbusd`.
 
 use super::panel::{PANEL_BLOCKS, PANEL_ROWS, Panel, Sums, WORDS};
-use super::prefetch::prefetch;
+use super::prefetch::{prefetch, prefetch_group, prefetch_panel};
 use super::{Matrix, Span, Tokens};
 use crate::isa::Avx512Vnni;
 use half::bf16;
-use krasis_core::lines::{Bits, PLANE, ROWS};
+use krasis_core::lines::{Bits, COLS, PLANE, ROWS};
 use std::arch::x86_64::*;
 use std::hint::black_box;
 use std::ops::Range;
@@ -20,40 +20,51 @@ use std::ops::Range;
 /// Registers of a panel's rows.
 const WIDE: usize = PANEL_ROWS / 16;
 
-/// The rows of one block times one token.
-pub fn vector(_: Avx512Vnni, w: &Matrix, block: usize, x: &[Span]) -> [f32; ROWS] {
+/// The rows of one block times up to three tokens.
+pub fn vectors<const T: usize>(
+    _: Avx512Vnni,
+    w: &Matrix,
+    block: usize,
+    x: [&[Span]; T],
+) -> [[f32; ROWS]; T] {
+    const { assert!(T <= 3, "four tokens' sums leave no registers") };
     let (planes, scales) = w.block(block);
     // SAFETY: the proof says that the features were detected.
-    unsafe { by_format!(w.lines, vector_body(planes, scales, x)) }
+    unsafe { by_format!(w.lines, vector_body(planes, scales, x), T) }
 }
 
 /// `STORED` planes of eight lines (INT4 stores both of a line in one), `SCALES` of a line.
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn vector_body<const STORED: usize, const SCALES: usize>(
+fn vector_body<const STORED: usize, const SCALES: usize, const T: usize>(
     planes: &[[u8; PLANE]],
     scales: &[[bf16; ROWS]],
-    x: &[Span],
-) -> [f32; ROWS] {
-    let mut sums = _mm256_setzero_ps();
+    x: [&[Span]; T],
+) -> [[f32; ROWS]; T] {
+    let mut sums = [_mm256_setzero_ps(); T];
     let groups = planes.as_chunks::<STORED>().0.iter().zip(scales.as_chunks::<SCALES>().0);
-    for ((planes, scales), x) in groups.zip(x) {
-        let (x_low, x_high) = (load(&x.integers, 0), load(&x.integers, 1));
-        let mut rows = [_mm512_setzero_si512(); ROWS];
+    for (group, (planes, scales)) in groups.enumerate() {
+        let x = x.map(|x| &x[group]);
+        let mut rows = [[_mm512_setzero_si512(); ROWS]; T];
         for row in 0..ROWS {
             let (low, high) = line::<STORED>(planes, row);
-            rows[row] = _mm512_dpbusd_epi32(rows[row], low, x_low);
-            rows[row] = _mm512_dpbusd_epi32(rows[row], high, x_high);
+            for t in 0..T {
+                let [x_low, x_high] = [load(&x[t].integers, 0), load(&x[t].integers, 1)];
+                rows[t][row] = _mm512_dpbusd_epi32(rows[t][row], low, x_low);
+                rows[t][row] = _mm512_dpbusd_epi32(rows[t][row], high, x_high);
+            }
         }
         prefetch(planes);
-        let products = reduce::<SCALES>(rows);
-        for s in 0..SCALES {
-            let correction = _mm256_set1_epi32(x.corrections[s]);
-            let product = _mm256_cvtepi32_ps(_mm256_sub_epi32(products[s], correction));
-            let scale = _mm256_mul_ps(floats(&scales[s]), _mm256_set1_ps(x.scale));
-            sums = _mm256_fmadd_ps(product, scale, sums);
+        for t in 0..T {
+            let products = reduce::<SCALES>(rows[t]);
+            for s in 0..SCALES {
+                let correction = _mm256_set1_epi32(x[t].corrections[s]);
+                let product = _mm256_cvtepi32_ps(_mm256_sub_epi32(products[s], correction));
+                let scale = _mm256_mul_ps(floats(&scales[s]), _mm256_set1_ps(x[t].scale));
+                sums[t] = _mm256_fmadd_ps(product, scale, sums[t]);
+            }
         }
     }
-    bytemuck::must_cast(sums)
+    sums.map(|sums| bytemuck::must_cast(sums))
 }
 
 /// Both planes of a line, unpacked.
@@ -136,8 +147,10 @@ fn panel_body<const STORED: usize, const SCALES: usize>(
     tokens: &[u32],
     panel: &mut Panel,
 ) {
-    for group in 0..w.cols.div_ceil(krasis_core::lines::COLS) {
+    let groups = w.cols.div_ceil(COLS);
+    for group in 0..groups {
         for (pair, first) in blocks.clone().step_by(2).enumerate() {
+            prefetch_panel(w, blocks.end, 4 * group + pair, 4 * groups);
             // An odd block stands in for the one that is missing; nobody looks at its rows.
             let second = (first + 1).min(blocks.end - 1);
             let part = |block| {
@@ -176,7 +189,7 @@ fn unpack<const STORED: usize>(
     panel: &mut Panel,
 ) {
     let per_line = STORED / ROWS;
-    blocks.iter().for_each(|planes| prefetch(*planes));
+    blocks.iter().for_each(|planes| prefetch_group(*planes));
     for stored in 0..per_line {
         for lane in 0..4 {
             let turned = transpose(lane, |row| &blocks[row / ROWS][row % ROWS * per_line + stored]);

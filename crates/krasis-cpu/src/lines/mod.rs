@@ -112,8 +112,11 @@ pub fn multiply(
     let isa = isa.vectors();
     if tokens.len() <= tokens_alone(isa) {
         for block in blocks {
-            for (i, &token) in tokens.iter().enumerate() {
-                put(i, block * ROWS, &vector(isa, w, block, x.row(token as usize)));
+            let mut at = 0;
+            while at < tokens.len() {
+                at += few(isa, w, block, x, &tokens[at..], |i, sums| {
+                    put(at + i, block * ROWS, sums);
+                });
             }
         }
         return;
@@ -137,20 +140,37 @@ fn tokens_alone(isa: Isa) -> usize {
         Isa::Plain => usize::MAX,
         Isa::Avx2(_) => 4,
         Isa::AvxVnni(_) => 3,
-        Isa::Avx512Vnni(_) | Isa::Amx(_) => 2,
+        Isa::Avx512Vnni(_) | Isa::Amx(_) => 4,
     }
 }
 
-/// The rows of one block times one token.
-fn vector(isa: Isa, w: &Matrix, block: usize, x: &[Span]) -> [f32; ROWS] {
+/// The rows of one block times the first few tokens, as many as registers allow and the rest needs;
+/// returns how many.
+fn few(
+    isa: Isa,
+    w: &Matrix,
+    block: usize,
+    x: &Tokens,
+    tokens: &[u32],
+    mut put: impl FnMut(usize, &[f32]),
+) -> usize {
+    let token = |i: usize| x.row(tokens[i] as usize);
+    let mut put = |sums: &[[f32; ROWS]]| {
+        sums.iter().enumerate().for_each(|(i, sums)| put(i, sums));
+        sums.len()
+    };
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni(proof) => avx512::vector(proof, w, block, x),
+        Isa::Avx512Vnni(proof) => match tokens.len() {
+            1 => put(&avx512::vectors(proof, w, block, [token(0)])),
+            2 | 4 => put(&avx512::vectors(proof, w, block, [token(0), token(1)])),
+            _ => put(&avx512::vectors(proof, w, block, [token(0), token(1), token(2)])),
+        },
         #[cfg(target_arch = "x86_64")]
-        Isa::AvxVnni(proof) => avx2::vector_vnni(proof, w, block, x),
+        Isa::AvxVnni(proof) => put(&[avx2::vector_vnni(proof, w, block, token(0))]),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(proof) => avx2::vector(proof, w, block, x),
-        _ => plain::vector(w, block, x),
+        Isa::Avx2(proof) => put(&[avx2::vector(proof, w, block, token(0))]),
+        _ => put(&[plain::vector(w, block, token(0))]),
     }
 }
 
