@@ -11,7 +11,7 @@
 
 use super::avx512::transpose;
 use super::panel::{PANEL_BLOCKS, PANEL_ROWS};
-use super::prefetch::{prefetch_group, prefetch_panel};
+use super::prefetch::prefetch_panel;
 use super::{Matrix, Span, Tokens};
 use crate::amx::{Columns, Configured, Products, Rows, Unit};
 use crate::isa::{Amx, Gfni};
@@ -205,7 +205,6 @@ fn unpack<const STORED: usize, const SCALES: usize>(
     planes: &[[u8; PLANE]; STORED],
     rows: &mut [[i8; COLS]; ROWS],
 ) {
-    prefetch_group(planes);
     for row in 0..ROWS {
         let (mut first, mut second) = if STORED == ROWS {
             signed_nibbles(bytemuck::must_cast(planes[row]))

@@ -7,7 +7,7 @@
 //! AVX-VNNI adds `vpdpbusd`, four products straight into 32 bits: the same kernels with `VNNI`.
 
 use super::panel::{PANEL_BLOCKS, Panel, Sums};
-use super::prefetch::{prefetch, prefetch_group, prefetch_panel};
+use super::prefetch::{prefetch, prefetch_panel};
 use super::{Matrix, Span, Tokens};
 use crate::isa::{Avx2, AvxVnni};
 use half::bf16;
@@ -233,7 +233,6 @@ fn unpack<const STORED: usize, const VNNI: bool>(
     panel: &mut Panel,
 ) {
     let per_line = STORED / ROWS;
-    prefetch_group(planes);
     for part in 0..2 * per_line {
         let (stored, half) = (part / 2, part % 2);
         let mut lines = [_mm256_setzero_si256(); ROWS];

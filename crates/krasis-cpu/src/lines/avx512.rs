@@ -8,7 +8,7 @@
 //! word of a token 6 times: 10 loads for 24 `vpdpbusd`.
 
 use super::panel::{PANEL_BLOCKS, PANEL_ROWS, Panel, Sums, WORDS};
-use super::prefetch::{prefetch, prefetch_group, prefetch_panel};
+use super::prefetch::{prefetch, prefetch_panel};
 use super::{Matrix, Span, Tokens};
 use crate::isa::Avx512Vnni;
 use half::bf16;
@@ -189,7 +189,6 @@ fn unpack<const STORED: usize>(
     panel: &mut Panel,
 ) {
     let per_line = STORED / ROWS;
-    blocks.iter().for_each(|planes| prefetch_group(*planes));
     for stored in 0..per_line {
         for lane in 0..4 {
             let turned = transpose(lane, |row| &blocks[row / ROWS][row % ROWS * per_line + stored]);

@@ -42,12 +42,3 @@ pub fn prefetch_panel(w: &Matrix, next: usize, part: usize, parts: usize) {
     fetch(w.data.as_ptr().wrapping_add(next * bytes), PANEL_BLOCKS * bytes);
     fetch(w.scales.as_ptr().wrapping_add(next * scales).cast(), 2 * PANEL_BLOCKS * scales);
 }
-
-/// The lines of a block's next group, to the first level.
-#[inline]
-#[target_feature(enable = "sse")]
-pub fn prefetch_group<const STORED: usize>(planes: &[[u8; PLANE]; STORED]) {
-    for plane in planes {
-        _mm_prefetch::<_MM_HINT_T0>(plane.as_ptr().wrapping_add(STORED * PLANE).cast());
-    }
-}
