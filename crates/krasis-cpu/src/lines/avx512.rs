@@ -64,7 +64,7 @@ fn vector_body<const STORED: usize, const SCALES: usize, const T: usize>(
             }
         }
     }
-    sums.map(|sums| bytemuck::must_cast(sums))
+    sums.map(bytemuck::must_cast)
 }
 
 /// Both planes of a line, unpacked.
