@@ -92,7 +92,7 @@ impl<'a> Matrix<'a> {
 /// Multiplies rows of `w` with `tokens` of `x`. Hands out `put(i, row, sums)`: the products of
 /// `tokens[i]` with consecutive rows of the weight from `row` on; padding rows are among them.
 ///
-/// Bytes: the blocks once (each 96 tokens), and the tokens from cache.
+/// Bytes: the blocks once for every 96 tokens (64 with AMX), and the tokens from cache.
 pub fn multiply(
     isa: Isa,
     w: &Matrix,
