@@ -2,6 +2,8 @@
 //! kernels are built from.
 
 pub mod affinity;
+#[cfg(target_arch = "x86_64")]
+pub mod amx;
 pub mod arena;
 pub mod isa;
 pub mod limits;
