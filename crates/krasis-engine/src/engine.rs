@@ -14,7 +14,7 @@ use krasis_checkpoint::{Checkpoint, compressed_tensors};
 use krasis_core::{Bytes, Layout};
 use krasis_cpu::{Arena, OutOfMemory, Team};
 use krasis_model::{Config, Model, Source, describe};
-use krasis_ops::{Cpu, Memory, Ops, Reference};
+use krasis_ops::{Cpu, Memory, Ops, Reference, Traced};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -55,6 +55,10 @@ pub fn start_dummy(
     match options.device {
         DeviceKind::Cpu => {
             let device = |arena| Cpu::new(arena, Team::new(options.threads));
+            let Some(spans) = &options.trace else {
+                return launch(Engine::load_described(&Dummy, &source, options, device)?);
+            };
+            let device = |arena| Traced::new(device(arena), spans.clone());
             launch(Engine::load_described(&Dummy, &source, options, device)?)
         }
         DeviceKind::Reference => {

@@ -20,5 +20,6 @@ pub mod skew;
 pub use engine::{Engine, Loaded, Running, start, start_dummy};
 pub use error::StartError;
 pub use handle::{Facts, Handle, Sink, Submission, SubmitError, Ticket};
+pub use krasis_ops::Span;
 pub use options::{DeviceKind, ExpertBits, Options, Quant};
 pub use request::{Event, Finish, InvalidRequest, Logprob, Request, Sampling, Usage};

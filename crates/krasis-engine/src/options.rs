@@ -1,6 +1,8 @@
 //! What the user may choose. Flags, and later a config file, the launcher and Python, fill this in.
 
 use krasis_core::KvDtype;
+use krasis_ops::Span;
+use std::sync::mpsc::Sender;
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +36,7 @@ pub enum ExpertBits {
 }
 
 /// Everything that can be chosen about a running model.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Where it runs.
     pub device: DeviceKind,
@@ -64,6 +66,8 @@ pub struct Options {
     pub sequences_max: u32,
     /// Requests that may wait.
     pub queue_max: usize,
+    /// Who wants to know how long each operation takes.
+    pub trace: Option<Sender<Span>>,
 }
 
 impl Default for Options {
@@ -83,6 +87,7 @@ impl Default for Options {
             prefill_chunk: 512,
             sequences_max: 8,
             queue_max: 64,
+            trace: None,
         }
     }
 }

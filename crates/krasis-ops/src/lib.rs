@@ -11,6 +11,7 @@ pub mod reference;
 pub mod step;
 #[cfg(test)]
 mod testing;
+pub mod traced;
 
 pub mod add_rms_norm;
 pub mod attend;
@@ -39,6 +40,7 @@ pub use memory::Memory;
 pub use reference::Reference;
 pub use route::{GroupScore, Groups, Routes, Routing, Score};
 pub use step::{KvStore, Seqs, StateStore};
+pub use traced::{Span, Traced};
 
 use krasis_core::{Act, Mat, Slot, Weight};
 

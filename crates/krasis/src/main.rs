@@ -9,6 +9,7 @@ mod options;
 mod run;
 mod serve;
 mod submit;
+mod trace;
 
 use clap::{Parser, Subcommand};
 use std::io::IsTerminal;
