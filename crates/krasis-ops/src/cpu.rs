@@ -16,6 +16,8 @@ pub struct Cpu {
     pub(crate) tokens: Tokens,
     /// Who chose which expert; kept because a decode step allocates nothing.
     pub(crate) groups: experts::Groups,
+    /// What attention keeps for the same reason.
+    pub(crate) desk: attend::Desk,
 }
 
 impl Cpu {
@@ -26,7 +28,14 @@ impl Cpu {
 
     /// A device that uses these instructions for products in integers.
     pub fn with_isa(arena: Arena, team: Team, isa: Isa) -> Cpu {
-        Cpu { arena, team, isa, tokens: Tokens::new(), groups: experts::Groups::default() }
+        Cpu {
+            arena,
+            team,
+            isa,
+            tokens: Tokens::new(),
+            groups: experts::Groups::default(),
+            desk: attend::Desk::default(),
+        }
     }
 }
 

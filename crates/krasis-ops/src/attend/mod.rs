@@ -4,11 +4,13 @@
 //! already: append first, then attend.
 
 mod cpu;
+mod past;
+mod plan;
 
 use crate::linear::dot;
 use crate::reference::Reference;
 use crate::step::{KvStore, Seqs};
-pub(crate) use cpu::{Past, cpu, mix, scores, softmax};
+pub(crate) use cpu::{Desk, attend, cpu};
 use krasis_core::{Act, Mat};
 
 pub(crate) fn reference(

@@ -1,0 +1,142 @@
+//! How a step's attention is cut into tasks. No result depends on it, only how long it takes.
+
+use super::past::BLOCK;
+use std::ops::Range;
+
+/// Positions whose softmax is taken together; see the head of `attend/cpu.rs`.
+pub(crate) const PART: usize = 8 * BLOCK;
+
+/// Floats that all rows of a tile may occupy: a quarter MiB, so that they stay in a core's second cache
+/// beside the block of keys and values that passes by.
+const TILE_FLOATS: usize = 1 << 16;
+
+/// Rows of a tile beyond which reading and transposing keys costs next to nothing.
+const ROWS_MAX: usize = 128;
+
+/// Rows of a tile below which it costs a good part.
+const ROWS_MIN: usize = 32;
+
+/// Heads of a tile, at most.
+const HEADS_MAX: usize = 16;
+
+/// Some rows of a sequence, times some query heads of a KV head.
+#[derive(Clone)]
+pub(crate) struct Tile {
+    pub seq: usize,
+    pub rows: Range<usize>,
+    pub kv_head: usize,
+    /// Of the KV head's group.
+    pub heads: Range<usize>,
+    /// Positions up to the last row's own.
+    len: usize,
+    /// Its tasks in a plan of parts.
+    first_task: usize,
+}
+
+impl Tile {
+    /// Rows times heads.
+    pub fn height(&self) -> usize {
+        self.rows.len() * self.heads.len()
+    }
+
+    fn parts(&self) -> usize {
+        self.len.div_ceil(PART)
+    }
+}
+
+/// The tasks of a call, kept for their memory.
+#[derive(Default)]
+pub(crate) struct Work {
+    tiles: Vec<Tile>,
+    /// `(tile, part)`; empty if each tile is one task.
+    parts: Vec<(usize, usize)>,
+}
+
+impl Work {
+    /// Cuts rows of `row_floats` into tiles, large ones as long as there are enough for all threads; if
+    /// there are too few even so, tiles into parts.
+    pub fn plan(
+        &mut self,
+        first_row: &[u32],
+        positions: &[u32],
+        [kv_heads, group]: [usize; 2],
+        row_floats: usize,
+        threads: usize,
+    ) {
+        let rows = *first_row.last().expect("there is an end") as usize;
+        let height = (TILE_FLOATS / row_floats).clamp(HEADS_MAX, ROWS_MAX);
+        let mut heads = group.min(HEADS_MAX);
+        let tiles_of =
+            |heads: usize, tokens: usize| rows.div_ceil(tokens) * kv_heads * group.div_ceil(heads);
+        let mut tokens = (height / heads).max(1);
+        while tokens > 1 && tokens / 2 * heads >= ROWS_MIN && tiles_of(heads, tokens) < 4 * threads
+        {
+            tokens /= 2;
+        }
+        let longest = positions.iter().max().map_or(0, |position| *position as usize + 1);
+        if tokens == 1 {
+            // A short past: rather read it twice than leave threads without work.
+            while heads > 4 && tiles_of(heads, 1) * longest.div_ceil(PART) < threads {
+                heads = heads.div_ceil(2);
+            }
+        }
+        self.tiles.clear();
+        for seq in 0..first_row.len() - 1 {
+            let (first, end) = (first_row[seq] as usize, first_row[seq + 1] as usize);
+            for row in (first..end).step_by(tokens) {
+                let rows = row..end.min(row + tokens);
+                let len = positions[rows.end - 1] as usize + 1;
+                for kv_head in 0..kv_heads {
+                    for head in (0..group).step_by(heads) {
+                        let (rows, heads) = (rows.clone(), head..group.min(head + heads));
+                        self.tiles.push(Tile { seq, rows, kv_head, heads, len, first_task: 0 });
+                    }
+                }
+            }
+        }
+        // Dearest first: a long one at the end would leave the other threads waiting.
+        self.tiles.sort_unstable_by_key(|tile| std::cmp::Reverse(tile.len));
+        self.parts.clear();
+        if self.tiles.len() < 2 * threads && longest > PART {
+            for (i, tile) in self.tiles.iter_mut().enumerate() {
+                tile.first_task = self.parts.len();
+                self.parts.extend((0..tile.parts()).map(|part| (i, part)));
+            }
+        }
+    }
+
+    /// Whether tiles are cut into parts.
+    pub fn splits(&self) -> bool {
+        !self.parts.is_empty()
+    }
+
+    /// How many tasks there are.
+    pub fn tasks(&self) -> usize {
+        if self.splits() { self.parts.len() } else { self.tiles.len() }
+    }
+
+    /// A task's tile and its parts.
+    pub fn task(&self, task: usize) -> (&Tile, Range<usize>) {
+        if self.splits() {
+            let (tile, part) = self.parts[task];
+            return (&self.tiles[tile], part..part + 1);
+        }
+        (&self.tiles[task], 0..self.tiles[task].parts())
+    }
+
+    /// All tiles.
+    pub fn tiles(&self) -> &[Tile] {
+        &self.tiles
+    }
+
+    /// The tasks of a tile, in the order of their positions.
+    pub fn tasks_of(&self, tile: usize) -> Range<usize> {
+        let tile = &self.tiles[tile];
+        tile.first_task..tile.first_task + tile.parts()
+    }
+
+    /// Rows of the highest tile.
+    pub fn rows_max(&self) -> usize {
+        self.tiles.iter().map(Tile::height).max().unwrap_or(0)
+    }
+}
