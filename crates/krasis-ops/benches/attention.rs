@@ -179,7 +179,8 @@ impl Step {
     }
 
     fn act(&mut self, rows: u32, cols: u32) -> Mat<Act> {
-        Mat::new(self.layout.slot(u64::from(rows) * u64::from(cols)), rows, cols)
+        let slot = self.layout.slot::<f32>(u64::from(rows) * u64::from(cols));
+        Mat::new(Slot::new(slot.start, slot.len), rows, cols)
     }
 
     fn weight(&mut self, rows: u32, cols: u32) -> Weight {
