@@ -326,7 +326,7 @@ fn weigh_body<const FMA: bool>(x: &mut [f32], top: &mut f32, total: &mut f32) ->
     }
     let factor = if now == before { 1.0 } else { exp2_body::<FMA>(before - now) };
     *top = now;
-    *total = madd::<FMA>(*total, factor, self::total(sums));
+    *total = madd::<FMA>(*total, factor, self::total(&sums));
     factor
 }
 

@@ -4,11 +4,13 @@
 //! compiled for each of them.
 
 mod lanes;
+mod prefetch;
 mod product;
 mod state;
 mod transpose;
 
 pub use lanes::Lanes;
+pub use prefetch::prefetch;
 pub use product::{Block, add_product};
 pub use state::{fade_and_add, recall};
 pub use transpose::{ROWS_TRANSPOSED, transpose};

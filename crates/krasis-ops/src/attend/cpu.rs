@@ -14,7 +14,7 @@ use super::plan::{PART, Tile, Work};
 use crate::cpu::Cpu;
 use crate::step::{KvStore, Seqs};
 use krasis_core::{Act, Mat};
-use krasis_cpu::floats::{Block, Floats, add_product};
+use krasis_cpu::floats::{Block, Floats, PAD, add_product};
 use krasis_cpu::vector::{blend, exp2, scale, scaled, weigh};
 use krasis_cpu::{Inputs, Isa, Tiles};
 use std::ops::Range;
@@ -84,14 +84,13 @@ pub(crate) fn attend(
     d.team.each(work.tasks(), |worker, task| {
         // SAFETY: a worker has one task at a time.
         let mut own = call.sizes.carve(rows, unsafe { workers.tile(worker, 0..own) });
-        let (tile, parts) = work.task(task);
+        let (tile, parts, place) = work.task(task);
+        call.load(tile, own.queries);
         if work.splits() {
-            // SAFETY: each task has its own slab.
-            let state = unsafe { slabs.tile(task, 0..slab) };
-            call.load(tile, own.queries);
+            // SAFETY: each task has its own place.
+            let state = unsafe { slabs.tile(place, 0..slab) };
             return call.part(tile, parts.start, &mut own, state);
         }
-        call.load(tile, own.queries);
         let (total, rest) = std::mem::take(&mut own.states).split_at_mut(slab);
         for part in parts {
             if part == 0 {
@@ -105,12 +104,12 @@ pub(crate) fn attend(
     });
     if work.splits() {
         d.team.each(work.tiles().len(), |_, i| {
-            let (tile, tasks) = (&work.tiles()[i], work.tasks_of(i));
-            // SAFETY: each tile's tasks are its own, and they are done.
-            let total = unsafe { slabs.tile(tasks.start, 0..slab) };
-            for task in tasks.skip(1) {
+            let (tile, places) = (&work.tiles()[i], work.places(i));
+            // SAFETY: each tile has places of its own, and its tasks are done.
+            let total = unsafe { slabs.tile(places.start, 0..slab) };
+            for place in places.skip(1) {
                 // SAFETY: as above.
-                merge(total, unsafe { slabs.tile(task, 0..slab) }, &call.sizes);
+                merge(total, unsafe { slabs.tile(place, 0..slab) }, &call.sizes);
             }
             call.finish(tile, total, &tiles);
         });
@@ -129,7 +128,7 @@ struct Sizes {
 struct Own<'a> {
     /// `[row, k]`, scaled.
     queries: &'a mut [f32],
-    /// `[k, BLOCK]`.
+    /// `[BLOCK / PAD, k, PAD]`.
     keys: &'a mut [f32],
     /// `[BLOCK, v]`.
     values: &'a mut [f32],
@@ -220,17 +219,20 @@ impl Call<'_> {
             (state[width], state[width + 1]) = (f32::NEG_INFINITY, 0.0);
         }
         let pages = &self.pages[tile.seq * self.pages_max..][..self.pages_max];
-        let past = Past { isa: self.isa, pages, head: tile.kv_head as u32, inputs: &self.inputs };
+        let (head, k_dim) = (tile.kv_head as u32, self.sizes.k_dim);
+        let past = Past { isa: self.isa, pages, head, k_dim, inputs: &self.inputs };
         let end = (self.positions[tile.rows.end - 1] as usize + 1).min((part + 1) * PART);
         for first in (part * PART..end).step_by(BLOCK) {
             let positions = first..end.min(first + BLOCK);
-            let mut keys = &mut *own.keys;
+            let mut above = 0;
             for (_, store) in self.keys {
-                let (rows, rest) = keys.split_at_mut(store.dim as usize * BLOCK);
-                past.keys(store, positions.clone(), own.vectors, rows);
-                keys = rest;
+                past.keys(store, positions.clone(), own.vectors, &mut own.keys[above * PAD..]);
+                above += store.dim as usize;
             }
             past.values(self.values, positions.clone(), own.values);
+            let next = positions.end..end;
+            self.keys.iter().for_each(|(_, store)| past.announce(store, next.clone()));
+            past.announce(self.values, next);
             self.block(tile, positions, own, state);
         }
     }
@@ -262,8 +264,11 @@ impl Call<'_> {
         let scores = &mut own.scores[rows.start * BLOCK..rows.end * BLOCK];
         let states = &mut state[rows.start * stride..rows.end * stride];
         scores.fill(0.0);
-        let keys = Block { data: own.keys, stride: BLOCK };
-        add_product(self.isa, (rows.len(), k_dim, count), queries, keys, scores, BLOCK);
+        let panels = own.keys.chunks_exact(k_dim * PAD).map(|data| Block { data, stride: PAD });
+        for (first, keys) in (0..count).step_by(PAD).zip(panels) {
+            let size = (rows.len(), k_dim, PAD);
+            add_product(self.isa, size, queries, keys, &mut scores[first..], BLOCK);
+        }
         for (scores, state) in scores.chunks_exact_mut(BLOCK).zip(states.chunks_exact_mut(stride)) {
             let (mixed, rest) = state.split_at_mut(width);
             let [top, total, ..] = rest else { unreachable!("a state ends with both") };

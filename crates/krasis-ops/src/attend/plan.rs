@@ -29,8 +29,8 @@ pub(crate) struct Tile {
     pub heads: Range<usize>,
     /// Positions up to the last row's own.
     len: usize,
-    /// Its tasks in a plan of parts.
-    first_task: usize,
+    /// Of its parts' results in a plan of parts.
+    first_place: usize,
 }
 
 impl Tile {
@@ -44,12 +44,19 @@ impl Tile {
     }
 }
 
+/// A tile's part as a task, and the place of its result among all.
+struct Part {
+    part: usize,
+    tile: usize,
+    place: usize,
+}
+
 /// The tasks of a call, kept for their memory.
 #[derive(Default)]
 pub(crate) struct Work {
     tiles: Vec<Tile>,
-    /// `(tile, part)`; empty if each tile is one task.
-    parts: Vec<(usize, usize)>,
+    /// Empty if each tile is one task.
+    parts: Vec<Part>,
 }
 
 impl Work {
@@ -89,7 +96,7 @@ impl Work {
                 for kv_head in 0..kv_heads {
                     for head in (0..group).step_by(heads) {
                         let (rows, heads) = (rows.clone(), head..group.min(head + heads));
-                        self.tiles.push(Tile { seq, rows, kv_head, heads, len, first_task: 0 });
+                        self.tiles.push(Tile { seq, rows, kv_head, heads, len, first_place: 0 });
                     }
                 }
             }
@@ -99,9 +106,12 @@ impl Work {
         self.parts.clear();
         if self.tiles.len() < 2 * threads && longest > PART {
             for (i, tile) in self.tiles.iter_mut().enumerate() {
-                tile.first_task = self.parts.len();
-                self.parts.extend((0..tile.parts()).map(|part| (i, part)));
+                tile.first_place = self.parts.len();
+                let place = |part| Part { part, tile: i, place: tile.first_place + part };
+                self.parts.extend((0..tile.parts()).map(place));
             }
+            // Heads of the same positions together: their vectors lie side by side.
+            self.parts.sort_unstable_by_key(|part| (part.part, part.tile));
         }
     }
 
@@ -115,13 +125,13 @@ impl Work {
         if self.splits() { self.parts.len() } else { self.tiles.len() }
     }
 
-    /// A task's tile and its parts.
-    pub fn task(&self, task: usize) -> (&Tile, Range<usize>) {
+    /// A task's tile, its parts, and the place of its result.
+    pub fn task(&self, task: usize) -> (&Tile, Range<usize>, usize) {
         if self.splits() {
-            let (tile, part) = self.parts[task];
-            return (&self.tiles[tile], part..part + 1);
+            let Part { part, tile, place } = self.parts[task];
+            return (&self.tiles[tile], part..part + 1, place);
         }
-        (&self.tiles[task], 0..self.tiles[task].parts())
+        (&self.tiles[task], 0..self.tiles[task].parts(), task)
     }
 
     /// All tiles.
@@ -129,10 +139,10 @@ impl Work {
         &self.tiles
     }
 
-    /// The tasks of a tile, in the order of their positions.
-    pub fn tasks_of(&self, tile: usize) -> Range<usize> {
+    /// Where the results of a tile's parts are, in the order of their positions.
+    pub fn places(&self, tile: usize) -> Range<usize> {
         let tile = &self.tiles[tile];
-        tile.first_task..tile.first_task + tile.parts()
+        tile.first_place..tile.first_place + tile.parts()
     }
 
     /// Rows of the highest tile.
