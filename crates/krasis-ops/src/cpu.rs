@@ -4,6 +4,7 @@ use crate::*;
 use bytemuck::Pod;
 use half::bf16;
 use krasis_core::{DType, Format, Lines};
+use krasis_cpu::floats::Floats;
 use krasis_cpu::lines::{Matrix, Tokens};
 use krasis_cpu::{Arena, Inputs, Isa, Team, vector};
 
@@ -16,7 +17,9 @@ pub struct Cpu {
     pub(crate) tokens: Tokens,
     /// Who chose which expert; kept because a decode step allocates nothing.
     pub(crate) groups: experts::Groups,
-    /// What attention keeps for the same reason.
+    /// Each thread's own memory while an operation runs, kept for the same reason.
+    pub(crate) workers: Floats,
+    /// What attention keeps besides.
     pub(crate) desk: attend::Desk,
 }
 
@@ -34,6 +37,7 @@ impl Cpu {
             isa,
             tokens: Tokens::new(),
             groups: experts::Groups::default(),
+            workers: Floats::default(),
             desk: attend::Desk::default(),
         }
     }

@@ -11,15 +11,13 @@ pub trait Lanes: Copy {
     const COUNT: usize;
     /// Rows of a tile that is two registers wide, with room for its factors besides.
     const ROWS: usize;
-    /// Whether [`Lanes::madd`] rounds once.
-    const FUSED: bool;
     /// The same number everywhere.
     unsafe fn splat(x: f32) -> Self;
     /// From memory.
     unsafe fn load(from: *const f32) -> Self;
     /// To memory.
     unsafe fn store(self, to: *mut f32);
-    /// `self · b + sum`.
+    /// `self · b + sum`, rounded once where the machine can.
     unsafe fn madd(self, b: Self, sum: Self) -> Self;
 }
 
@@ -29,7 +27,6 @@ pub type Plain = [f32; 8];
 impl Lanes for Plain {
     const COUNT: usize = 8;
     const ROWS: usize = 4;
-    const FUSED: bool = false;
     #[inline(always)]
     unsafe fn splat(x: f32) -> Plain {
         [x; 8]
@@ -58,7 +55,6 @@ macro_rules! lanes {
         impl Lanes for std::arch::x86_64::$register {
             const COUNT: usize = $count;
             const ROWS: usize = $rows;
-            const FUSED: bool = true;
             #[inline(always)]
             unsafe fn splat(x: f32) -> Self {
                 // SAFETY: promised by the caller.

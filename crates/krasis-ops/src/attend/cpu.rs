@@ -35,7 +35,6 @@ pub(crate) fn cpu(
 #[derive(Default)]
 pub(crate) struct Desk {
     work: Work,
-    workers: Floats,
     parts: Floats,
 }
 
@@ -77,7 +76,7 @@ pub(crate) fn attend(
     // What each worker needs for itself, and in a plan of parts what each task leaves behind.
     let rows = work.rows_max();
     let own = call.sizes.desk(rows);
-    let workers = Tiles::new(desk.workers.take(own * threads), own);
+    let workers = Tiles::new(d.workers.take(own * threads), own);
     let slab = rows * call.sizes.state();
     let slabs =
         Tiles::new(desk.parts.take(if work.splits() { slab * work.tasks() } else { 0 }), slab);
