@@ -114,6 +114,7 @@ pub(crate) fn reference(
 mod tests {
     use super::DeltaHeads;
     use crate::testing::{Case, as_mat};
+    use crate::{Memory, Ops};
 
     #[test]
     fn heads_states_and_starts() {
@@ -129,6 +130,52 @@ mod tests {
             case.agree(&[out, memory], 1e-5, |ops| {
                 ops.delta_rule(qkv, ba, &h, &a_log, &dt_bias, &state, &seqs, out);
             });
+        }
+    }
+    /// Token after token, in chunks and all at once: the same bits, and the same state after them.
+    #[test]
+    fn chunks_do_not_matter() {
+        let h = DeltaHeads { key: 2, value: 4, key_dim: 24, value_dim: 40 };
+        const PARTS: [(u32, u32); 2] = [(0, 37), (5, 3)];
+        let mut case = Case::new(17);
+        let (a_log, dt_bias) = (case.vector(4), case.vector(4));
+        let inputs: Vec<f32> = (0..40 * h.channels()).map(|_| case.float()).collect();
+        let gates: Vec<f32> = (0..40 * 8).map(|_| case.float()).collect();
+        let state = case.state(2, h.state());
+        let (seqs, _) = case.seqs(&PARTS, 4);
+        let (qkv, ba) = (case.act_of(40, h.channels(), &inputs), case.act_of(40, 8, &gates));
+        let out = case.blank(40, h.width());
+        let mut steps = vec![];
+        for chunk in [1, 7, 20] {
+            let mut step = vec![];
+            for start in (0..37).step_by(chunk) {
+                let rows = start..37.min(start + chunk as u32);
+                let at = |values: &[f32], cols: u32| {
+                    values[(rows.start * cols) as usize..(rows.end * cols) as usize].to_vec()
+                };
+                let (qkv, ba) = (at(&inputs, h.channels()), at(&gates, 8));
+                let count = rows.len() as u32;
+                let (qkv, ba) =
+                    (case.act_of(count, h.channels(), &qkv), case.act_of(count, 8, &ba));
+                let seqs = case.some_rows(&PARTS, 4, 0, rows);
+                step.push((seqs, qkv, ba, case.blank(count, h.width())));
+            }
+            steps.push(step);
+        }
+        for d in &mut case.cpus(&[1, 3]) {
+            d.delta_rule(qkv, ba, &h, &a_log, &dt_bias, &state, &seqs, out);
+            // Sequence 0 is in the last place.
+            let memory = d.download(state.data)[h.state() as usize..].to_vec();
+            let wanted = d.download_act(out)[..(37 * h.width()) as usize].to_vec();
+            for step in &steps {
+                let mut got = vec![];
+                for (seqs, qkv, ba, out) in step {
+                    d.delta_rule(*qkv, *ba, &h, &a_log, &dt_bias, &state, seqs, *out);
+                    got.extend(d.download_act(*out));
+                }
+                assert_eq!(got, wanted);
+                assert_eq!(d.download(state.data)[h.state() as usize..], memory);
+            }
         }
     }
 }

@@ -69,4 +69,18 @@ mod tests {
             }
         }
     }
+    #[test]
+    fn heads_in_tiles_and_parts() {
+        for heads in [16, 40] {
+            let mut case = Case::new(23);
+            let (seqs, tokens) = case.seqs(&[(60, 9), (530, 2), (0, 3)], 16);
+            let latent = case.store(tokens, 1, 72, KvDtype::F32, 16);
+            let rope = case.store(tokens, 1, 8, KvDtype::F32, 16);
+            let (q, q_rope) = (case.act(14, heads * 72), case.act(14, heads * 8));
+            let out = case.blank(14, heads * 72);
+            case.agree(&[out], 1e-5, |ops| {
+                ops.mla_attend(q, q_rope, &latent, &rope, &seqs, 0.11, out);
+            });
+        }
+    }
 }
