@@ -97,6 +97,26 @@ for_this_machine! {
 }
 
 for_this_machine! {
+    /// `x = x · silu(gate)`; see [`silu`].
+    pub fn times_silu(x: &mut [f32], gate: &[f32]) = times_silu_body
+}
+
+for_this_machine! {
+    /// `x = x · sigmoid(gate)`.
+    pub fn times_sigmoid(x: &mut [f32], gate: &[f32]) = times_sigmoid_body
+}
+
+for_this_machine! {
+    /// `out += a · b`, element by element.
+    pub fn add_pairs(out: &mut [f32], a: &[f32], b: &[f32]) = add_pairs_body
+}
+
+for_this_machine! {
+    /// Turns the pairs `(a[i], b[i])` by the angles of these cosines and sines.
+    pub fn rotate(a: &mut [f32], b: &mut [f32], cos: &[f32], sin: &[f32]) = rotate_body
+}
+
+for_this_machine! {
     /// `out = a · out + b · x`.
     pub fn blend(out: &mut [f32], a: f32, x: &[f32], b: f32) = blend_body
 }
@@ -268,6 +288,37 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
     let p = madd::<FMA>(p, r, 0.5);
     let p = madd::<FMA>(p, r * r, r) + 1.0;
     p * f32::from_bits((((n + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32 + 127) << 23) as u32)
+}
+
+#[inline(always)]
+fn times_silu_body<const FMA: bool>(x: &mut [f32], gate: &[f32]) {
+    for (x, &gate) in x.iter_mut().zip(gate) {
+        *x *= gate / (1.0 + exp::<FMA>(-gate));
+    }
+}
+
+#[inline(always)]
+fn times_sigmoid_body<const FMA: bool>(x: &mut [f32], gate: &[f32]) {
+    for (x, &gate) in x.iter_mut().zip(gate) {
+        *x /= 1.0 + exp::<FMA>(-gate);
+    }
+}
+
+#[inline(always)]
+fn add_pairs_body<const FMA: bool>(out: &mut [f32], a: &[f32], b: &[f32]) {
+    for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
+        *out = madd::<FMA>(a, b, *out);
+    }
+}
+
+#[inline(always)]
+fn rotate_body<const FMA: bool>(a: &mut [f32], b: &mut [f32], cos: &[f32], sin: &[f32]) {
+    assert!(b.len() == a.len() && cos.len() == a.len() && sin.len() == a.len());
+    for i in 0..a.len() {
+        let (x, y) = (a[i], b[i]);
+        a[i] = madd::<FMA>(x, cos[i], -(y * sin[i]));
+        b[i] = madd::<FMA>(y, cos[i], x * sin[i]);
+    }
 }
 
 #[inline(always)]

@@ -126,6 +126,10 @@ impl Case {
             positions.extend(at..at + rows);
             first_row.push(first_row.last().unwrap() + rows);
         }
+        // Slots are planned for the largest step: what an earlier one left stands behind.
+        row_seq.push(count);
+        positions.push(9999);
+        first_row.push(u32::MAX);
         // Page 0 of sequence 0 comes last: an implementation that ignores the table is found out.
         let pages: Vec<u32> = (0..count * pages_max).rev().collect();
         let state: Vec<u32> = (0..count).rev().collect();

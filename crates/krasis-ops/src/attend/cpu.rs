@@ -55,7 +55,9 @@ pub(crate) fn attend(
     let sizes = Sizes { k_dim, v_dim: values.dim as usize, v_width: padded(values.dim as usize) };
     let group = heads / values.heads as usize;
     let threads = d.team.threads();
-    let (first_row, positions) = (inputs.slice(seqs.first_row), inputs.slice(seqs.positions));
+    // Slots are planned for the largest step.
+    let first_row = &inputs.slice(seqs.first_row)[..=seqs.count as usize];
+    let positions = &inputs.slice(seqs.positions)[..out.rows as usize];
     desk.work.plan(first_row, positions, [values.heads as usize, group], sizes.row(), threads);
     let work = &desk.work;
     let call = Call {

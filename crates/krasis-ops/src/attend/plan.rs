@@ -70,7 +70,7 @@ impl Work {
         row_floats: usize,
         threads: usize,
     ) {
-        let rows = *first_row.last().expect("there is an end") as usize;
+        let rows = positions.len();
         let height = (TILE_FLOATS / row_floats).clamp(HEADS_MAX, ROWS_MAX);
         let mut heads = group.min(HEADS_MAX);
         let tiles_of =
