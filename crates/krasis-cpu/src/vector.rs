@@ -91,12 +91,6 @@ for_this_machine! {
 }
 
 for_this_machine! {
-    /// `out += Σ_j weights[j] · rows[j]`, in the order of `j`; bit for bit what [`add_scaled`] one
-    /// after the other gives, but `out` stays in registers meanwhile.
-    pub fn add_rows(out: &mut [f32], weights: &[f32], rows: &[&[f32]]) = add_rows_body
-}
-
-for_this_machine! {
     /// `x = x · silu(gate)`; see [`silu`].
     pub fn times_silu(x: &mut [f32], gate: &[f32]) = times_silu_body
 }
@@ -418,33 +412,6 @@ fn decode_f8_body<const FMA: bool>(data: &[u8], scale: f32, out: &mut [f32]) {
 }
 
 #[inline(always)]
-fn add_rows_body<const FMA: bool>(out: &mut [f32], weights: &[f32], rows: &[&[f32]]) {
-    assert!(rows.len() == weights.len());
-    const CHUNK: usize = 2 * LANES;
-    let whole = out.len() / CHUNK * CHUNK;
-    let mut at = 0;
-    while at < whole {
-        let out = &mut out[at..at + CHUNK];
-        let mut sums = [0.0f32; CHUNK];
-        sums.copy_from_slice(out);
-        for (weight, row) in weights.iter().zip(rows) {
-            let row = &row[at..at + CHUNK];
-            for lane in 0..CHUNK {
-                sums[lane] = madd::<FMA>(*weight, row[lane], sums[lane]);
-            }
-        }
-        out.copy_from_slice(&sums);
-        at += CHUNK;
-    }
-    for (weight, row) in weights.iter().zip(rows) {
-        let tail = out[whole..].iter_mut().zip(&row[whole..]);
-        for (out, x) in tail {
-            *out = madd::<FMA>(*weight, *x, *out);
-        }
-    }
-}
-
-#[inline(always)]
 fn decode_row_body<const FMA: bool>(format: Format, data: &[u8], scales: &[bf16], out: &mut [f32]) {
     assert_eq!(data.len() as u64, format.row_bytes(out.len() as u32));
     match format {
@@ -601,22 +568,6 @@ mod tests {
                 let got = dot_row(format, &data, &scales, &x);
                 assert_eq!(got.to_bits(), dot(&row, &x).to_bits(), "{format} of {cols}");
             }
-        }
-    }
-
-    #[test]
-    fn add_rows_is_add_scaled_bit_for_bit() {
-        for len in [1, 63, 64, 65, 128, 200] {
-            let rows: Vec<Vec<f32>> = (1..6).map(|i| ramp(len, 0.011 * i as f32)).collect();
-            let weights = ramp(5, 0.1);
-            let (mut together, mut singly) = (ramp(len, 0.5), ramp(len, 0.5));
-            let slices: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
-            add_rows(&mut together, &weights, &slices);
-            weights
-                .iter()
-                .zip(&rows)
-                .for_each(|(weight, row)| add_scaled(&mut singly, *weight, row));
-            assert_eq!(together, singly, "{len}");
         }
     }
 

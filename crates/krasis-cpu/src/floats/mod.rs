@@ -35,7 +35,8 @@ impl Floats {
     pub fn take(&mut self, len: usize) -> &mut [f32] {
         let lines = len.div_ceil(16);
         if self.0.len() < lines {
-            self.0 = vec![Line::zeroed(); lines];
+            // Twice as much as before at least: what grows with a context grows seldom.
+            self.0 = vec![Line::zeroed(); lines.max(2 * self.0.len())];
         }
         &mut cast_slice_mut(&mut self.0)[..len]
     }

@@ -6,12 +6,12 @@ use std::ops::Range;
 /// Positions whose softmax is taken together; see the head of `attend/cpu.rs`.
 pub(crate) const PART: usize = 8 * BLOCK;
 
-/// Floats that all rows of a tile may occupy: a quarter MiB, so that they stay in a core's second cache
+/// Floats that all rows of a tile may occupy: 384 KiB, so that they stay in a core's second cache
 /// beside the block of keys and values that passes by.
-const TILE_FLOATS: usize = 1 << 16;
+const TILE_FLOATS: usize = 3 << 15;
 
 /// Rows of a tile beyond which reading and transposing keys costs next to nothing.
-const ROWS_MAX: usize = 128;
+const ROWS_MAX: usize = 256;
 
 /// Rows of a tile below which it costs a good part.
 const ROWS_MIN: usize = 32;

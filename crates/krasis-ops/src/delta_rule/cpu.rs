@@ -20,7 +20,7 @@ use krasis_cpu::{Isa, Tiles};
 const SLICE: usize = 32;
 
 /// Tokens that pass by a slice before the next slice's turn.
-const TOKENS: usize = 16;
+const TOKENS: usize = 32;
 
 /// A task is a key head of a sequence with all its value heads, or with one of them where tasks would
 /// be fewer than threads.
@@ -47,14 +47,14 @@ pub(crate) fn cpu(
     let few = (seqs.count * h.key) < 2 * threads as u32;
     let together = if few { 1 } else { group };
 
-    let own = (TOKENS * 2 * dk).next_multiple_of(16);
+    let own = (SLICE + 2 * TOKENS) * dk.next_multiple_of(16);
     let workers = Tiles::new(d.workers.take(own * threads), own);
     let units = heads / together;
     d.team.each(seqs.count as usize * units, |worker, task| {
         let (seq, unit) = (task / units, task % units);
         let (first, end) = (first_row[seq] as usize, first_row[seq + 1] as usize);
         // SAFETY: a worker has one task at a time.
-        let normed = unsafe { workers.tile(worker, 0..own) };
+        let (slice, normed) = unsafe { workers.tile(worker, 0..own) }.split_at_mut(SLICE * dk);
         let key_head = unit * together / group;
         for start in (first..end).step_by(TOKENS) {
             let rows = start..end.min(start + TOKENS);
@@ -84,13 +84,27 @@ pub(crate) fn cpu(
                 }
                 for col in (0..dv).step_by(SLICE) {
                     let cols = col..dv.min(col + SLICE);
-                    let tokens = rows.clone().zip(&gates).zip(normed.chunks_exact(2 * dk));
-                    for ((row, gates), both) in tokens {
-                        let v = &inputs.row(qkv, row as u32)[2 * keys + head * dv..][cols.clone()];
-                        let cols = head * dv + cols.start..head * dv + cols.end;
-                        // SAFETY: each task has its own rows and heads.
-                        let out = unsafe { tiles.tile(row, cols) };
-                        token(isa, &mut s[col..], dv, both.split_at(dk), v, gates, out);
+                    let meet = |s: &mut [f32], stride: usize| {
+                        let tokens = rows.clone().zip(&gates).zip(normed.chunks_exact(2 * dk));
+                        for ((row, gates), both) in tokens {
+                            let v = &inputs.row(qkv, row as u32)[2 * keys + head * dv..];
+                            let place = head * dv + cols.start..head * dv + cols.end;
+                            // SAFETY: each task has its own rows and heads.
+                            let out = unsafe { tiles.tile(row, place) };
+                            token(isa, s, stride, both.split_at(dk), &v[cols.clone()], gates, out);
+                        }
+                    };
+                    if rows.len() == 1 {
+                        meet(&mut s[col..], dv);
+                        continue;
+                    }
+                    // Where it lies, a slice has only a part of the cache's sets to itself.
+                    for (to, s) in slice.chunks_exact_mut(SLICE).zip(s.chunks_exact(dv)) {
+                        to[..cols.len()].copy_from_slice(&s[cols.clone()]);
+                    }
+                    meet(slice, SLICE);
+                    for (from, s) in slice.chunks_exact(SLICE).zip(s.chunks_exact_mut(dv)) {
+                        s[cols.clone()].copy_from_slice(&from[..cols.len()]);
                     }
                 }
             }
