@@ -55,13 +55,13 @@ pub fn byte_products(isa: Isa, rounds: usize) -> u64 {
 
 /// Multiplies and adds floats in registers, `rounds` times over; returns the products of one round.
 pub fn float_products(isa: Isa, rounds: usize) -> u64 {
-    match isa {
+    match isa.vectors() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the variant holds a proof of the features.
         Isa::Avx512Vnni(_) => unsafe { x86::fmadd512(rounds) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx2(_) => unsafe { x86::fmadd256(rounds) },
+        Isa::Avx2(_) | Isa::AvxVnni(_) => unsafe { x86::fmadd256(rounds) },
         _ => 0,
     }
 }

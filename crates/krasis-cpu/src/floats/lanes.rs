@@ -100,13 +100,13 @@ macro_rules! for_each_isa {
             // SAFETY: as above.
             unsafe { $body::<std::arch::x86_64::__m512>($($arg),*) }
         }
-        match $isa {
+        match $isa.vectors() {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the variant holds a proof of the features.
             $crate::Isa::Avx512Vnni(_) => unsafe { with_avx512($($arg),*) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            $crate::Isa::Avx2(_) => unsafe { with_avx2($($arg),*) },
+            $crate::Isa::Avx2(_) | $crate::Isa::AvxVnni(_) => unsafe { with_avx2($($arg),*) },
             // SAFETY: any machine has these instructions.
             _ => unsafe { $body::<$crate::floats::lanes::Plain>($($arg),*) },
         }

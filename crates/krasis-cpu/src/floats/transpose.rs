@@ -10,10 +10,12 @@ pub fn transpose(isa: Isa, rows: [&[f32]; ROWS_TRANSPOSED], to: &mut [f32], stri
     let len = rows[0].len();
     assert!(rows.iter().all(|row| row.len() == len), "rows of equal length");
     assert!(len == 0 || (len - 1) * stride + ROWS_TRANSPOSED <= to.len(), "{len} columns");
-    let done = match isa {
+    let done = match isa.vectors() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the variants hold proofs of the feature.
-        Isa::Avx2(_) | Isa::Avx512Vnni(_) => unsafe { x86::eights(rows, to, stride) },
+        Isa::Avx2(_) | Isa::AvxVnni(_) | Isa::Avx512Vnni(_) => unsafe {
+            x86::eights(rows, to, stride)
+        },
         _ => 0,
     };
     for (j, row) in rows.iter().enumerate() {
