@@ -5,6 +5,7 @@ pub mod affinity;
 #[cfg(target_arch = "x86_64")]
 pub mod amx;
 pub mod arena;
+pub mod floats;
 pub mod isa;
 pub mod limits;
 pub mod lines;

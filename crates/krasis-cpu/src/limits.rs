@@ -53,6 +53,19 @@ pub fn byte_products(isa: Isa, rounds: usize) -> u64 {
     }
 }
 
+/// Multiplies and adds floats in registers, `rounds` times over; returns the products of one round.
+pub fn float_products(isa: Isa, rounds: usize) -> u64 {
+    match isa.vectors() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the variant holds a proof of the features.
+        Isa::Avx512Vnni(_) => unsafe { x86::fmadd512(rounds) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx2(_) | Isa::AvxVnni(_) => unsafe { x86::fmadd256(rounds) },
+        _ => 0,
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
@@ -84,6 +97,32 @@ mod x86 {
 
     /// Independent sums, more than the instruction's latency times its rate.
     const SUMS: usize = 12;
+
+    #[target_feature(enable = "avx512f")]
+    pub fn fmadd512(rounds: usize) -> u64 {
+        let (a, b) = black_box((_mm512_set1_ps(1.0), _mm512_set1_ps(1e-9)));
+        let mut sums = [_mm512_setzero_ps(); SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(a, *sum, b);
+            }
+        }
+        black_box(sums);
+        16 * SUMS as u64
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub fn fmadd256(rounds: usize) -> u64 {
+        let (a, b) = black_box((_mm256_set1_ps(1.0), _mm256_set1_ps(1e-9)));
+        let mut sums = [_mm256_setzero_ps(); SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(a, *sum, b);
+            }
+        }
+        black_box(sums);
+        8 * SUMS as u64
+    }
 
     #[target_feature(enable = "avx512f,avx512vnni")]
     pub fn dpbusd(rounds: usize) -> u64 {

@@ -4,8 +4,10 @@ use crate::*;
 use bytemuck::Pod;
 use half::bf16;
 use krasis_core::{DType, Format, Lines};
+use krasis_cpu::floats::Floats;
 use krasis_cpu::lines::{Matrix, Tokens};
 use krasis_cpu::{Arena, Inputs, Isa, Team, vector};
+use std::ops::Range;
 
 /// Host memory and the threads that work on it.
 pub struct Cpu {
@@ -16,6 +18,10 @@ pub struct Cpu {
     pub(crate) tokens: Tokens,
     /// Who chose which expert; kept because a decode step allocates nothing.
     pub(crate) groups: experts::Groups,
+    /// Each thread's own memory while an operation runs, kept for the same reason.
+    pub(crate) workers: Floats,
+    /// What attention keeps besides.
+    pub(crate) desk: attend::Desk,
 }
 
 impl Cpu {
@@ -26,7 +32,15 @@ impl Cpu {
 
     /// A device that uses these instructions for products in integers.
     pub fn with_isa(arena: Arena, team: Team, isa: Isa) -> Cpu {
-        Cpu { arena, team, isa, tokens: Tokens::new(), groups: experts::Groups::default() }
+        Cpu {
+            arena,
+            team,
+            isa,
+            tokens: Tokens::new(),
+            groups: experts::Groups::default(),
+            workers: Floats::default(),
+            desk: attend::Desk::default(),
+        }
     }
 }
 
@@ -45,6 +59,18 @@ impl<'a> Rows<'a> {
     pub(crate) fn of(w: &Weight, inputs: &Inputs<'a>) -> Rows<'a> {
         let (data, scales) = (inputs.slice(w.data), inputs.slice(w.scales));
         Rows { format: w.format, cols: w.cols, data, scales }
+    }
+
+    /// Some rows as f32, one after the other. Rows of floats lie so, and short ones are many.
+    pub(crate) fn decode_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+        if let Format::Float(_) = self.format {
+            let bytes = self.format.row_bytes(self.cols) as usize;
+            let data = &self.data[rows.start * bytes..rows.end * bytes];
+            return vector::decode_row(self.format, data, &[], out);
+        }
+        for (row, out) in rows.zip(out.chunks_exact_mut(self.cols as usize)) {
+            self.decode(row, out);
+        }
     }
 
     /// Row `row` as f32.

@@ -126,6 +126,10 @@ impl Case {
             positions.extend(at..at + rows);
             first_row.push(first_row.last().unwrap() + rows);
         }
+        // Slots are planned for the largest step: what an earlier one left stands behind.
+        row_seq.push(count);
+        positions.push(9999);
+        first_row.push(u32::MAX);
         // Page 0 of sequence 0 comes last: an implementation that ignores the table is found out.
         let pages: Vec<u32> = (0..count * pages_max).rev().collect();
         let state: Vec<u32> = (0..count).rev().collect();
@@ -139,6 +143,41 @@ impl Case {
             state: self.u32s(&state),
         };
         (seqs, count * pages_max * page)
+    }
+
+    /// A step of some rows of one sequence of [`Case::seqs`] and nothing else, over the same pages:
+    /// `parts` and `page` are what it was made of.
+    pub fn some_rows(
+        &mut self,
+        parts: &[(u32, u32)],
+        page: u32,
+        seq: usize,
+        rows: std::ops::Range<u32>,
+    ) -> Seqs {
+        let pages_max =
+            parts.iter().map(|(at, rows)| (at + rows).div_ceil(page)).max().unwrap() + 1;
+        let count = parts.len() as u32;
+        let pages: Vec<u32> = (0..count * pages_max).rev().collect();
+        let at = parts[seq].0;
+        let positions: Vec<u32> = rows.clone().map(|row| at + row).collect();
+        Seqs {
+            count: 1,
+            row_seq: self.u32s(&vec![0; rows.len()]),
+            positions: self.u32s(&positions),
+            first_row: self.u32s(&[0, rows.len() as u32]),
+            pages: self.u32s(&pages[seq * pages_max as usize..][..pages_max as usize]),
+            pages_max,
+            state: self.u32s(&[count - 1 - seq as u32]),
+        }
+    }
+
+    /// A CPU device of its own for each instruction set and each of these numbers of threads.
+    pub fn cpus(&self, threads: &[usize]) -> Vec<Cpu> {
+        let all = Isa::all();
+        let pairs = all.iter().flat_map(|isa| threads.iter().map(move |threads| (*isa, *threads)));
+        pairs
+            .map(|(isa, threads)| Cpu::with_isa(self.arena(), Team::new(Some(threads)), isa))
+            .collect()
     }
 
     /// A KV store full of random numbers.

@@ -10,6 +10,7 @@ use crate::reference::Reference;
 use crate::step::Seqs;
 use krasis_core::{Act, Mat, Weight};
 use krasis_cpu::Tiles;
+use krasis_cpu::vector::rotate;
 
 pub(crate) fn reference(
     d: &mut Reference,
@@ -43,21 +44,25 @@ pub(crate) fn cpu(d: &mut Cpu, x: Mat<Act>, dim: u32, freqs: &Weight, scale: f32
     let half = freqs.len();
     let tiles = Tiles::new(all, x.stride as usize);
     let cols = x.first_col as usize..(x.first_col + x.cols) as usize;
-    d.team.split(x.rows as usize, ROWS_WORTH_A_THREAD, |range| {
-        let mut turns = vec![(0.0, 0.0); half];
-        for row in range {
+    let own = (2 * half).next_multiple_of(16);
+    let workers = Tiles::new(d.workers.take(own * d.team.threads()), own);
+    let rows = x.rows as usize;
+    d.team.each(rows.div_ceil(ROWS_WORTH_A_THREAD), |worker, task| {
+        // SAFETY: a worker has one task at a time.
+        let (cos, rest) = unsafe { workers.tile(worker, 0..own) }.split_at_mut(half);
+        let sin = &mut rest[..half];
+        let first = task * ROWS_WORTH_A_THREAD;
+        for row in first..rows.min(first + ROWS_WORTH_A_THREAD) {
             // All heads of a token turn alike.
-            for (turn, freq) in turns.iter_mut().zip(freqs) {
-                let (sin, cos) = (positions[row] as f32 * freq).sin_cos();
-                *turn = (sin * scale, cos * scale);
+            for ((cos, sin), freq) in cos.iter_mut().zip(&mut *sin).zip(freqs) {
+                let turn = (positions[row] as f32 * freq).sin_cos();
+                (*sin, *cos) = (turn.0 * scale, turn.1 * scale);
             }
-            // SAFETY: the ranges of `split` are disjoint.
+            // SAFETY: each task has its own rows.
             let row = unsafe { tiles.tile(row, cols.clone()) };
             for head in row.chunks_exact_mut(dim as usize) {
                 let (first, second) = head[..2 * half].split_at_mut(half);
-                for ((a, b), (sin, cos)) in first.iter_mut().zip(second).zip(&turns) {
-                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-                }
+                rotate(first, second, cos, sin);
             }
         }
     });

@@ -10,7 +10,6 @@
 //!
 //! The routed scaling factor is not applied here but in [`crate::combine`], once.
 
-use crate::attend::softmax;
 use crate::cpu::{Cpu, ROWS_WORTH_A_THREAD, vector_of};
 use crate::reference::Reference;
 use crate::sigmoid_gate::sigmoid;
@@ -168,6 +167,14 @@ pub(crate) fn cpu(
             choose(inputs.row(logits, row as u32), bias, how, experts, weights);
         }
     });
+}
+
+/// Exponentials of `x` less its largest, divided by their sum.
+fn softmax(x: &mut [f32]) {
+    let largest = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    x.iter_mut().for_each(|x| *x = (*x - largest).exp());
+    let total: f32 = x.iter().sum();
+    x.iter_mut().for_each(|x| *x /= total);
 }
 
 #[cfg(test)]
