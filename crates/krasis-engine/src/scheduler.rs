@@ -157,6 +157,11 @@ impl Scheduler {
             }
             self.places.pop();
             let mut sequence = self.waiting.pop_front().expect("it was looked at");
+            // All the room it may need: a decode step allocates nothing.
+            let answer = sequence.request.tokens_max.min(self.limits.context_max) as usize;
+            let tokens = sequence.request.prompt.len() + answer;
+            sequence.tokens.reserve(tokens.saturating_sub(sequence.tokens.len()));
+            prefix.pages.reserve(self.limits.pages_max as usize - prefix.pages.len());
             sequence.admit(Held { prefix, place }, covered);
             self.running.push(sequence);
         }
