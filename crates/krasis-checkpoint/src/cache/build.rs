@@ -96,7 +96,9 @@ impl Builder {
 
     /// Writes a piece of a section; pieces may be written by several threads.
     pub fn write(&self, section: usize, first: u64, bytes: &[u8]) -> Result<(), CacheError> {
-        self.data.write_all_at(bytes, self.places[section].start + first).map_err(|cause| self.cannot(cause))?;
+        self.data
+            .write_all_at(bytes, self.places[section].start + first)
+            .map_err(|cause| self.cannot(cause))?;
         let check = &self.checks[section][first as usize / PIECE];
         check.store(crc32fast::hash(bytes), Ordering::Relaxed);
         Ok(())

@@ -1,6 +1,6 @@
 //! What a cache holds, and where in the file.
 
-use super::PIECE;
+use super::{ENDING, PIECE};
 use krasis_core::Bytes;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -9,6 +9,11 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Sections begin at a multiple of a page, large ones at one of a huge page.
 const PAGE: u64 = 4 << 10;
 const HUGE_PAGE: u64 = 2 << 20;
+
+/// A hash of a text.
+pub fn digest(text: &str) -> u64 {
+    xxh3_64(text.as_bytes())
+}
 
 /// What a whole file holds. Two files of equal contents are equal, bit for bit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +67,15 @@ impl Contents {
     /// Says which contents these are.
     pub fn digest(&self) -> u64 {
         xxh3_64(&serde_json::to_vec(self).expect("contents are JSON"))
+    }
+
+    /// A name for a file of such weights: the same whatever checkpoint they come from and however
+    /// they were rounded, so that what is out of date is replaced and does not stay.
+    pub fn file_name(&self, label: &str) -> String {
+        let shape =
+            |s: &Section| format!("{} {:?} {} {}x{}\n", s.name, s.kind, s.format, s.rows, s.cols);
+        let shapes: String = self.sections.iter().map(shape).collect();
+        format!("{label}-{:08x}.{ENDING}", digest(&shapes) as u32)
     }
 
     /// Where each section lies behind a header of so many bytes.

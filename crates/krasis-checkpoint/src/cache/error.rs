@@ -27,6 +27,19 @@ pub enum CacheError {
         /// What the file system has.
         free: Bytes,
     },
+    /// Somebody has the lock and does nothing.
+    #[error(
+        "{file}: {} has the lock for {minutes} minutes without finishing a section: end it, or load without a cache (--no-cache)",
+        process.map_or("a process".into(), |process| format!("process {process}"))
+    )]
+    Held {
+        /// The file to be built.
+        file: PathBuf,
+        /// Who has it, if it told.
+        process: Option<u32>,
+        /// Since when nothing happened.
+        minutes: u64,
+    },
     /// Some other file.
     #[error("{file} is not a cache of weights")]
     NotACache {

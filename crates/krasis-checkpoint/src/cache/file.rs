@@ -62,10 +62,9 @@ impl CacheFile {
         if self.contents.fingerprint != wanted.fingerprint {
             return Err(CacheError::OtherModel { file: file() });
         }
-        for (have, want) in [
-            (&self.contents.layout, &wanted.layout),
-            (&self.contents.quantiser, &wanted.quantiser),
-        ] {
+        for (have, want) in
+            [(&self.contents.layout, &wanted.layout), (&self.contents.quantiser, &wanted.quantiser)]
+        {
             if have != want {
                 let what = format!("it was made by {have} and not by {want}");
                 return Err(CacheError::OtherContents { file: file(), what });
@@ -109,7 +108,11 @@ impl CacheFile {
     }
 
     /// Reads and checks every byte on `threads` threads; `progress` hears how many more were read.
-    pub fn verify(&self, threads: usize, progress: impl Fn(Bytes) + Sync) -> Result<(), CacheError> {
+    pub fn verify(
+        &self,
+        threads: usize,
+        progress: impl Fn(Bytes) + Sync,
+    ) -> Result<(), CacheError> {
         for gap in self.gaps() {
             self.expect_zeros(gap)?;
         }
@@ -152,9 +155,7 @@ impl CacheFile {
             .read_exact_at(&mut bytes, gap.start)
             .map_err(|cause| CacheError::io("read", &self.path, cause))?;
         match bytes.iter().position(|&byte| byte != 0) {
-            Some(at) => {
-                Err(self.damaged(format!("byte {} is not zero", gap.start + at as u64)))
-            }
+            Some(at) => Err(self.damaged(format!("byte {} is not zero", gap.start + at as u64))),
             None => Ok(()),
         }
     }

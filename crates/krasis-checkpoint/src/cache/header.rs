@@ -37,8 +37,7 @@ pub(super) fn length(contents: &Contents) -> u64 {
 /// The header of these contents, whose pieces have these checksums.
 pub(super) fn write(contents: &Contents, checks: &[Vec<u32>]) -> Vec<u8> {
     let digits = |checks: &Vec<u32>| checks.iter().map(|check| format!("{check:08x}")).collect();
-    let header =
-        Header { contents: contents.clone(), checks: checks.iter().map(digits).collect() };
+    let header = Header { contents: contents.clone(), checks: checks.iter().map(digits).collect() };
     let json = serde_json::to_vec(&header).expect("a header is JSON");
     let mut bytes = Vec::with_capacity(PREFIX + json.len());
     bytes.extend(MAGIC);
@@ -50,10 +49,7 @@ pub(super) fn write(contents: &Contents, checks: &[Vec<u32>]) -> Vec<u8> {
 }
 
 /// Reads and checks the header; returns its length as well.
-pub(super) fn read(
-    path: &Path,
-    file: &File,
-) -> Result<(Contents, Vec<Vec<u32>>, u64), CacheError> {
+pub(super) fn read(path: &Path, file: &File) -> Result<(Contents, Vec<Vec<u32>>, u64), CacheError> {
     let cannot = |cause| CacheError::io("read", path, cause);
     let damaged = || CacheError::Damaged { file: path.into(), what: "its header".into() };
     let mut prefix = [0; PREFIX];
@@ -93,9 +89,7 @@ pub(super) fn read(
 /// The numbers of eight hexadecimal digits each.
 fn numbers(text: &str) -> Option<Vec<u32>> {
     let (digits, rest) = text.as_bytes().as_chunks::<8>();
-    let number = |digits: &[u8; 8]| {
-        u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
-    };
+    let number = |digits: &[u8; 8]| u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
     if rest.is_empty() { digits.iter().map(number).collect() } else { None }
 }
 

@@ -21,7 +21,7 @@ mod header;
 mod lock;
 
 pub use build::{Builder, Progress};
-pub use contents::{Contents, Kind, Section};
+pub use contents::{Contents, Kind, Section, digest};
 pub use error::CacheError;
 pub use file::CacheFile;
 pub use lock::{Lock, Taken};

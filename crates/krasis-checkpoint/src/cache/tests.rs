@@ -130,8 +130,7 @@ fn flip(path: &Path, bit: u64) {
 
 /// A linear congruence (Knuth's MMIX).
 fn next(state: &mut u64) -> u64 {
-    *state =
-        state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     *state >> 20
 }
 
