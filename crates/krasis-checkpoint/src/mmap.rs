@@ -20,8 +20,12 @@ pub(crate) fn map(file: &File) -> io::Result<Mmap> {
     unsafe { Mmap::map(file) }
 }
 
+/// A touched page brings its neighbours along, those of a tensor that was released before as well.
+const AROUND: usize = 256 << 10;
+
 /// Gives the memory behind some bytes of a mapped file back; they come again when touched.
 pub(crate) fn release(bytes: &Mmap, range: Range<usize>) {
+    let range = range.start.saturating_sub(AROUND)..bytes.len().min(range.end + AROUND);
     // SAFETY: the advice would discard what was written to private pages, and nothing is ever
     // written through our mappings; a page of the file is read again, whoever else looks at it.
     let advised = unsafe {

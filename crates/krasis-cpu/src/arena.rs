@@ -5,7 +5,6 @@
 
 use bytemuck::Pod;
 use krasis_core::{Act, Bytes, Layout, Mat, Slot};
-use std::alloc::{alloc_zeroed, dealloc};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -24,10 +23,11 @@ impl std::fmt::Display for OutOfMemory {
 }
 impl std::error::Error for OutOfMemory {}
 
-/// One zeroed allocation. Pages that are never touched cost nothing.
+/// One zeroed allocation. Pages that are never touched cost nothing, so it comes from the system
+/// itself: the allocator would write zeros to memory that must be aligned.
 pub struct Arena {
     base: NonNull<u8>,
-    layout: std::alloc::Layout,
+    size: usize,
 }
 
 // SAFETY: the arena owns its memory, and every access goes through `&self` or `&mut self`.
@@ -40,12 +40,18 @@ impl Arena {
     pub fn new(plan: &Layout) -> Result<Arena, OutOfMemory> {
         let wanted = plan.bytes();
         let refused = OutOfMemory { wanted };
-        let bytes = usize::try_from(wanted.0).map_err(|_| refused)?.max(1);
-        let align = krasis_core::arena::ALIGN as usize;
-        let layout = std::alloc::Layout::from_size_align(bytes, align).map_err(|_| refused)?;
-        // SAFETY: the layout's size is at least one byte.
-        let base = unsafe { alloc_zeroed(layout) };
-        NonNull::new(base).map(|base| Arena { base, layout }).ok_or(refused)
+        let size = usize::try_from(wanted.0).map_err(|_| refused)?.max(1);
+        let (access, kind) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: new memory, wherever the system likes; nothing that exists is touched.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), size, access, kind, -1, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(refused);
+        }
+        // Huge pages are filled faster, and weights are read without misses of address translation.
+        // SAFETY: the range is the mapping; the advice changes no content, and may be ignored.
+        unsafe { libc::madvise(base, size, libc::MADV_HUGEPAGE) };
+        NonNull::new(base.cast()).map(|base| Arena { base, size }).ok_or(refused)
     }
 
     /// The elements of a slot.
@@ -63,7 +69,7 @@ impl Arena {
 
     /// The bytes of slots that lie one behind the other, all to be written at once.
     pub fn slices_mut(&mut self, slots: &[Slot<u8>]) -> Vec<&mut [u8]> {
-        let mut rest = self.slice_mut(Slot::new(0, self.layout.size() as u64));
+        let mut rest = self.slice_mut(Slot::new(0, self.size as u64));
         let mut end = 0;
         let slice = |slot: &Slot<u8>| {
             assert!(slot.start >= end, "slot {slot:?} begins before {end}, where another ends");
@@ -93,7 +99,7 @@ impl Arena {
         let written = [self.range(a), self.range(b)];
         assert!(!overlap(&written[0], &written[1]), "an operation writes {a:?} and {b:?} at once");
         let first = written.each_ref().map(|range| range.start);
-        let inputs = Inputs { arena: self.base, layout: self.layout, written, life: PhantomData };
+        let inputs = Inputs { arena: self.base, size: self.size, written, life: PhantomData };
         // SAFETY: both ranges are inside the allocation, aligned and disjoint; `Inputs` refuses to
         // read either; `&mut self` excludes everybody else.
         unsafe {
@@ -110,7 +116,7 @@ impl Arena {
     }
 
     fn range<T>(&self, at: Slot<T>) -> Range<usize> {
-        range_in(self.layout.size(), at)
+        range_in(self.size, at)
     }
 
     /// # Safety
@@ -125,8 +131,8 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout.
-        unsafe { dealloc(self.base.as_ptr(), self.layout) }
+        // SAFETY: mapped in `new` with this size, and nothing borrows it any more.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.size) };
     }
 }
 
@@ -134,7 +140,7 @@ impl Drop for Arena {
 #[derive(Clone)]
 pub struct Inputs<'a> {
     arena: NonNull<u8>,
-    layout: std::alloc::Layout,
+    size: usize,
     written: [Range<usize>; 2],
     life: PhantomData<&'a [u8]>,
 }
@@ -147,7 +153,7 @@ unsafe impl Send for Inputs<'_> {}
 impl<'a> Inputs<'a> {
     /// The elements of a slot that is not being written.
     pub fn slice<T: Pod>(&self, at: Slot<T>) -> &'a [T] {
-        let range = range_in(self.layout.size(), at);
+        let range = range_in(self.size, at);
         assert!(
             self.written.iter().all(|written| !overlap(written, &range)),
             "an operation reads {at:?} while it writes there"

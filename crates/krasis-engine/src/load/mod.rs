@@ -150,7 +150,7 @@ impl Placed {
         };
         read(0);
         let model = self.model.try_map(|leaf| {
-            if cache.is_none() || !leaf.is_kept() {
+            if !self.is_shared(leaf) && (cache.is_none() || !leaf.is_kept()) {
                 stock.fill(device, &leaf.source, &leaf.weight, team)?;
                 read(bytes_of(&leaf.weight).0);
             }
@@ -179,11 +179,18 @@ impl Placed {
         })
     }
 
+    /// Whether a weight is the embedding once more.
+    fn is_shared(&self, leaf: &Leaf) -> bool {
+        leaf.source.class != Class::Embedding && leaf.weight == self.model.embed.weight
+    }
+
     /// Bytes of all weights.
     pub fn bytes(&self) -> Bytes {
         let mut all = Bytes(0);
         let Ok(_) = self.model.try_map(|leaf| {
-            all += bytes_of(&leaf.weight);
+            if !self.is_shared(leaf) {
+                all += bytes_of(&leaf.weight);
+            }
             Ok::<_, Infallible>(())
         });
         let banks = self.banks.iter().flatten();

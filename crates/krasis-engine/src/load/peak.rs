@@ -72,7 +72,7 @@ impl Placed {
             peak = peak.max(filled + making);
         };
         self.model.try_map(|leaf| {
-            if !cached || !leaf.is_kept() {
+            if !self.is_shared(leaf) && (!cached || !leaf.is_kept()) {
                 fill(bytes_of(&leaf.weight), making_leaf(leaf, stock)?);
             }
             Ok::<_, StartError>(())
