@@ -75,8 +75,10 @@ impl Builder {
             journal,
             _lock: lock,
         };
-        builder.resume()?;
-        builder.reserve()?;
+        if let Err(error) = builder.resume().and_then(|()| builder.reserve()) {
+            builder.discard();
+            return Err(error);
+        }
         Ok(builder)
     }
 
