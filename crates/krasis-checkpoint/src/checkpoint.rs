@@ -7,10 +7,11 @@ use crate::tensor::Tensor;
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
+use std::hash::Hasher;
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::UNIX_EPOCH;
-use xxhash_rust::xxh3::Xxh3;
+use twox_hash::XxHash3_64;
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
@@ -112,12 +113,12 @@ impl Checkpoint {
     /// time of change, header, and a few of its pages. Neither times alone are believed, which tools
     /// set back, nor names and shapes, which all fine-tunes of a model share.
     pub fn fingerprint(&self) -> Result<u64, CheckpointError> {
-        let mut hash = Xxh3::new();
+        let mut hash = XxHash3_64::new();
         let mut small = |file: &Path| {
             let bytes = std::fs::read(file)
                 .map_err(|cause| CheckpointError::Read { file: file.into(), cause })?;
-            hash.update(&(bytes.len() as u64).to_le_bytes());
-            hash.update(&bytes);
+            hash.write(&(bytes.len() as u64).to_le_bytes());
+            hash.write(&bytes);
             Ok::<_, CheckpointError>(())
         };
         small(&self.dir.join("config.json"))?;
@@ -132,16 +133,16 @@ impl Checkpoint {
             let opened = shard.open()?;
             let (header, data) = opened.bytes().split_at(opened.data());
             for number in [name.len(), header.len(), data.len(), changed.as_secs() as usize] {
-                hash.update(&(number as u64).to_le_bytes());
+                hash.write(&(number as u64).to_le_bytes());
             }
-            hash.update(name);
-            hash.update(header);
+            hash.write(name);
+            hash.write(header);
             for sample in 0..SAMPLES {
                 let first = data.len().saturating_sub(SAMPLE) / (SAMPLES - 1) * sample;
-                hash.update(&data[first..data.len().min(first + SAMPLE)]);
+                hash.write(&data[first..data.len().min(first + SAMPLE)]);
             }
         }
-        Ok(hash.digest())
+        Ok(hash.finish())
     }
 
     /// How many weight files have been mapped so far.

@@ -4,7 +4,7 @@ use super::{ENDING, PIECE};
 use krasis_core::Bytes;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 
 /// Sections begin at a multiple of a page, large ones at one of a huge page.
 const PAGE: u64 = 4 << 10;
@@ -12,7 +12,7 @@ const HUGE_PAGE: u64 = 2 << 20;
 
 /// A hash of a text.
 pub fn digest(text: &str) -> u64 {
-    xxh3_64(text.as_bytes())
+    XxHash3_64::oneshot(text.as_bytes())
 }
 
 /// What a whole file holds. Two files of equal contents are equal, bit for bit.
@@ -66,7 +66,7 @@ impl Contents {
 
     /// Says which contents these are.
     pub fn digest(&self) -> u64 {
-        xxh3_64(&serde_json::to_vec(self).expect("contents are JSON"))
+        XxHash3_64::oneshot(&serde_json::to_vec(self).expect("contents are JSON"))
     }
 
     /// A name for a file of such weights: the same whatever checkpoint they come from and however

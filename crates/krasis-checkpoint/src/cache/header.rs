@@ -4,9 +4,10 @@ use super::contents::Contents;
 use super::error::CacheError;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
+use std::hash::Hasher;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use xxhash_rust::xxh3::Xxh3;
+use twox_hash::XxHash3_64;
 
 /// Bytes before the JSON.
 pub(super) const PREFIX: usize = 32;
@@ -94,8 +95,8 @@ fn numbers(text: &str) -> Option<Vec<u32>> {
 }
 
 fn checksum(prefix: &[u8], json: &[u8]) -> u64 {
-    let mut hash = Xxh3::new();
-    hash.update(prefix);
-    hash.update(json);
-    hash.digest()
+    let mut hash = XxHash3_64::new();
+    hash.write(prefix);
+    hash.write(json);
+    hash.finish()
 }
