@@ -4,8 +4,8 @@ use crate::dummy::{self, Dummy};
 use crate::error::StartError;
 use crate::handle::{Facts, Handle, Submission};
 use crate::kv::Pages;
-use crate::load::Stock;
-use crate::options::{DeviceKind, Options};
+use crate::load::{Built, Peak, PeakMeter, Placed, Shelf, Stock, Unwatched, Watch};
+use crate::options::{CacheUse, DeviceKind, Options};
 use crate::plan::{Plan, pages_hold_everything};
 use crate::runner::Runner;
 use crate::scheduler::{Batch, Limits, Scheduler};
@@ -17,7 +17,7 @@ use krasis_model::{Config, Model, Source, describe};
 use krasis_ops::{Cpu, Memory, Ops, Reference, Traced};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A model in service. It stops when the last [`Handle`] is dropped.
 pub struct Running {
@@ -27,17 +27,63 @@ pub struct Running {
     pub regions: Vec<(&'static str, Bytes)>,
     /// Bytes of weights that a decoded token reads.
     pub decode_bytes: Bytes,
+    /// What loading took.
+    pub loading: Loading,
+}
+
+/// What loading took.
+#[derive(Clone, Copy, Debug)]
+pub struct Loading {
+    /// All weights.
+    pub bytes: Bytes,
+    /// Those that were read from a cache.
+    pub cached: Bytes,
+    /// Time to bring them into memory, that of building the cache aside.
+    pub time: Duration,
+    /// Memory at that time.
+    pub peak: Peak,
 }
 
 /// Loads the checkpoint in `dir` and starts its thread.
 pub fn start(dir: &Path, options: &Options) -> Result<Running, StartError> {
+    start_watched(dir, options, &Unwatched)
+}
+
+/// The same for those who want to see how far it is.
+pub fn start_watched(
+    dir: &Path,
+    options: &Options,
+    watch: &dyn Watch,
+) -> Result<Running, StartError> {
     match options.device {
         DeviceKind::Cpu => {
             let device = |arena| Cpu::new(arena, Team::new(options.threads));
-            launch(Engine::load(dir, options, device)?)
+            launch(Engine::load_watched(dir, options, device, watch)?)
         }
-        DeviceKind::Reference => launch(Engine::load(dir, options, Reference::new)?),
+        DeviceKind::Reference => launch(Engine::load_watched(dir, options, Reference::new, watch)?),
     }
+}
+
+/// Builds the cache of a checkpoint's weights, or finds it; nothing if it cannot be built, which is
+/// told as a warning. The memory that running the model takes is not asked for.
+pub fn build_cache(
+    dir: &Path,
+    options: &Options,
+    watch: &dyn Watch,
+) -> Result<Option<Built>, StartError> {
+    let (ck, source) = describe_checkpoint(dir)?;
+    let placed = Placed::plan(&source, &ck, options, &mut Layout::new(Cpu::ACT_BYTES))?;
+    match Shelf::of(&placed, &ck, options)? {
+        Some(shelf) => shelf.find(options.cache, &placed, &ck, &Team::new(options.threads), watch),
+        None => Err(StartError::NothingQuantised),
+    }
+}
+
+fn describe_checkpoint(dir: &Path) -> Result<(Checkpoint, Model<Source>), StartError> {
+    let ck = Checkpoint::open(dir)?;
+    compressed_tensors::quantization(ck.config())?;
+    let source = describe(ck.config(), |name| ck.contains(name))?;
+    Ok((ck, source))
 }
 
 /// Starts a model of random weights in the shapes of a `config.json`: for measuring speed without
@@ -68,11 +114,11 @@ pub fn start_dummy(
 }
 
 fn launch<D: Ops + Memory + Send + 'static>(loaded: Loaded<D>) -> Result<Running, StartError> {
-    let Loaded { mut engine, handle, submissions, regions, decode_bytes } = loaded;
+    let Loaded { mut engine, handle, submissions, regions, decode_bytes, loading } = loaded;
     std::thread::Builder::new()
         .name("krasis-engine".into())
         .spawn(move || engine.serve(&submissions))?;
-    Ok(Running { handle, regions, decode_bytes })
+    Ok(Running { handle, regions, decode_bytes, loading })
 }
 
 /// An engine that has not started yet.
@@ -87,6 +133,8 @@ pub struct Loaded<D> {
     pub regions: Vec<(&'static str, Bytes)>,
     /// Bytes of weights that a decoded token reads.
     pub decode_bytes: Bytes,
+    /// What loading took.
+    pub loading: Loading,
 }
 
 /// One thread owns everything: there are no locks below.
@@ -107,13 +155,26 @@ impl<D: Ops + Memory> Engine<D> {
         options: &Options,
         device: impl FnOnce(Arena) -> D,
     ) -> Result<Loaded<D>, StartError> {
-        let ck = Checkpoint::open(dir)?;
-        compressed_tensors::quantization(ck.config())?;
-        let source = describe(ck.config(), |name| ck.contains(name))?;
-        Engine::load_described(&ck, &source, options, device)
+        Engine::load_watched(dir, options, device, &Unwatched)
     }
 
-    /// Plans, allocates and fills a model from its description.
+    /// The same for those who want to see how far it is.
+    pub fn load_watched(
+        dir: &Path,
+        options: &Options,
+        device: impl FnOnce(Arena) -> D,
+        watch: &dyn Watch,
+    ) -> Result<Loaded<D>, StartError> {
+        let (ck, source) = describe_checkpoint(dir)?;
+        let plan = Plan::new(&source, &ck, options, D::ACT_BYTES)?;
+        let shelf = match options.cache {
+            CacheUse::Off => None,
+            _ => Shelf::of(&plan.placed, &ck, options)?,
+        };
+        Engine::fill(&ck, &source, plan, shelf.as_ref(), options, device, watch)
+    }
+
+    /// Plans, allocates and fills a model from its description; nothing is kept of it.
     pub fn load_described(
         stock: &impl Stock,
         source: &Model<Source>,
@@ -121,12 +182,54 @@ impl<D: Ops + Memory> Engine<D> {
         device: impl FnOnce(Arena) -> D,
     ) -> Result<Loaded<D>, StartError> {
         let plan = Plan::new(source, stock, options, D::ACT_BYTES)?;
+        Engine::fill(stock, source, plan, None, options, device, &Unwatched)
+    }
+
+    fn fill(
+        stock: &impl Stock,
+        source: &Model<Source>,
+        plan: Plan,
+        shelf: Option<&Shelf>,
+        options: &Options,
+        device: impl FnOnce(Arena) -> D,
+        watch: &dyn Watch,
+    ) -> Result<Loaded<D>, StartError> {
         for (region, bytes) in &plan.regions {
             tracing::info!(%region, %bytes, "planned");
         }
+        let (placed, team) = (&plan.placed, Team::new(options.threads));
+        let find = |cache| match shelf {
+            Some(shelf) => shelf.find(cache, placed, stock, &team, watch),
+            None => Ok(None),
+        };
+        let mut cache = find(options.cache)?;
         let mut device = device(allocate(&plan.layout)?);
-        let model = plan.placed.fill(&mut device, stock, &Team::new(options.threads))?;
-        Ok(Engine::assemble(device, model, source, plan, options))
+        let (mut start, mut meter) = (Instant::now(), PeakMeter::start());
+        let mut model =
+            placed.fill(&mut device, stock, cache.as_ref().map(|cache| &cache.file), &team, watch);
+        // A cache is found damaged as it is read: another one, and if that is damaged too, none.
+        for again in [CacheUse::Rebuild, CacheUse::Off] {
+            let Err(StartError::Cache(error)) = &model else { break };
+            tracing::warn!("{error}");
+            cache = find(again)?;
+            (start, meter) = (Instant::now(), PeakMeter::start());
+            model = placed.fill(
+                &mut device,
+                stock,
+                cache.as_ref().map(|cache| &cache.file),
+                &team,
+                watch,
+            );
+        }
+        let model = model?;
+        let loading = Loading {
+            bytes: placed.bytes(),
+            cached: cache.as_ref().map_or(Bytes(0), |cache| cache.file.contents().bytes()),
+            time: start.elapsed(),
+            peak: meter.stop(placed.fill_peak(stock, cache.is_some())?),
+        };
+        loading.log();
+        Ok(Engine::assemble(device, model, source, plan, loading, options))
     }
 
     fn assemble(
@@ -134,6 +237,7 @@ impl<D: Ops + Memory> Engine<D> {
         model: Model<krasis_core::Weight>,
         source: &Model<Source>,
         plan: Plan,
+        loading: Loading,
         options: &Options,
     ) -> Loaded<D> {
         let facts = Facts { vocab: model.vocab, context_max: plan.context_max };
@@ -159,7 +263,7 @@ impl<D: Ops + Memory> Engine<D> {
             logits: Vec::new(),
         };
         let engine = Engine { scheduler, runner, batch: Batch::default(), seeds };
-        Loaded { engine, handle, submissions, regions: plan.regions, decode_bytes }
+        Loaded { engine, handle, submissions, regions: plan.regions, decode_bytes, loading }
     }
 
     /// Works until all handles are gone and all requests are answered.
@@ -206,7 +310,18 @@ impl<D: Ops + Memory> Engine<D> {
     }
 }
 
-fn allocate(layout: &Layout) -> Result<Arena, StartError> {
+impl Loading {
+    fn log(&self) {
+        let Loading { bytes, cached, time, peak } = self;
+        let seconds = time.as_secs_f64();
+        let rate = bytes.0 as f64 / seconds / 1e9;
+        tracing::info!(
+            "loaded {bytes}, {cached} of it from the cache, in {seconds:.2} s ({rate:.2} GB/s); {peak}"
+        );
+    }
+}
+
+pub(crate) fn allocate(layout: &Layout) -> Result<Arena, StartError> {
     Arena::new(layout).map_err(|OutOfMemory { wanted }| StartError::Shortfall {
         region: "the plan",
         wanted,

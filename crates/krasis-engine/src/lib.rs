@@ -17,9 +17,12 @@ pub mod scheduler;
 pub mod sequence;
 pub mod skew;
 
-pub use engine::{Engine, Loaded, Running, start, start_dummy};
+pub use engine::{
+    Engine, Loaded, Loading, Running, build_cache, start, start_dummy, start_watched,
+};
 pub use error::StartError;
 pub use handle::{Facts, Handle, Sink, Submission, SubmitError, Ticket};
 pub use krasis_ops::Span;
-pub use options::{DeviceKind, ExpertBits, Options, Quant};
+pub use load::{Built, Peak, Phase, Unwatched, Watch, cache_folders};
+pub use options::{CacheUse, DeviceKind, ExpertBits, Options, Quant};
 pub use request::{Event, Finish, InvalidRequest, Logprob, Request, Sampling, Usage};

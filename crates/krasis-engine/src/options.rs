@@ -2,6 +2,7 @@
 
 use krasis_core::KvDtype;
 use krasis_ops::Span;
+use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 
 /// Where a model runs.
@@ -35,6 +36,17 @@ pub enum ExpertBits {
     AsStored,
 }
 
+/// What becomes of weights once they are quantised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheUse {
+    /// They are kept in a file, and read from there at the next start.
+    Auto,
+    /// They are quantised again, and kept.
+    Rebuild,
+    /// They are quantised at every start.
+    Off,
+}
+
 /// Everything that can be chosen about a running model.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -52,6 +64,10 @@ pub struct Options {
     pub dense_mlp: Quant,
     /// Output matrix.
     pub lm_head: Quant,
+    /// Whether quantised weights are kept.
+    pub cache: CacheUse,
+    /// Where they are kept if the model's folder cannot be written.
+    pub cache_home: Option<PathBuf>,
     /// Element type of the KV cache; without a wish, that of the device's activations.
     pub kv: Option<KvDtype>,
     /// Threads of the CPU device; without a wish, all that this process may use.
@@ -80,6 +96,8 @@ impl Default for Options {
             shared_expert: Quant::AsStored,
             dense_mlp: Quant::AsStored,
             lm_head: Quant::AsStored,
+            cache: CacheUse::Auto,
+            cache_home: None,
             kv: None,
             threads: None,
             context_max: None,

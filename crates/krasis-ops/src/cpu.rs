@@ -119,15 +119,22 @@ pub(crate) fn vector_of<'a>(w: &Weight, inputs: &Inputs<'a>) -> &'a [f32] {
 impl Memory for Cpu {
     const ACT_BYTES: u32 = 4;
     fn upload<T: Pod>(&mut self, at: Slot<T>, values: &[T]) {
-        self.arena.slice_mut(at)[..values.len()].copy_from_slice(values);
+        self.arena.upload(at, values);
     }
     fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T> {
-        self.arena.slice(at).to_vec()
+        self.arena.download(at)
     }
     fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>) {
-        let all = self.arena.slice(from.at.floats());
-        to.clear();
-        (0..from.rows).for_each(|row| to.extend_from_slice(&all[from.row_range(row)]));
+        self.arena.download_act_to(from, to);
+    }
+    fn receive(
+        &mut self,
+        slots: &[Slot<u8>],
+        piece: usize,
+        team: &Team,
+        write: impl Fn(usize, u64, &mut [u8]) + Sync,
+    ) {
+        self.arena.receive(slots, piece, team, write);
     }
 }
 

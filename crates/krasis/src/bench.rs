@@ -1,5 +1,6 @@
 //! `krasis bench`: prefill and decode speed of a model, or of random weights in its shapes.
 
+use crate::bar::Bar;
 use crate::exit::Failure;
 use crate::options::ModelArguments;
 use crate::submit::{self, Answer};
@@ -124,7 +125,7 @@ impl Bench {
         let mut options = Options { trace, ..self.model.options()? };
         options.sequences_max = options.sequences_max.max(self.batch);
         if self.load_format == LoadFormat::Checkpoint {
-            return Ok(krasis_engine::start(&self.model.folder()?, &options)?);
+            return Ok(krasis_engine::start_watched(&self.model.folder()?, &options, &Bar::new())?);
         }
         // Shapes alone: the config of a folder, or a file of any name.
         let file = match &self.model.model_path {

@@ -20,7 +20,8 @@ Exit codes:
   130  interrupted
 
 Logging: KRASIS_LOG=info|debug|... (as RUST_LOG)
-KRASIS_HOME: folder whose models/krasis-demo is the default model";
+KRASIS_HOME: folder whose models/krasis-demo is the default model, and whose cache takes the
+caches of models whose own folder cannot be written [default of that: ~/.cache/krasis]";
 
 /// An error and the code that tells scripts what kind it is.
 #[derive(Debug)]
@@ -92,7 +93,7 @@ impl From<StartError> for Failure {
                 Failure::MODEL
             }
             StartError::Shortfall { .. } => Failure::MEMORY,
-            StartError::Context { .. } => Failure::CONFIG,
+            StartError::Context { .. } | StartError::NothingQuantised => Failure::CONFIG,
             _ => Failure::FAILED,
         };
         Failure::new(code, error)

@@ -1,7 +1,9 @@
 //! The program `krasis`.
 #![forbid(unsafe_code)]
 
+mod bar;
 mod bench;
+mod cache;
 mod eval;
 mod exit;
 mod load;
@@ -38,6 +40,9 @@ enum Command {
     /// Measure the speed of a model, or of random weights in its shapes.
     #[command(after_help = exit::CODES)]
     Bench(bench::Bench),
+    /// Keep the quantised weights of a model, so that it starts at the disk's speed.
+    #[command(after_help = exit::CODES)]
+    Cache(cache::Cache),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +62,7 @@ fn main() -> ExitCode {
         Command::Serve(serve) => serve.execute(),
         Command::Eval(eval) => eval.execute(),
         Command::Bench(bench) => bench.execute(),
+        Command::Cache(cache) => cache.execute(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

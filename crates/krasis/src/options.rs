@@ -4,7 +4,7 @@ use crate::exit::Failure;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use krasis_core::KvDtype;
-use krasis_engine::{DeviceKind, ExpertBits, Options, Quant};
+use krasis_engine::{CacheUse, DeviceKind, ExpertBits, Options, Quant};
 use std::path::{Path, PathBuf};
 
 /// Which model, where and how precisely.
@@ -37,6 +37,12 @@ pub struct ModelArguments {
     /// Elements of the KV cache
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = KvChoice::Auto)]
     kv_dtype: KvChoice,
+    /// Quantise weights again and replace the cache that is kept of them
+    #[arg(long)]
+    force_load: bool,
+    /// Quantise weights at every start and keep nothing
+    #[arg(long, conflicts_with = "force_load")]
+    no_cache: bool,
     /// Threads of the CPU device [default: all that this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     krasis_threads: Option<u32>,
@@ -118,6 +124,12 @@ impl ModelArguments {
             shared_expert: quant(self.shared_expert_quant),
             dense_mlp: quant(self.dense_mlp_quant),
             lm_head: quant(self.lm_head_quant),
+            cache: match (self.no_cache, self.force_load) {
+                (true, _) => CacheUse::Off,
+                (_, true) => CacheUse::Rebuild,
+                _ => CacheUse::Auto,
+            },
+            cache_home: cache_home(),
             kv: match self.kv_dtype {
                 KvChoice::Auto => None,
                 KvChoice::Bf16 => Some(KvDtype::Bf16),
@@ -130,21 +142,34 @@ impl ModelArguments {
         })
     }
 
-    /// The model's folder: the one given, or the demo's wherever the program was started from.
+    /// The model's folder.
     pub fn folder(&self) -> Result<PathBuf, Failure> {
-        match &self.model_path {
-            Some(dir) if dir.is_dir() => Ok(dir.clone()),
-            Some(dir) => {
-                let message = format!("--model-path {}: there is no such folder", dir.display());
-                Err(Failure::say(Failure::MODEL, message))
-            }
-            None => demo().ok_or_else(|| {
-                let message = "the demo model was not found (in $KRASIS_HOME/models/krasis-demo \
-                               and demo/model beside the program): give --model-path DIR";
-                Failure::say(Failure::MODEL, message)
-            }),
-        }
+        folder(self.model_path.as_deref())
     }
+}
+
+/// A model's folder: the one given, or the demo's wherever the program was started from.
+pub fn folder(model_path: Option<&Path>) -> Result<PathBuf, Failure> {
+    match model_path {
+        Some(dir) if dir.is_dir() => Ok(dir.to_owned()),
+        Some(dir) => {
+            let message = format!("--model-path {}: there is no such folder", dir.display());
+            Err(Failure::say(Failure::MODEL, message))
+        }
+        None => demo().ok_or_else(|| {
+            let message = "the demo model was not found (in $KRASIS_HOME/models/krasis-demo \
+                           and demo/model beside the program): give --model-path DIR";
+            Failure::say(Failure::MODEL, message)
+        }),
+    }
+}
+
+/// Where caches go if a model's folder cannot be written.
+pub fn cache_home() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let home = variable("KRASIS_HOME").map(|home| home.join("cache"));
+    let user = || variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
+    home.or_else(|| Some(user()?.join("krasis")))
 }
 
 /// Where the demo model may lie: the user's folder, then the checkout that the program was built

@@ -35,7 +35,10 @@ impl Stock for Checkpoint {
         weight: &Weight,
         team: &Team,
     ) -> Result<(), StartError> {
-        RowSource::open(source, self)?.fill(device, weight, team)
+        let source = RowSource::open(source, self)?;
+        source.fill(device, weight, team)?;
+        source.parts.iter().for_each(|(_, tensor)| self.release(tensor.name));
+        Ok(())
     }
 
     fn fill_bank<D: Memory>(
@@ -64,8 +67,14 @@ fn fill_bank<D: Memory>(
         ];
         for (proj, weight) in parts {
             match ExpertMatrix::open(experts, expert, proj, weight.rows, weight.cols, ck)? {
-                ExpertMatrix::Float(rows) => rows.fill(device, &weight, team)?,
-                ExpertMatrix::Packed(packed) => fill_packed(device, &packed, &weight, team)?,
+                ExpertMatrix::Float(rows) => {
+                    rows.fill(device, &weight, team)?;
+                    rows.parts.iter().for_each(|(_, tensor)| ck.release(tensor.name));
+                }
+                ExpertMatrix::Packed(packed) => {
+                    fill_packed(device, &packed, &weight, team)?;
+                    packed.tensors().into_iter().for_each(|name| ck.release(name));
+                }
             }
         }
     }

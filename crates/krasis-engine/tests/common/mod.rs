@@ -2,7 +2,9 @@
 //! them in float32 (`fixtures/tiny/README.md`).
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use krasis_engine::{Event, Finish, Handle, Logprob, Options, Request, Sampling, Usage, start};
+use krasis_engine::{
+    CacheUse, Event, Finish, Handle, Logprob, Options, Request, Sampling, Usage, start,
+};
 use safetensors::SafeTensors;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
@@ -27,7 +29,7 @@ pub fn dir(fixture: &str) -> PathBuf {
 
 /// One thread: tests run side by side, and more threads than cores only wait for each other.
 pub fn defaults() -> Options {
-    Options { threads: Some(1), ..Options::default() }
+    Options { threads: Some(1), cache: CacheUse::Off, ..Options::default() }
 }
 
 /// What transformers says.
