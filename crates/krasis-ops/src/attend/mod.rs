@@ -68,23 +68,25 @@ impl Reference {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use crate::testing::Case;
+pub(crate) mod cases {
+    use crate::testing::{Case, Judge};
     use krasis_core::KvDtype;
 
-    #[test]
-    fn groups_pages_and_positions() {
+    cases![groups_pages_and_positions];
+
+    fn groups_pages_and_positions(on: &mut dyn Judge) {
         for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::F8E4M3] {
-            for (heads, kv_heads) in [(1, 1), (4, 2), (6, 1)] {
+            for (heads, kv_heads, k_dim, v_dim) in
+                [(1, 1, 12, 10), (4, 2, 12, 10), (6, 1, 12, 10), (22, 2, 16, 32), (2, 2, 136, 128)]
+            {
                 let mut case = Case::new(9);
-                let (seqs, tokens) = case.seqs(&[(0, 1), (6, 3), (13, 1)], 4);
-                let k = case.store(tokens, kv_heads, 12, dtype, 4);
-                let v = case.store(tokens, kv_heads, 10, dtype, 4);
-                let all = case.act(5, heads * 12 + 3);
-                let q = all.cols(3, heads * 12);
-                let out = case.blank(5, heads * 10);
-                case.agree(&[out], 1e-5, |ops| ops.attend(q, &k, &v, &seqs, 1.7, out));
+                let (seqs, tokens) = case.seqs(&[(0, 1), (6, 3), (49, 1)], 4);
+                let k = case.store(tokens, kv_heads, k_dim, dtype, 4);
+                let v = case.store(tokens, kv_heads, v_dim, dtype, 4);
+                let all = case.act(5, heads * k_dim + 3);
+                let q = all.cols(3, heads * k_dim);
+                let out = case.blank(5, heads * v_dim);
+                case.agree(on, &[out], 1e-5, |ops| ops.attend(q, &k, &v, &seqs, 1.7, out));
             }
         }
     }
