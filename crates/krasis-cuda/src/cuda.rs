@@ -33,6 +33,11 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
         Cuda { machine, workspace: plan.bytes().0, activation: PhantomData }
     }
 
+    /// The machine, for another plan.
+    pub fn into_machine(self) -> M {
+        self.machine
+    }
+
     pub(crate) fn launch(&mut self, kernel: Kernel, shape: Shape, args: &[Arg]) {
         // An empty grid is an error to the driver, and nothing to do for us.
         if !shape.grid.contains(&0) {

@@ -68,7 +68,9 @@ pub enum CudaError {
         log: String,
     },
     /// The arena does not fit.
-    #[error("{gpu} has {free} free of the {wanted} that the model needs: lower --context-max or quantise more")]
+    #[error(
+        "{gpu} has {free} free of the {wanted} that the model needs: lower --context-max or quantise more"
+    )]
     OutOfMemory {
         /// Its name.
         gpu: String,

@@ -29,6 +29,7 @@ pub enum Checking {
 
 /// A GPU in use by one device.
 pub struct Gpu {
+    found: Found,
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
@@ -47,11 +48,10 @@ pub struct Gpu {
 unsafe impl Send for Gpu {}
 
 impl Gpu {
-    /// Compiles all kernels for `found` and allocates `bytes` of its memory. Cubins are kept in
-    /// `cache`.
-    pub fn new<A: Activation>(
-        found: &Found,
-        bytes: Bytes,
+    /// Opens `found` and loads all kernels, which are kept in `cache` once they are compiled.
+    /// Memory comes later: [`Self::allocate`].
+    pub fn open<A: Activation>(
+        found: Found,
         cache: Option<&Path>,
         threads: usize,
         checking: Checking,
@@ -75,36 +75,42 @@ impl Gpu {
             context,
             stream,
             arena: 0,
-            bytes: bytes.0,
+            bytes: 0,
             staging: Staging::new().map_err(failed("allocate pinned memory"))?,
             kernels: HashMap::new(),
             modules: Vec::new(),
             signatures: Signatures::read(),
             checking,
             recent: VecDeque::with_capacity(REMEMBERED),
+            found,
         };
-        gpu.allocate(found)?;
         for cubin in &cubins {
             gpu.load(cubin).map_err(failed("load a kernel"))?;
         }
         Ok(gpu)
     }
 
-    fn allocate(&mut self, found: &Found) -> Result<(), CudaError> {
-        let free = result::mem_get_info().map_err(failed("tell its free memory"))?.0 as u64;
-        let short = || CudaError::OutOfMemory {
-            gpu: found.name.clone(),
-            wanted: Bytes(self.bytes),
-            free: Bytes(free),
-        };
-        if self.bytes > free {
+    /// What is free for an arena.
+    pub fn free(&self) -> Result<Bytes, CudaError> {
+        self.enter();
+        let (free, _) = result::mem_get_info().map_err(failed("tell its free memory"))?;
+        Ok(Bytes(free as u64))
+    }
+
+    /// Allocates the arena, full of zeros. Once.
+    pub fn allocate(&mut self, wanted: Bytes) -> Result<(), CudaError> {
+        assert_eq!(self.arena, 0, "a GPU has one arena");
+        let free = self.free()?;
+        let short = || CudaError::OutOfMemory { gpu: self.found.name.clone(), wanted, free };
+        if wanted > free {
             return Err(short());
         }
         // SAFETY: freed in `drop`, after the last use.
-        self.arena = match unsafe { result::malloc_sync((self.bytes as usize).max(1)) } {
+        self.arena = match unsafe { result::malloc_sync((wanted.0 as usize).max(1)) } {
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => return Err(short()),
             arena => arena.map_err(failed("allocate memory"))?,
         };
+        self.bytes = wanted.0;
         // SAFETY: the whole allocation.
         unsafe { result::memset_d8_async(self.arena, 0, self.bytes as usize, self.stream) }
             .map_err(failed("clear memory"))

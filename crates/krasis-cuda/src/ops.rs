@@ -71,8 +71,19 @@ fn attend_shared(key_dim: u32, value_dim: u32) -> u32 {
 
 impl<A: Activation, M: Machine> Cuda<A, M> {
     /// `linear` of each of `heads` blocks of columns with its own rows of `w`.
-    fn products(&mut self, x: Mat<Act>, w: &Weight, bias: Option<&Weight>, heads: u32, out: Mat<Act>) {
-        assert_eq!((w.rows, w.cols), (out.cols, x.cols / heads), "weight [heads · outputs, inputs]");
+    fn products(
+        &mut self,
+        x: Mat<Act>,
+        w: &Weight,
+        bias: Option<&Weight>,
+        heads: u32,
+        out: Mat<Act>,
+    ) {
+        assert_eq!(
+            (w.rows, w.cols),
+            (out.cols, x.cols / heads),
+            "weight [heads · outputs, inputs]"
+        );
         assert_eq!(x.rows, out.rows, "a row for each row");
         let outputs = w.rows / heads;
         // A head's part of a row has to start at 16 bytes, too.
@@ -121,9 +132,8 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
         out: Mat<Act>,
     ) {
         let chosen = self.slot(routes.experts.whole());
-        let grid = |outputs: u32| {
-            shape([outputs.div_ceil(VECTOR_WARPS), out.rows, 1], VECTOR_WARPS * 32)
-        };
+        let grid =
+            |outputs: u32| shape([outputs.div_ceil(VECTOR_WARPS), out.rows, 1], VECTOR_WARPS * 32);
         let [data, scales, cols, group, rows] = self.bank_args(&bank.gate_up, bank.inter);
         let args = [
             self.mat(x),
@@ -505,7 +515,14 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
         self.launch(one("route"), shape, &args);
     }
 
-    fn experts(&mut self, x: Mat<Act>, routes: Routes, bank: &Bank, inner: Mat<Act>, out: Mat<Act>) {
+    fn experts(
+        &mut self,
+        x: Mat<Act>,
+        routes: Routes,
+        bank: &Bank,
+        inner: Mat<Act>,
+        out: Mat<Act>,
+    ) {
         assert_eq!((inner.rows, inner.cols), (out.rows, bank.inter), "a row of scratch per pair");
         assert_eq!((x.cols, out.cols), (bank.gate_up.cols, bank.gate_up.cols), "hidden");
         if x.rows <= VECTOR_ROWS {

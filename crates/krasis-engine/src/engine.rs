@@ -1,20 +1,22 @@
 //! The step, and the thread that makes it.
 
+use crate::device::{self, Home};
 use crate::dummy::Dummy;
 use crate::error::StartError;
 use crate::handle::{Facts, Handle, Submission};
 use crate::kv::Pages;
 use crate::load::Stock;
-use crate::options::{DeviceKind, Options};
+use crate::options::{Activations, DeviceKind, Options};
 use crate::plan::{Plan, pages_hold_everything};
 use crate::runner::Runner;
 use crate::scheduler::Scheduler;
 use crate::sequence::Sequence;
+use half::bf16;
 use krasis_checkpoint::{Checkpoint, compressed_tensors};
-use krasis_core::{Bytes, Layout};
-use krasis_cpu::{Arena, OutOfMemory, Team};
+use krasis_core::Bytes;
+use krasis_cpu::Team;
 use krasis_model::{Config, Model, Source, describe};
-use krasis_ops::{Cpu, Memory, Ops, Reference};
+use krasis_ops::{Memory, Ops};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -31,26 +33,37 @@ pub struct Running {
 
 /// Loads the checkpoint in `dir` and starts its thread.
 pub fn start(dir: &Path, options: &Options) -> Result<Running, StartError> {
-    match options.device {
-        DeviceKind::Cpu => {
-            let device = |arena| Cpu::new(arena, Team::new(options.threads));
-            launch(Engine::load(dir, options, device)?)
-        }
-        DeviceKind::Reference => launch(Engine::load(dir, options, Reference::new)?),
-    }
+    let ck = Checkpoint::open(dir)?;
+    compressed_tensors::quantization(ck.config())?;
+    let source = describe(ck.config(), |name| ck.contains(name))?;
+    start_described(&ck, &source, options)
 }
 
 /// Starts a model of random weights in the shapes of a `config.json`: for measuring speed without
 /// a checkpoint.
 pub fn start_dummy(config: &Config, options: &Options) -> Result<Running, StartError> {
-    let source = describe(config, |_| false)?;
+    start_described(&Dummy, &describe(config, |_| false)?, options)
+}
+
+fn start_described(
+    stock: &impl Stock,
+    source: &Model<Source>,
+    options: &Options,
+) -> Result<Running, StartError> {
     match options.device {
         DeviceKind::Cpu => {
-            let device = |arena| Cpu::new(arena, Team::new(options.threads));
-            launch(Engine::load_described(&Dummy, &source, options, device)?)
+            launch(Engine::load_described(stock, source, options, device::cpu(options))?)
         }
         DeviceKind::Reference => {
-            launch(Engine::load_described(&Dummy, &source, options, Reference::new)?)
+            launch(Engine::load_described(stock, source, options, device::reference())?)
+        }
+        DeviceKind::Cuda(Activations::Bf16) => {
+            let gpu = device::gpu::<bf16>(options)?;
+            launch(Engine::load_described(stock, source, options, gpu)?)
+        }
+        DeviceKind::Cuda(Activations::F32) => {
+            let gpu = device::gpu::<f32>(options)?;
+            launch(Engine::load_described(stock, source, options, gpu)?)
         }
     }
 }
@@ -91,12 +104,12 @@ impl<D: Ops + Memory> Engine<D> {
     pub fn load(
         dir: &Path,
         options: &Options,
-        device: impl FnOnce(Arena) -> D,
+        home: impl Home<Device = D>,
     ) -> Result<Loaded<D>, StartError> {
         let ck = Checkpoint::open(dir)?;
         compressed_tensors::quantization(ck.config())?;
         let source = describe(ck.config(), |name| ck.contains(name))?;
-        Engine::load_described(&ck, &source, options, device)
+        Engine::load_described(&ck, &source, options, home)
     }
 
     /// Plans, allocates and fills a model from its description.
@@ -104,13 +117,13 @@ impl<D: Ops + Memory> Engine<D> {
         stock: &impl Stock,
         source: &Model<Source>,
         options: &Options,
-        device: impl FnOnce(Arena) -> D,
+        home: impl Home<Device = D>,
     ) -> Result<Loaded<D>, StartError> {
-        let plan = Plan::new(source, stock, options, D::ACT_BYTES)?;
+        let plan = Plan::new(source, stock, options, D::ACT_BYTES, home.available())?;
         for (region, bytes) in &plan.regions {
             tracing::info!(%region, %bytes, "planned");
         }
-        let mut device = device(allocate(&plan.layout)?);
+        let mut device = home.build(&plan.layout)?;
         let model = plan.placed.fill(&mut device, stock, &Team::new(options.threads))?;
         Ok(Engine::assemble(device, model, source, plan, options))
     }
@@ -182,13 +195,4 @@ impl<D: Ops + Memory> Engine<D> {
         }
         true
     }
-}
-
-fn allocate(layout: &Layout) -> Result<Arena, StartError> {
-    Arena::new(layout).map_err(|OutOfMemory { wanted }| StartError::Shortfall {
-        region: "the plan",
-        wanted,
-        available: krasis_cpu::memory::available().unwrap_or_default(),
-        remedy: "free memory or lower --context-max",
-    })
 }

@@ -2,6 +2,7 @@
 
 use krasis_checkpoint::CheckpointError;
 use krasis_core::Bytes;
+use krasis_cuda::CudaError;
 use krasis_model::ConfigError;
 
 /// Every message is a sentence that names what is wrong and what to do.
@@ -13,6 +14,9 @@ pub enum StartError {
     /// A setting in its config.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The GPU, its driver or its compiler.
+    #[error(transparent)]
+    Gpu(#[from] CudaError),
     /// A weight that is no number.
     #[error(
         "tensor {tensor} holds an infinite number or NaN in row {row}, so it cannot be quantised: the checkpoint is damaged"

@@ -2,6 +2,7 @@
 //! [`Handle`].
 #![forbid(unsafe_code)]
 
+pub mod device;
 pub mod dummy;
 pub mod engine;
 pub mod error;
@@ -19,5 +20,5 @@ pub mod sequence;
 pub use engine::{Engine, Loaded, Running, start, start_dummy};
 pub use error::StartError;
 pub use handle::{Facts, Handle, Sink, Submission, SubmitError, Ticket};
-pub use options::{DeviceKind, ExpertBits, Options, Quant};
+pub use options::{Activations, DeviceKind, ExpertBits, Options, Quant};
 pub use request::{Event, Finish, InvalidRequest, Logprob, Request, Sampling, Usage};

@@ -1,14 +1,26 @@
 //! What the user may choose. Flags, and later a config file, the launcher and Python, fill this in.
 
 use krasis_core::KvDtype;
+use std::path::PathBuf;
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
     /// Vector loops on all cores.
     Cpu,
+    /// An NVIDIA GPU.
+    Cuda(Activations),
     /// The plain loops that other devices are compared with: slow.
     Reference,
+}
+
+/// The type of activations on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activations {
+    /// What models are made for.
+    Bf16,
+    /// For comparing with the CPU: a few times slower.
+    F32,
 }
 
 /// How weights outside the routed experts are stored.
@@ -64,6 +76,8 @@ pub struct Options {
     pub sequences_max: u32,
     /// Requests that may wait.
     pub queue_max: usize,
+    /// Folder of compiled GPU kernels; without one they are compiled for every start.
+    pub kernel_cache: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -83,6 +97,7 @@ impl Default for Options {
             prefill_chunk: 512,
             sequences_max: 8,
             queue_max: 64,
+            kernel_cache: None,
         }
     }
 }
