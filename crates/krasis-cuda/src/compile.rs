@@ -16,6 +16,8 @@ pub struct Cubin {
     pub variant: u8,
     /// An ELF file.
     pub bytes: Vec<u8>,
+    /// What the compiler said; nothing if it was not asked.
+    pub log: String,
 }
 
 /// What is compiled, and for whom.
@@ -26,6 +28,8 @@ pub struct Target<'a> {
     pub activation: &'a str,
     /// Where cubins are kept; nowhere without a folder.
     pub cache: Option<&'a Path>,
+    /// Further options for the compiler.
+    pub options: &'a [&'a str],
 }
 
 /// The compiler's version, if there is a compiler.
@@ -60,7 +64,7 @@ pub fn all(target: &Target, threads: usize) -> Result<Vec<Cubin>, CudaError> {
                     tasks.get(next.fetch_add(1, Ordering::Relaxed))
                 {
                     let result = one(target, version, program, define, &compiled)
-                        .map(|bytes| Cubin { program, variant: *variant, bytes });
+                        .map(|(bytes, log)| Cubin { program, variant: *variant, bytes, log });
                     results.lock().expect("no compilation panics").push(result);
                 }
             });
@@ -84,7 +88,7 @@ fn one(
     program: &Program,
     define: &str,
     compiled: &AtomicUsize,
-) -> Result<Vec<u8>, CudaError> {
+) -> Result<(Vec<u8>, String), CudaError> {
     let mut options = vec![
         format!("-arch={}", target.arch),
         format!("-DACT={}", target.activation),
@@ -92,6 +96,7 @@ fn one(
         "-default-device".to_owned(),
     ];
     options.extend((!define.is_empty()).then(|| define.to_owned()));
+    options.extend(target.options.iter().map(|option| option.to_string()));
     let Some(folder) = target.cache else {
         compiled.fetch_add(1, Ordering::Relaxed);
         return compile(target, program, &options);
@@ -103,9 +108,9 @@ fn one(
     if let Ok(bytes) = std::fs::read(&file)
         && bytes.starts_with(b"\x7fELF")
     {
-        return Ok(bytes);
+        return Ok((bytes, String::new()));
     }
-    let bytes = compile(target, program, &options)?;
+    let (bytes, log) = compile(target, program, &options)?;
     compiled.fetch_add(1, Ordering::Relaxed);
     let cannot = |error| CudaError::Cache { path: file.clone(), error };
     std::fs::create_dir_all(&folder).map_err(cannot)?;
@@ -113,7 +118,7 @@ fn one(
     let aside = folder.join(format!("{key:016x}-{}.part", std::process::id()));
     std::fs::write(&aside, &bytes).map_err(cannot)?;
     std::fs::rename(&aside, &file).map_err(cannot)?;
-    Ok(bytes)
+    Ok((bytes, log))
 }
 
 /// FNV-1a (Fowler, Noll, Vo) of everything that a cubin depends on.
@@ -130,7 +135,11 @@ fn hash(version: (i32, i32), program: &Program, options: &[String]) -> u64 {
     hash
 }
 
-fn compile(target: &Target, program: &Program, options: &[String]) -> Result<Vec<u8>, CudaError> {
+fn compile(
+    target: &Target,
+    program: &Program,
+    options: &[String],
+) -> Result<(Vec<u8>, String), CudaError> {
     let text = |text: &str| CString::new(text).expect("sources and options have no zero bytes");
     let pointers = |texts: &[CString]| texts.iter().map(|t| t.as_ptr()).collect::<Vec<_>>();
     let (source, name) = (text(program.source), text(&format!("{}.cu", program.name)));
@@ -161,11 +170,11 @@ fn compile(target: &Target, program: &Program, options: &[String]) -> Result<Vec
     // SAFETY: the program exists, and the options are as many as is said.
     let result =
         unsafe { sys::nvrtcCompileProgram(handle, options.len() as c_int, options.as_ptr()) };
+    let log = output(handle, sys::nvrtcGetProgramLogSize, sys::nvrtcGetProgramLog);
+    let log = String::from_utf8_lossy(&log).trim_end_matches(['\0', '\n']).to_owned();
     let answer = if result == sys::nvrtcResult::NVRTC_SUCCESS {
-        Ok(output(handle, sys::nvrtcGetCUBINSize, sys::nvrtcGetCUBIN))
+        Ok((output(handle, sys::nvrtcGetCUBINSize, sys::nvrtcGetCUBIN), log))
     } else {
-        let log = output(handle, sys::nvrtcGetProgramLogSize, sys::nvrtcGetProgramLog);
-        let log = String::from_utf8_lossy(&log).trim_end_matches(['\0', '\n']).to_owned();
         Err(refused(if log.is_empty() { format!("{result:?}") } else { log }))
     };
     // SAFETY: the program exists, and is not used again.

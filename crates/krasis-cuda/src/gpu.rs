@@ -60,7 +60,7 @@ impl Gpu {
         if compiler > driver {
             return Err(CudaError::NewCompiler { compiler, driver });
         }
-        let target = Target { arch: &found.arch(), activation: A::NAME, cache };
+        let target = Target { arch: &found.arch(), activation: A::NAME, cache, options: &[] };
         let cubins = compile::all(&target, threads)?;
         let what = failed("open the GPU");
         let device = result::device::get(found.ordinal).map_err(&what)?;

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 fn krasis(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_krasis"));
-    command.args(arguments).stdin(Stdio::null());
+    // Where there is a GPU, these tests do not see it.
+    command.args(arguments).stdin(Stdio::null()).env("CUDA_VISIBLE_DEVICES", "");
     command
 }
 
@@ -78,6 +79,7 @@ fn every_failure_has_its_code_and_sentence() {
     refused(&["run", "hi", "--cpu-expert-bits", "5"], 2, "4, 8, 16");
     refused(&["run", "hi", "--group-size", "48"], 2, "32, 64, 128");
     refused(&["run", "hi", "--num-gpus", "1"], 6, "--num-gpus 0");
+    refused(&["run", "hi", "--device", "cuda"], 6, "NVIDIA driver");
     refused(&["run", "hi", "--model-path", "/nowhere"], 4, "there is no such folder");
     let empty = tempfile::tempdir().unwrap();
     let empty = empty.path().to_str().unwrap();
