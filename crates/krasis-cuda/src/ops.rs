@@ -407,6 +407,7 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
         out: Mat<Act>,
     ) {
         assert!((2..=8).contains(&w.cols), "a convolution of {} taps", w.cols);
+        assert!(!matches!(w.format, Format::Lines(_)), "taps are in order in rows only");
         assert_eq!((x.cols, out.cols), (w.rows, w.rows), "a filter per channel");
         let args = [
             self.mat(x),

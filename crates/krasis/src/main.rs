@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod doctor;
 mod eval;
 mod exit;
 mod load;
@@ -37,6 +38,9 @@ enum Command {
     /// Measure the speed of a model, or of random weights in its shapes.
     #[command(after_help = exit::CODES)]
     Bench(bench::Bench),
+    /// Look at this machine: processor, memory, GPUs and what they lack.
+    #[command(after_help = exit::CODES)]
+    Doctor(doctor::Doctor),
 }
 
 fn main() -> ExitCode {
@@ -56,6 +60,7 @@ fn main() -> ExitCode {
         Command::Serve(serve) => serve.execute(),
         Command::Eval(eval) => eval.execute(),
         Command::Bench(bench) => bench.execute(),
+        Command::Doctor(doctor) => doctor.execute(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

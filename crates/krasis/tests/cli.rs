@@ -19,11 +19,16 @@ fn output(arguments: &[&str]) -> Output {
 }
 
 fn refused(arguments: &[&str], code: i32, sentence: &str) {
+    assert!(refused_with_output(arguments, code, sentence).stdout.is_empty());
+}
+
+/// The same for a command that has said something before.
+fn refused_with_output(arguments: &[&str], code: i32, sentence: &str) -> Output {
     let output = output(arguments);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
     assert!(said.contains(sentence), "{arguments:?}: {said}");
-    assert!(output.stdout.is_empty());
+    output
 }
 
 /// The fixture of a Qwen3 MoE with a tokenizer of 240 bytes, `<s>` and `</s>`.
@@ -71,6 +76,18 @@ fn the_help_lists_exit_codes() {
         assert_eq!(output.status.code(), Some(0));
         assert!(String::from_utf8_lossy(&output.stdout).contains("8  port in use"));
     }
+}
+
+#[test]
+fn the_doctor_finds_a_machine_without_a_gpu_healthy() {
+    let output = output(&["doctor"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(
+        said.contains("CPU: ") && said.contains("GPU: ") && said.contains("memory: "),
+        "{said}"
+    );
+    refused_with_output(&["doctor", "--gpu"], 6, "NVIDIA driver");
 }
 
 #[test]
