@@ -20,10 +20,10 @@ struct OnMachine<A, M> {
 }
 
 /// What rounding to a type costs a result, relative to the size of the sums it comes from: operands
-/// and result are rounded to BF16, by 2⁻⁹ each, and the worst of 50,000 sums is four deviations off;
-/// f32 is split into parts that lose 2⁻¹⁷.
+/// and results are rounded to BF16, by 2⁻⁹ each, and experts multiply sums by sums, so that the worst
+/// of 50,000 is ten deviations off; f32 is split into parts that lose 2⁻¹⁷, and judges sharply.
 fn cost<A: Activation>() -> f32 {
-    if A::BYTES == 2 { 1.0 / 64.0 } else { 1.0 / 16384.0 }
+    if A::BYTES == 2 { 1.0 / 32.0 } else { 1.0 / 16384.0 }
 }
 
 impl<A: Activation, M: Machine> Judge for OnMachine<A, M> {
