@@ -4,9 +4,10 @@
 
 use krasis_core::{Bytes, Layout};
 use krasis_cpu::{Arena, Team};
+use krasis_engine::device::cpu;
 use krasis_engine::{CacheUse, Engine, ExpertBits, Options, Quant, Unwatched, build_cache};
 use krasis_model::{Ffn, Model, Origin, Source, describe};
-use krasis_ops::{Cpu, Memory};
+use krasis_ops::Memory;
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -50,8 +51,7 @@ fn main() {
             forget(file, cold);
             fresh.push(read_fresh(file, &team));
             forget(file, cold);
-            let loaded =
-                Engine::load(dir.path(), &options, |arena| Cpu::new(arena, Team::new(None)));
+            let loaded = Engine::load(dir.path(), &options, cpu(&options));
             let took = loaded.unwrap().loading;
             assert!(took.cached.0 > 0, "it was read from the cache");
             loading.push(took.bytes.0 as f64 / took.time.as_secs_f64() / 1e9);
@@ -68,7 +68,7 @@ fn main() {
         println!("       {}", peak.expect("some runs"));
     }
     let fresh = Options { cache: CacheUse::Off, ..options };
-    let loaded = Engine::load(dir.path(), &fresh, |arena| Cpu::new(arena, Team::new(None)));
+    let loaded = Engine::load(dir.path(), &fresh, cpu(&fresh));
     let took = loaded.unwrap().loading;
     println!("without a cache: {:.1} s; {}", took.time.as_secs_f64(), took.peak);
 }

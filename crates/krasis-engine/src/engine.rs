@@ -1,20 +1,22 @@
 //! The step, and the thread that makes it.
 
+use crate::device::{self, Home, Watched};
 use crate::dummy::{self, Dummy};
 use crate::error::StartError;
 use crate::handle::{Facts, Handle, Submission};
 use crate::kv::Pages;
 use crate::load::{Built, Peak, PeakMeter, Placed, Shelf, Stock, Unwatched, Watch};
-use crate::options::{CacheUse, DeviceKind, Options};
+use crate::options::{Activations, CacheUse, DeviceKind, Options};
 use crate::plan::{Plan, pages_hold_everything};
 use crate::runner::Runner;
 use crate::scheduler::{Batch, Limits, Scheduler};
 use crate::sequence::Sequence;
+use half::bf16;
 use krasis_checkpoint::{Checkpoint, compressed_tensors};
 use krasis_core::{Bytes, Layout};
-use krasis_cpu::{Arena, OutOfMemory, Team};
+use krasis_cpu::Team;
 use krasis_model::{Config, Model, Source, describe};
-use krasis_ops::{Cpu, Memory, Ops, Reference, Traced};
+use krasis_ops::{Cpu, Memory, Ops};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -55,13 +57,8 @@ pub fn start_watched(
     options: &Options,
     watch: &dyn Watch,
 ) -> Result<Running, StartError> {
-    match options.device {
-        DeviceKind::Cpu => {
-            let device = |arena| Cpu::new(arena, Team::new(options.threads));
-            launch(Engine::load_watched(dir, options, device, watch)?)
-        }
-        DeviceKind::Reference => launch(Engine::load_watched(dir, options, Reference::new, watch)?),
-    }
+    let (ck, source) = describe_checkpoint(dir)?;
+    start_described(&ck, &source, options, watch)
 }
 
 /// Builds the cache of a checkpoint's weights, or finds it; nothing if it cannot be built, which is
@@ -98,17 +95,39 @@ pub fn start_dummy(
     if let Some(skew) = skew {
         dummy::skew_routers(&mut source, skew);
     }
+    start_described(&Dummy, &source, options, &Unwatched)
+}
+
+fn start_described(
+    stock: &impl Stock,
+    source: &Model<Source>,
+    options: &Options,
+    watch: &dyn Watch,
+) -> Result<Running, StartError> {
     match options.device {
-        DeviceKind::Cpu => {
-            let device = |arena| Cpu::new(arena, Team::new(options.threads));
-            let Some(spans) = &options.trace else {
-                return launch(Engine::load_described(&Dummy, &source, options, device)?);
-            };
-            let device = |arena| Traced::new(device(arena), spans.clone());
-            launch(Engine::load_described(&Dummy, &source, options, device)?)
+        DeviceKind::Cpu => start_at(stock, source, options, device::cpu(options), watch),
+        DeviceKind::Reference => start_at(stock, source, options, device::reference(), watch),
+        DeviceKind::Cuda(Activations::Bf16) => {
+            start_at(stock, source, options, device::gpu::<bf16>(options)?, watch)
         }
-        DeviceKind::Reference => {
-            launch(Engine::load_described(&Dummy, &source, options, Reference::new)?)
+        DeviceKind::Cuda(Activations::F32) => {
+            start_at(stock, source, options, device::gpu::<f32>(options)?, watch)
+        }
+    }
+}
+
+fn start_at(
+    stock: &impl Stock,
+    source: &Model<Source>,
+    options: &Options,
+    home: impl Home,
+    watch: &dyn Watch,
+) -> Result<Running, StartError> {
+    match &options.trace {
+        None => launch(Engine::load_described(stock, source, options, home, watch)?),
+        Some(spans) => {
+            let home = Watched { home, spans: spans.clone() };
+            launch(Engine::load_described(stock, source, options, home, watch)?)
         }
     }
 }
@@ -153,36 +172,36 @@ impl<D: Ops + Memory> Engine<D> {
     pub fn load(
         dir: &Path,
         options: &Options,
-        device: impl FnOnce(Arena) -> D,
+        home: impl Home<Device = D>,
     ) -> Result<Loaded<D>, StartError> {
-        Engine::load_watched(dir, options, device, &Unwatched)
+        Engine::load_watched(dir, options, home, &Unwatched)
     }
 
     /// The same for those who want to see how far it is.
     pub fn load_watched(
         dir: &Path,
         options: &Options,
-        device: impl FnOnce(Arena) -> D,
+        home: impl Home<Device = D>,
         watch: &dyn Watch,
     ) -> Result<Loaded<D>, StartError> {
         let (ck, source) = describe_checkpoint(dir)?;
-        let plan = Plan::new(&source, &ck, options, D::ACT_BYTES)?;
-        let shelf = match options.cache {
-            CacheUse::Off => None,
-            _ => Shelf::of(&plan.placed, &ck, options)?,
-        };
-        Engine::fill(&ck, &source, plan, shelf.as_ref(), options, device, watch)
+        Engine::load_described(&ck, &source, options, home, watch)
     }
 
-    /// Plans, allocates and fills a model from its description; nothing is kept of it.
+    /// Plans, allocates and fills a model from its description.
     pub fn load_described(
         stock: &impl Stock,
         source: &Model<Source>,
         options: &Options,
-        device: impl FnOnce(Arena) -> D,
+        home: impl Home<Device = D>,
+        watch: &dyn Watch,
     ) -> Result<Loaded<D>, StartError> {
-        let plan = Plan::new(source, stock, options, D::ACT_BYTES)?;
-        Engine::fill(stock, source, plan, None, options, device, &Unwatched)
+        let plan = Plan::new(source, stock, options, D::ACT_BYTES, home.available())?;
+        let shelf = match options.cache {
+            CacheUse::Off => None,
+            _ => stock.shelf(&plan.placed, options)?,
+        };
+        Engine::fill(stock, source, plan, shelf.as_ref(), options, home, watch)
     }
 
     fn fill(
@@ -191,7 +210,7 @@ impl<D: Ops + Memory> Engine<D> {
         plan: Plan,
         shelf: Option<&Shelf>,
         options: &Options,
-        device: impl FnOnce(Arena) -> D,
+        home: impl Home<Device = D>,
         watch: &dyn Watch,
     ) -> Result<Loaded<D>, StartError> {
         for (region, bytes) in &plan.regions {
@@ -203,7 +222,7 @@ impl<D: Ops + Memory> Engine<D> {
             None => Ok(None),
         };
         let mut cache = find(options.cache)?;
-        let mut device = device(allocate(&plan.layout)?);
+        let mut device = home.build(&plan.layout)?;
         let (mut start, mut meter) = (Instant::now(), PeakMeter::start());
         let mut model =
             placed.fill(&mut device, stock, cache.as_ref().map(|cache| &cache.file), &team, watch);
@@ -319,13 +338,4 @@ impl Loading {
             "loaded {bytes}, {cached} of it from the cache, in {seconds:.2} s ({rate:.2} GB/s); {peak}"
         );
     }
-}
-
-pub(crate) fn allocate(layout: &Layout) -> Result<Arena, StartError> {
-    Arena::new(layout).map_err(|OutOfMemory { wanted }| StartError::Shortfall {
-        region: "the plan",
-        wanted,
-        available: krasis_cpu::memory::available().unwrap_or_default(),
-        remedy: "free memory or lower --context-max",
-    })
 }

@@ -3,6 +3,7 @@
 use krasis_checkpoint::CheckpointError;
 use krasis_checkpoint::cache::CacheError;
 use krasis_core::Bytes;
+use krasis_cuda::CudaError;
 use krasis_model::ConfigError;
 
 /// Every message is a sentence that names what is wrong and what to do.
@@ -23,6 +24,9 @@ pub enum StartError {
         "these settings quantise nothing, so there is nothing to cache: choose --cpu-expert-bits 4, for example"
     )]
     NothingQuantised,
+    /// The GPU, its driver or its compiler.
+    #[error(transparent)]
+    Gpu(#[from] CudaError),
     /// A weight that is no number.
     #[error(
         "tensor {tensor} holds an infinite number or NaN in row {row}, so it cannot be quantised: the checkpoint is damaged"

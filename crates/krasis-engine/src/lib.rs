@@ -2,6 +2,7 @@
 //! [`Handle`].
 #![forbid(unsafe_code)]
 
+pub mod device;
 pub mod dummy;
 pub mod engine;
 pub mod error;
@@ -24,5 +25,5 @@ pub use error::StartError;
 pub use handle::{Facts, Handle, Sink, Submission, SubmitError, Ticket};
 pub use krasis_ops::Span;
 pub use load::{Built, Peak, Phase, Unwatched, Watch, cache_folders};
-pub use options::{CacheUse, DeviceKind, ExpertBits, Options, Quant};
+pub use options::{Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant};
 pub use request::{Event, Finish, InvalidRequest, Logprob, Request, Sampling, Usage};

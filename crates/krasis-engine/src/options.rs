@@ -10,8 +10,19 @@ use std::sync::mpsc::Sender;
 pub enum DeviceKind {
     /// Vector loops on all cores.
     Cpu,
+    /// An NVIDIA GPU.
+    Cuda(Activations),
     /// The plain loops that other devices are compared with: slow.
     Reference,
+}
+
+/// The type of activations on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activations {
+    /// What models are made for.
+    Bf16,
+    /// For comparing with the CPU: a few times slower.
+    F32,
 }
 
 /// How weights outside the routed experts are stored.
@@ -84,6 +95,8 @@ pub struct Options {
     pub queue_max: usize,
     /// Who wants to know how long each operation takes.
     pub trace: Option<Sender<Span>>,
+    /// Folder of compiled GPU kernels; without one they are compiled for every start.
+    pub kernel_cache: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -106,6 +119,7 @@ impl Default for Options {
             sequences_max: 8,
             queue_max: 64,
             trace: None,
+            kernel_cache: None,
         }
     }
 }

@@ -3,8 +3,8 @@
 
 mod common;
 
+use krasis_engine::device::cpu;
 use krasis_engine::{Engine, Event, ExpertBits, Options, Request, Sampling};
-use krasis_ops::Cpu;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
 
@@ -29,9 +29,7 @@ fn decode_steps_allocate_nothing() {
 
 /// Allocations of the steps that are counted, of two sequences side by side.
 fn steps(fixture: &str, options: &Options) -> usize {
-    let team = krasis_cpu::Team::new(options.threads);
-    let loaded =
-        Engine::load(&common::dir(fixture), options, |arena| Cpu::new(arena, team)).unwrap();
+    let loaded = Engine::load(&common::dir(fixture), options, cpu(options)).unwrap();
     let (mut engine, handle) = (loaded.engine, loaded.handle);
     let tickets: Vec<_> = [5, 9]
         .map(|tokens| Request {

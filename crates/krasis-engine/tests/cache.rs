@@ -5,11 +5,11 @@ mod common;
 
 use common::{FIXTURES, dir};
 use krasis_core::Weight;
-use krasis_cpu::Team;
+use krasis_engine::device::cpu;
 use krasis_engine::{
     CacheUse, Engine, ExpertBits, Options, Phase, Quant, Unwatched, Watch, build_cache,
 };
-use krasis_ops::{Cpu, Memory};
+use krasis_ops::Memory;
 use std::convert::Infallible;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -52,8 +52,7 @@ fn eight_bits() -> Options {
 
 /// All weights as they lie in memory, and how many of the bytes came from the cache.
 fn weights(dir: &Path, options: &Options) -> (Vec<Vec<u8>>, u64) {
-    let device = |arena| Cpu::new(arena, Team::new(Some(1)));
-    let loaded = Engine::load(dir, options, device).unwrap();
+    let loaded = Engine::load(dir, options, cpu(options)).unwrap();
     let (cached, mut runner) = (loaded.loading.cached.0, loaded.engine.runner);
     let mut all: Vec<Weight> = Vec::new();
     let Ok(_) = runner.model.try_map(|weight| {
@@ -208,8 +207,7 @@ impl Watch for Seen {
 #[test]
 fn progress_rises_and_ends() {
     let (model, seen) = (copy("qwen3_next"), Seen(Mutex::default()));
-    let device = |arena| Cpu::new(arena, Team::new(Some(1)));
-    Engine::load_watched(model.path(), &four_bits(), device, &seen).unwrap();
+    Engine::load_watched(model.path(), &four_bits(), cpu(&four_bits()), &seen).unwrap();
     let seen = seen.0.into_inner().unwrap();
     for phase in [Phase::Building, Phase::Loading] {
         let steps: Vec<_> = seen.iter().filter(|step| step.0 == phase).collect();

@@ -5,12 +5,13 @@
 //! outlives the call, and treat every token row alone: a row's result never depends on how many
 //! other rows came with it.
 
+#[macro_use]
+pub mod testing;
+
 pub mod cpu;
 pub mod memory;
 pub mod reference;
 pub mod step;
-#[cfg(test)]
-mod testing;
 pub mod traced;
 
 pub mod add_rms_norm;

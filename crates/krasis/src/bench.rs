@@ -228,7 +228,8 @@ fn print_table(all: &[Measured], bandwidth: f64) {
     }
 }
 
-fn cpu_name() -> String {
+/// The processor, as the kernel calls it.
+pub fn cpu_name() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     name.map_or("CPU".to_owned(), |(_, name)| name.to_owned())

@@ -1,5 +1,6 @@
 //! How the program ends: one table of exit codes, for scripts.
 
+use krasis_cuda::CudaError;
 use krasis_engine::StartError;
 use krasis_server::GenerationError;
 use krasis_text::TextError;
@@ -20,8 +21,9 @@ Exit codes:
   130  interrupted
 
 Logging: KRASIS_LOG=info|debug|... (as RUST_LOG)
-KRASIS_HOME: folder whose models/krasis-demo is the default model, and whose cache takes the
-caches of models whose own folder cannot be written [default of that: ~/.cache/krasis]";
+KRASIS_HOME: folder whose models/krasis-demo is the default model, whose cache takes the caches of
+models whose own folder cannot be written, and whose kernels/ keeps compiled GPU kernels [default
+of the last two: ~/.cache/krasis]";
 
 /// An error and the code that tells scripts what kind it is.
 #[derive(Debug)]
@@ -92,7 +94,10 @@ impl From<StartError> for Failure {
             StartError::Checkpoint(_) | StartError::Config(_) | StartError::NotFinite { .. } => {
                 Failure::MODEL
             }
-            StartError::Shortfall { .. } => Failure::MEMORY,
+            StartError::Shortfall { .. } | StartError::Gpu(CudaError::OutOfMemory { .. }) => {
+                Failure::MEMORY
+            }
+            StartError::Gpu(_) => Failure::GPU,
             StartError::Context { .. } | StartError::NothingQuantised => Failure::CONFIG,
             _ => Failure::FAILED,
         };

@@ -4,6 +4,7 @@
 mod bar;
 mod bench;
 mod cache;
+mod doctor;
 mod eval;
 mod exit;
 mod load;
@@ -43,6 +44,9 @@ enum Command {
     /// Keep the quantised weights of a model, so that it starts at the disk's speed.
     #[command(after_help = exit::CODES)]
     Cache(cache::Cache),
+    /// Look at this machine: processor, memory, GPUs and what they lack.
+    #[command(after_help = exit::CODES)]
+    Doctor(doctor::Doctor),
 }
 
 fn main() -> ExitCode {
@@ -63,6 +67,7 @@ fn main() -> ExitCode {
         Command::Eval(eval) => eval.execute(),
         Command::Bench(bench) => bench.execute(),
         Command::Cache(cache) => cache.execute(),
+        Command::Doctor(doctor) => doctor.execute(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

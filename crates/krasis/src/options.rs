@@ -4,7 +4,7 @@ use crate::exit::Failure;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use krasis_core::KvDtype;
-use krasis_engine::{CacheUse, DeviceKind, ExpertBits, Options, Quant};
+use krasis_engine::{Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant};
 use std::path::{Path, PathBuf};
 
 /// Which model, where and how precisely.
@@ -52,8 +52,8 @@ pub struct ModelArguments {
     /// Prompt tokens per step
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     prefill_chunk: Option<u32>,
-    /// cpu, or reference: plain loops that everything else is compared with
-    #[arg(long, value_name = "NAME", value_enum, default_value_t = DeviceChoice::Cpu)]
+    /// Where the model runs
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = DeviceChoice::Auto)]
     device: DeviceChoice,
 }
 
@@ -84,7 +84,15 @@ enum KvChoice {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum DeviceChoice {
+    /// The CPU, until models are planned over several devices
+    Auto,
+    /// Vector loops on all cores
     Cpu,
+    /// The first NVIDIA GPU, which must hold the whole model
+    Cuda,
+    /// The same with f32 activations, to compare with the CPU: slower
+    CudaF32,
+    /// Plain loops that everything else is compared with: slow
     Reference,
 }
 
@@ -96,10 +104,14 @@ fn group() -> impl TypedValueParser<Value = u32> {
 impl ModelArguments {
     /// The engine's options. Those of a server keep their defaults.
     pub fn options(&self) -> Result<Options, Failure> {
-        if let Some(gpus @ 1..) = self.num_gpus {
+        let most = match self.device {
+            DeviceChoice::Cuda | DeviceChoice::CudaF32 => 1,
+            _ => 0,
+        };
+        if let Some(gpus) = self.num_gpus.filter(|&gpus| gpus > most) {
             let message = format!(
-                "--num-gpus {gpus}: this version runs on the CPU only; use --num-gpus 0 or leave \
-                 it out"
+                "--num-gpus {gpus}: this version runs on the CPU, or with --device cuda on one GPU; \
+                 use --num-gpus {most} or leave it out"
             );
             return Err(Failure::say(Failure::GPU, message));
         }
@@ -111,7 +123,9 @@ impl ModelArguments {
         let defaults = Options::default();
         Ok(Options {
             device: match self.device {
-                DeviceChoice::Cpu => DeviceKind::Cpu,
+                DeviceChoice::Auto | DeviceChoice::Cpu => DeviceKind::Cpu,
+                DeviceChoice::Cuda => DeviceKind::Cuda(Activations::Bf16),
+                DeviceChoice::CudaF32 => DeviceKind::Cuda(Activations::F32),
                 DeviceChoice::Reference => DeviceKind::Reference,
             },
             expert_bits: match self.cpu_expert_bits {
@@ -138,6 +152,7 @@ impl ModelArguments {
             threads: self.krasis_threads.map(|threads| threads as usize),
             context_max: self.context_max,
             prefill_chunk: self.prefill_chunk.unwrap_or(defaults.prefill_chunk),
+            kernel_cache: kernel_cache(),
             ..defaults
         })
     }
@@ -166,10 +181,24 @@ pub fn folder(model_path: Option<&Path>) -> Result<PathBuf, Failure> {
 
 /// Where caches go if a model's folder cannot be written.
 pub fn cache_home() -> Option<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
     let home = variable("KRASIS_HOME").map(|home| home.join("cache"));
-    let user = || variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
-    home.or_else(|| Some(user()?.join("krasis")))
+    home.or_else(user_cache)
+}
+
+/// Where compiled GPU kernels are kept.
+fn kernel_cache() -> Option<PathBuf> {
+    let home = variable("KRASIS_HOME").or_else(user_cache);
+    home.map(|home| home.join("kernels"))
+}
+
+/// Our part of the user's folder for what can be made again.
+fn user_cache() -> Option<PathBuf> {
+    let user = || Some(variable("HOME")?.join(".cache"));
+    Some(variable("XDG_CACHE_HOME").or_else(user)?.join("krasis"))
+}
+
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 /// Where the demo model may lie: the user's folder, then the checkout that the program was built

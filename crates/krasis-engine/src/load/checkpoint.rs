@@ -1,8 +1,9 @@
 //! Weights of a checkpoint: reads the rows that a [`Source`] describes, or packed experts.
 
 use super::encode::{encode, encode_row};
-use super::{Stock, Stored};
+use super::{Placed, Shelf, Stock, Stored};
 use crate::error::StartError;
+use crate::options::Options;
 use krasis_checkpoint::compressed_tensors::{self, Packed};
 use krasis_checkpoint::{Checkpoint, Tensor};
 use krasis_core::{DType, Weight};
@@ -49,6 +50,10 @@ impl Stock for Checkpoint {
         team: &Team,
     ) -> Result<(), StartError> {
         fill_bank(device, experts, bank, self, team)
+    }
+
+    fn shelf(&self, placed: &Placed, options: &Options) -> Result<Option<Shelf>, StartError> {
+        Shelf::of(placed, self, options)
     }
 }
 

@@ -5,7 +5,7 @@
 //! same [`Stock`], only somewhere else and one at a time; so what comes back is the same, bit for bit.
 
 use super::{Leaf, Placed, Stock, place};
-use crate::engine::allocate;
+use crate::device::allocate;
 use crate::error::StartError;
 use krasis_checkpoint::cache::{
     Builder, CacheError, CacheFile, Contents, Kind, PIECE, Section, digest,

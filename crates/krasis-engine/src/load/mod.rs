@@ -66,6 +66,11 @@ pub trait Stock {
         bank: &Bank,
         team: &Team,
     ) -> Result<(), StartError>;
+    /// Where what is quantised of it may be kept for the next start; nothing if nowhere.
+    fn shelf(&self, placed: &Placed, options: &Options) -> Result<Option<Shelf>, StartError> {
+        let _ = (placed, options);
+        Ok(None)
+    }
 }
 
 /// How a checkpoint stores its routed experts.

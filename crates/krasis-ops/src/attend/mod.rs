@@ -70,31 +70,38 @@ impl Reference {
     }
 }
 
+pub(crate) mod cases {
+    use crate::testing::{Case, Judge};
+    use krasis_core::KvDtype;
+
+    cases![groups_pages_and_positions];
+
+    fn groups_pages_and_positions(on: &mut dyn Judge) {
+        for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::F8E4M3] {
+            for (heads, kv_heads, k_dim, v_dim) in
+                [(1, 1, 12, 10), (4, 2, 12, 10), (6, 1, 12, 10), (22, 2, 16, 32), (2, 2, 136, 128)]
+            {
+                let mut case = Case::new(9);
+                let (seqs, tokens) = case.seqs(&[(0, 1), (6, 3), (49, 1)], 4);
+                let k = case.store(tokens, kv_heads, k_dim, dtype, 4);
+                let v = case.store(tokens, kv_heads, v_dim, dtype, 4);
+                let all = case.act(5, heads * k_dim + 3);
+                let q = all.cols(3, heads * k_dim);
+                let out = case.blank(5, heads * v_dim);
+                case.agree(on, &[out], 1e-5, |ops| ops.attend(q, &k, &v, &seqs, 1.7, out));
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use crate::testing::Case;
+    use crate::testing::{Case, Cpus};
     use crate::{Memory, Ops};
     use krasis_core::KvDtype;
 
     const FORMATS: [KvDtype; 3] = [KvDtype::F32, KvDtype::Bf16, KvDtype::F8E4M3];
 
-    #[test]
-    fn groups_pages_and_positions() {
-        for dtype in FORMATS {
-            for (heads, kv_heads) in [(1, 1), (4, 2), (6, 1)] {
-                let mut case = Case::new(9);
-                let (seqs, tokens) = case.seqs(&[(0, 1), (6, 3), (13, 1)], 4);
-                let k = case.store(tokens, kv_heads, 12, dtype, 4);
-                let v = case.store(tokens, kv_heads, 10, dtype, 4);
-                let all = case.act(5, heads * 12 + 3);
-                let q = all.cols(3, heads * 12);
-                let out = case.blank(5, heads * 10);
-                case.agree(&[out], 1e-5, |ops| ops.attend(q, &k, &v, &seqs, 1.7, out));
-            }
-        }
-    }
-
-    /// Tiles begin and end in the middle of blocks, and pasts have up to three parts.
     #[test]
     fn blocks_and_parts_of_models_shapes() {
         let shapes =
@@ -109,7 +116,7 @@ mod tests {
                 let v = case.store(tokens, kv_heads, v_dim, dtype, 16);
                 let (q, out) = (case.act(59, heads * k_dim), case.blank(59, heads * v_dim));
                 let scale = (k_dim as f32).powf(-0.5);
-                case.agree(&[out], 1e-5, |ops| ops.attend(q, &k, &v, &seqs, scale, out));
+                case.agree(&mut Cpus, &[out], 1e-5, |ops| ops.attend(q, &k, &v, &seqs, scale, out));
             }
         }
     }

@@ -110,16 +110,15 @@ pub(crate) fn reference(
     d.put(out, &result);
 }
 
-#[cfg(test)]
-mod tests {
+pub(crate) mod cases {
     use super::DeltaHeads;
-    use crate::testing::{Case, as_mat};
-    use crate::{Memory, Ops};
+    use crate::testing::{Case, Judge, as_mat};
 
-    #[test]
-    fn heads_states_and_starts() {
-        for (key, value) in [(1, 1), (2, 6)] {
-            let h = DeltaHeads { key, value, key_dim: 10, value_dim: 7 };
+    cases![heads_states_and_starts];
+
+    fn heads_states_and_starts(on: &mut dyn Judge) {
+        for (key, value, key_dim, value_dim) in [(1, 1, 10, 7), (2, 6, 10, 7), (1, 2, 72, 40)] {
+            let h = DeltaHeads { key, value, key_dim, value_dim };
             let mut case = Case::new(16);
             let (qkv, all) = (case.act(8, h.channels()), case.act(8, 3 + 2 * value));
             let ba = all.cols(3, 2 * value);
@@ -127,11 +126,19 @@ mod tests {
             let (seqs, _) = case.seqs(&[(0, 3), (9, 1), (4, 4)], 4);
             let state = case.state(3, h.state());
             let (out, memory) = (case.blank(8, h.width()), as_mat(state.data, 3));
-            case.agree(&[out, memory], 1e-5, |ops| {
+            case.agree(on, &[out, memory], 1e-5, |ops| {
                 ops.delta_rule(qkv, ba, &h, &a_log, &dt_bias, &state, &seqs, out);
             });
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DeltaHeads;
+    use crate::testing::Case;
+    use crate::{Memory, Ops};
+
     /// Token after token, in chunks and all at once: the same bits, and the same state after them.
     #[test]
     fn chunks_do_not_matter() {

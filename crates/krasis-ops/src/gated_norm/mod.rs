@@ -47,15 +47,15 @@ pub(crate) fn cpu(d: &mut Cpu, x: Mat<Act>, gate: Mat<Act>, dim: u32, w: &Weight
     });
 }
 
-#[cfg(test)]
-mod tests {
-    use crate::testing::Case;
+pub(crate) mod cases {
+    use crate::testing::{Case, Judge};
 
-    #[test]
-    fn heads_are_normed_alone() {
+    cases![heads_are_normed_alone];
+
+    fn heads_are_normed_alone(on: &mut dyn Judge) {
         let mut case = Case::new(13);
         let (x, all, w) = (case.act(4, 36), case.act(4, 40), case.vector(12));
         let gate = all.cols(4, 36);
-        case.agree(&[x], 1e-5, |ops| ops.gated_norm(x, gate, 12, &w, 1e-6));
+        case.agree(on, &[x], 1e-5, |ops| ops.gated_norm(x, gate, 12, &w, 1e-6));
     }
 }

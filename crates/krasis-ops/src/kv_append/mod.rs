@@ -71,6 +71,33 @@ impl<'a> Places<'a> {
     }
 }
 
+pub(crate) mod cases {
+    use crate::testing::{Case, Judge};
+    use krasis_core::KvDtype;
+
+    cases![what_is_appended_is_attended_to];
+
+    /// Where it lies shows in what attention makes of it; the page table is not in order.
+    fn what_is_appended_is_attended_to(on: &mut dyn Judge) {
+        for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::F8E4M3] {
+            for dim in [10, 16] {
+                let mut case = Case::new(20);
+                let (seqs, tokens) = case.seqs(&[(3, 4), (0, 1), (0, 6)], 4);
+                let k = case.store(tokens, 2, dim, dtype, 4);
+                let v = case.store(tokens, 2, dim, dtype, 4);
+                let all = case.act(11, 4 * dim + 5);
+                let (keys, values) = (all.cols(5, 2 * dim), all.cols(5 + 2 * dim, 2 * dim));
+                let (q, out) = (case.act(11, 2 * dim), case.blank(11, 2 * dim));
+                case.agree(on, &[out], 1e-5, |ops| {
+                    ops.kv_append(keys, &k, &seqs);
+                    ops.kv_append(values, &v, &seqs);
+                    ops.attend(q, &k, &v, &seqs, 0.9, out);
+                });
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use crate::testing::Case;

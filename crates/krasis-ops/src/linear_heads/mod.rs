@@ -70,19 +70,21 @@ pub(crate) fn cpu(d: &mut Cpu, x: Mat<Act>, w: &Weight, heads: u32, out: Mat<Act
     });
 }
 
-#[cfg(test)]
-mod tests {
-    use crate::testing::{Case, FORMATS};
+pub(crate) mod cases {
+    use crate::testing::{Case, FORMATS, Judge};
 
-    #[test]
-    fn a_product_per_head() {
+    cases![a_product_per_head];
+
+    fn a_product_per_head(on: &mut dyn Judge) {
         for format in FORMATS {
-            let mut case = Case::new(6);
-            let all = case.act(5, 3 * 34 + 8);
-            let x = all.cols(8, 3 * 34);
-            let w = case.weight(3 * 21, 34, format);
-            let out = case.blank(5, 3 * 21);
-            case.agree(&[out], 1e-4, |ops| ops.linear_heads(x, &w, 3, out));
+            for (rows, inputs) in [(5, 34), (20, 34), (20, 40)] {
+                let mut case = Case::new(6);
+                let all = case.act(rows, 3 * inputs + 8);
+                let x = all.cols(8, 3 * inputs);
+                let w = case.weight(3 * 21, inputs, format);
+                let out = case.blank(rows, 3 * 21);
+                case.agree(on, &[out], 1e-4, |ops| ops.linear_heads(x, &w, 3, out));
+            }
         }
     }
 }

@@ -48,29 +48,29 @@ pub(crate) fn cpu(
     attend(d, &[(q, latent), (q_rope, rope)], latent, seqs, scale, out);
 }
 
-#[cfg(test)]
-mod tests {
-    use crate::testing::Case;
+pub(crate) mod cases {
+    use crate::testing::{Case, Judge};
     use krasis_core::KvDtype;
 
-    #[test]
-    fn latent_and_rotated_parts() {
+    cases![latent_and_rotated_parts, heads_in_tiles_and_parts];
+
+    fn latent_and_rotated_parts(on: &mut dyn Judge) {
         for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::F8E4M3] {
-            for heads in [1, 6] {
+            for (heads, latent, rotated) in [(1, 24, 6), (6, 24, 6), (11, 64, 16)] {
                 let mut case = Case::new(10);
-                let (seqs, tokens) = case.seqs(&[(2, 4), (0, 1)], 4);
-                let latent = case.store(tokens, 1, 24, dtype, 4);
-                let rope = case.store(tokens, 1, 6, dtype, 4);
-                let (q, q_rope) = (case.act(5, heads * 24), case.act(5, heads * 6));
-                let out = case.blank(5, heads * 24);
-                case.agree(&[out], 1e-5, |ops| {
+                let (seqs, tokens) = case.seqs(&[(2, 4), (33, 1)], 4);
+                let (q, q_rope) = (case.act(5, heads * latent), case.act(5, heads * rotated));
+                let out = case.blank(5, heads * latent);
+                let latent = case.store(tokens, 1, latent, dtype, 4);
+                let rope = case.store(tokens, 1, rotated, dtype, 4);
+                case.agree(on, &[out], 1e-5, |ops| {
                     ops.mla_attend(q, q_rope, &latent, &rope, &seqs, 0.8, out);
                 });
             }
         }
     }
-    #[test]
-    fn heads_in_tiles_and_parts() {
+
+    fn heads_in_tiles_and_parts(on: &mut dyn Judge) {
         for heads in [16, 40] {
             let mut case = Case::new(23);
             let (seqs, tokens) = case.seqs(&[(60, 9), (530, 2), (0, 3)], 16);
@@ -78,7 +78,7 @@ mod tests {
             let rope = case.store(tokens, 1, 8, KvDtype::F32, 16);
             let (q, q_rope) = (case.act(14, heads * 72), case.act(14, heads * 8));
             let out = case.blank(14, heads * 72);
-            case.agree(&[out], 1e-5, |ops| {
+            case.agree(on, &[out], 1e-5, |ops| {
                 ops.mla_attend(q, q_rope, &latent, &rope, &seqs, 0.11, out);
             });
         }

@@ -68,19 +68,19 @@ pub(crate) fn cpu(d: &mut Cpu, x: Mat<Act>, dim: u32, freqs: &Weight, scale: f32
     });
 }
 
-#[cfg(test)]
-mod tests {
-    use crate::testing::Case;
+pub(crate) mod cases {
+    use crate::testing::{Case, Judge};
 
-    #[test]
-    fn whole_and_partial_heads() {
+    cases![whole_and_partial_heads];
+
+    fn whole_and_partial_heads(on: &mut dyn Judge) {
         for half in [8, 3] {
             let mut case = Case::new(7);
             let all = case.act(6, 3 * 16 + 5);
             let freqs = case.vector(half);
             let (seqs, _) = case.seqs(&[(0, 2), (977, 4)], 4);
             let heads = all.cols(5, 48);
-            case.agree(&[all], 1e-5, |ops| ops.rope(heads, 16, &freqs, 1.25, &seqs));
+            case.agree(on, &[all], 1e-5, |ops| ops.rope(heads, 16, &freqs, 1.25, &seqs));
         }
     }
 }

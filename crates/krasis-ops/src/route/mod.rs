@@ -200,6 +200,53 @@ fn softmax(x: &mut [f32]) {
     x.iter_mut().for_each(|x| *x /= total);
 }
 
+pub(crate) mod cases {
+    use super::*;
+    use crate::testing::{Case, Judge, as_mat};
+    use krasis_core::Slot;
+
+    cases![choices_and_weights];
+
+    /// Logits are few different numbers, so that ties are decided; who was chosen is read back by
+    /// gathering rows that hold their own index.
+    fn choices_and_weights(on: &mut dyn Judge) {
+        let groups = |count, kept, by| Some(Groups { count, kept, by });
+        for (experts, groups, top_k) in [
+            (5, None, 5),
+            (70, None, 8),
+            (128, groups(8, 4, GroupScore::TwoLargest), 8),
+            (12, groups(4, 2, GroupScore::Largest), 4),
+        ] {
+            for (score, renormalise, biased) in [
+                (Score::Softmax, true, false),
+                (Score::Softmax, false, false),
+                (Score::Sigmoid, true, true),
+            ] {
+                let rows = 7;
+                let mut case = Case::new(21);
+                let values: Vec<f32> =
+                    (0..rows * experts).map(|_| (case.bits() % 64) as f32 / 16.0 - 2.0).collect();
+                let logits = case.act_of(rows, experts, &values);
+                let bias = case.vector(experts);
+                let bias = biased.then_some(&bias);
+                let how = Routing { score, groups, top_k, renormalise };
+                let chosen = Mat::new(case.u32s(&vec![0; (rows * top_k) as usize]), rows, top_k);
+                let poison = vec![f32::NAN; (rows * top_k) as usize];
+                let weights = case.floats_of(rows, top_k, &poison);
+                let indices: Vec<f32> = (0..experts).map(|expert| expert as f32).collect();
+                let (table, named) =
+                    (case.act_of(experts, 1, &indices), case.blank(rows * top_k, 1));
+                let routes = Routes { experts: chosen, weights };
+                let flat = Slot::new(chosen.at.start, u64::from(rows * top_k));
+                case.agree(on, &[named, as_mat(weights.at, rows)], 1e-5, |ops| {
+                    ops.route(logits, bias, &how, routes);
+                    ops.gather(table, flat, named);
+                });
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

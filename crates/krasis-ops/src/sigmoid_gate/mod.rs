@@ -33,15 +33,15 @@ pub(crate) fn cpu(d: &mut Cpu, x: Mat<Act>, gate: Mat<Act>) {
     });
 }
 
-#[cfg(test)]
-mod tests {
-    use crate::testing::Case;
+pub(crate) mod cases {
+    use crate::testing::{Case, Judge};
 
-    #[test]
-    fn a_gate_per_column() {
+    cases![a_gate_per_column];
+
+    fn a_gate_per_column(on: &mut dyn Judge) {
         let mut case = Case::new(11);
         let (x, all) = (case.act(3, 14), case.act(3, 30));
         let gate = all.cols(16, 14);
-        case.agree(&[x], 1e-6, |ops| ops.sigmoid_gate(x, gate));
+        case.agree(on, &[x], 1e-6, |ops| ops.sigmoid_gate(x, gate));
     }
 }

@@ -35,16 +35,16 @@ pub(crate) fn cpu(d: &mut Cpu, gate_up: Mat<Act>, out: Mat<Act>) {
     });
 }
 
-#[cfg(test)]
-mod tests {
-    use crate::testing::Case;
+pub(crate) mod cases {
+    use crate::testing::{Case, Judge};
 
-    #[test]
-    fn gate_comes_first() {
+    cases![gate_comes_first];
+
+    fn gate_comes_first(on: &mut dyn Judge) {
         let mut case = Case::new(12);
         let (x, out) = (case.act(4, 26), case.blank(4, 13));
-        case.agree(&[out], 1e-6, |ops| ops.silu_mul(x, out));
+        case.agree(on, &[out], 1e-6, |ops| ops.silu_mul(x, out));
         let (x, out) = (case.act_of(1, 2, &[100.0, 3.0]), case.blank(1, 1));
-        assert_eq!(case.agree(&[out], 1e-3, |ops| ops.silu_mul(x, out))[0], [300.0]);
+        assert_eq!(case.agree(on, &[out], 1e-3, |ops| ops.silu_mul(x, out))[0], [300.0]);
     }
 }
