@@ -5,6 +5,7 @@
 //! alike, at the same time or later. Pages that nobody uses keep their content until the memory is
 //! needed, the least recently used first.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -133,8 +134,8 @@ impl Pages {
         self.nodes += 1;
         let (key, node) = (key(last, tokens), Node(self.nodes));
         // Other tokens of the same hash keep their place, and nobody finds ours.
-        if !self.known.contains_key(&key) {
-            self.known.insert(key, (node, page));
+        if let Entry::Vacant(place) = self.known.entry(key) {
+            place.insert((node, page));
             self.pages[page as usize].key = Some(key);
             let at = page as usize * self.page;
             self.tokens[at..at + self.page].copy_from_slice(tokens);
