@@ -24,10 +24,12 @@ const fn library(name: &'static str, uses: &'static [&'static str]) -> Layer {
 }
 
 /// The architecture, bottom up.
-pub const LAYERS: [Layer; 10] = [
+pub const LAYERS: [Layer; 11] = [
     library("krasis-core", &[]),
     Layer { unsafe_in: &["src/mmap.rs"], ..library("krasis-checkpoint", &["krasis-core"]) },
-    Layer { unsafe_in: &[""], ..library("krasis-cpu", &["krasis-core"]) },
+    // What the machine is, for whoever decides by it: the team, the plan, the doctor.
+    library("krasis-machine", &["krasis-core"]),
+    Layer { unsafe_in: &[""], ..library("krasis-cpu", &["krasis-core", "krasis-machine"]) },
     Layer { unsafe_in: &[""], ..library("krasis-ops", &["krasis-core", "krasis-cpu"]) },
     Layer {
         tests_use: &["krasis-checkpoint", "krasis-cpu"],
@@ -35,7 +37,14 @@ pub const LAYERS: [Layer; 10] = [
     },
     library(
         "krasis-engine",
-        &["krasis-checkpoint", "krasis-core", "krasis-cpu", "krasis-model", "krasis-ops"],
+        &[
+            "krasis-checkpoint",
+            "krasis-core",
+            "krasis-cpu",
+            "krasis-machine",
+            "krasis-model",
+            "krasis-ops",
+        ],
     ),
     library("krasis-text", &[]),
     library("krasis-server", &["krasis-engine", "krasis-text"]),
