@@ -7,12 +7,14 @@ use crate::kv::Pages;
 use crate::load::Stock;
 use crate::options::{DeviceKind, Options};
 use crate::plan::{Plan, pages_hold_everything};
+use crate::preflight::Preflight;
 use crate::runner::Runner;
 use crate::scheduler::Scheduler;
 use crate::sequence::Sequence;
 use krasis_checkpoint::{Checkpoint, compressed_tensors};
 use krasis_core::{Bytes, Layout};
 use krasis_cpu::{Arena, OutOfMemory, Team};
+use krasis_machine::{Machine, Need};
 use krasis_model::{Config, Model, Source, describe};
 use krasis_ops::{Cpu, Memory, Ops, Reference};
 use std::path::Path;
@@ -55,6 +57,25 @@ pub fn start_dummy(config: &Config, options: &Options) -> Result<Running, StartE
     }
 }
 
+/// What the checkpoint in `dir` would take; nothing is allocated.
+pub fn estimate(dir: &Path, options: &Options) -> Result<Need, StartError> {
+    let (ck, source) = open(dir)?;
+    Ok(Plan::new(&source, &ck, options, Cpu::ACT_BYTES)?.need)
+}
+
+/// What random weights in the shapes of a `config.json` would take.
+pub fn estimate_dummy(config: &Config, options: &Options) -> Result<Need, StartError> {
+    let source = describe(config, |_| false)?;
+    Ok(Plan::new(&source, &Dummy, options, Cpu::ACT_BYTES)?.need)
+}
+
+fn open(dir: &Path) -> Result<(Checkpoint, Model<Source>), StartError> {
+    let ck = Checkpoint::open(dir)?;
+    compressed_tensors::quantization(ck.config())?;
+    let source = describe(ck.config(), |name| ck.contains(name))?;
+    Ok((ck, source))
+}
+
 fn launch<D: Ops + Memory + Send + 'static>(loaded: Loaded<D>) -> Result<Running, StartError> {
     let Loaded { mut engine, handle, submissions, regions, decode_bytes } = loaded;
     std::thread::Builder::new()
@@ -93,9 +114,7 @@ impl<D: Ops + Memory> Engine<D> {
         options: &Options,
         device: impl FnOnce(Arena) -> D,
     ) -> Result<Loaded<D>, StartError> {
-        let ck = Checkpoint::open(dir)?;
-        compressed_tensors::quantization(ck.config())?;
-        let source = describe(ck.config(), |name| ck.contains(name))?;
+        let (ck, source) = open(dir)?;
         Engine::load_described(&ck, &source, options, device)
     }
 
@@ -110,8 +129,10 @@ impl<D: Ops + Memory> Engine<D> {
         for (region, bytes) in &plan.regions {
             tracing::info!(%region, %bytes, "planned");
         }
-        let mut device = device(allocate(&plan.layout)?);
+        let preflight = Preflight::look(&plan, options);
+        let mut device = device(preflight.place(allocate(&plan.layout, options)?));
         let model = plan.placed.fill(&mut device, stock, &Team::new(options.threads))?;
+        preflight.compare();
         Ok(Engine::assemble(device, model, source, plan, options))
     }
 
@@ -184,11 +205,11 @@ impl<D: Ops + Memory> Engine<D> {
     }
 }
 
-fn allocate(layout: &Layout) -> Result<Arena, StartError> {
+fn allocate(layout: &Layout, options: &Options) -> Result<Arena, StartError> {
     Arena::new(layout).map_err(|OutOfMemory { wanted }| StartError::Shortfall {
         region: "the plan",
         wanted,
-        available: krasis_cpu::memory::available().unwrap_or_default(),
+        available: Machine::read(&options.machine_root).available().unwrap_or_default(),
         remedy: "free memory or lower --context-max",
     })
 }

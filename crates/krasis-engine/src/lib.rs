@@ -10,13 +10,14 @@ pub mod kv;
 pub mod load;
 pub mod options;
 pub mod plan;
+pub mod preflight;
 pub mod request;
 pub mod runner;
 pub mod sample;
 pub mod scheduler;
 pub mod sequence;
 
-pub use engine::{Engine, Loaded, Running, start, start_dummy};
+pub use engine::{Engine, Loaded, Running, estimate, estimate_dummy, start, start_dummy};
 pub use error::StartError;
 pub use handle::{Facts, Handle, Sink, Submission, SubmitError, Ticket};
 pub use options::{DeviceKind, ExpertBits, Options, Quant};

@@ -3,9 +3,10 @@
 use crate::error::StartError;
 use crate::load::{Placed, Stock};
 use crate::options::Options;
+use crate::preflight;
 use crate::runner::StepSlots;
 use krasis_core::{Bytes, KvDtype, Layout};
-use krasis_cpu::memory;
+use krasis_machine::{Machine, Need};
 use krasis_model::{Buffers, Cache, CacheShape, Mixer, Model, Source};
 
 /// Tokens of a KV page: small enough that a shared prefix is found almost whole.
@@ -35,6 +36,8 @@ pub struct Plan {
     pub context_max: u32,
     /// Rows of a step.
     pub rows_max: u32,
+    /// What it takes of the machine.
+    pub need: Need,
     /// Parts of the arena, for people.
     pub regions: Vec<(&'static str, Bytes)>,
 }
@@ -47,7 +50,8 @@ impl Plan {
         options: &Options,
         act_bytes: u32,
     ) -> Result<Plan, StartError> {
-        let available = memory::available().unwrap_or(Bytes(u64::MAX));
+        let machine = Machine::read(&options.machine_root);
+        let available = machine.available().unwrap_or(Bytes(u64::MAX));
         let mut layout = Layout::new(act_bytes);
         let mut regions = Vec::new();
         let mut mark = |name, layout: &Layout| {
@@ -57,20 +61,22 @@ impl Plan {
 
         let placed = Placed::plan(model, stock, options, &mut layout)?;
         mark("weights", &layout);
+        let weights = layout.bytes();
         let rows_max = options.prefill_chunk.max(1) + options.sequences_max.max(1);
         let buffers = Buffers::plan(model, rows_max, &mut layout);
         mark("buffers", &layout);
         let fixed = layout.bytes();
-        if fixed > available {
-            return Err(StartError::Shortfall {
-                region: "the model's weights and buffers",
-                wanted: fixed,
-                available,
-                remedy: "quantise more (--cpu-expert-bits 4) or free memory",
-            });
-        }
+        let mut need = Need {
+            weights,
+            buffers: Bytes(fixed.0 - weights.0),
+            cache: Bytes(0),
+            threads: options.threads,
+            numa: options.numa,
+        };
+        preflight::fits(&machine, &need)?;
 
-        let (context_max, cache) = cache_shape(model, options, Bytes(available.0 - fixed.0))?;
+        let (context_max, cache) =
+            cache_shape(model, options, Bytes(available.0.saturating_sub(fixed.0)))?;
         let step = StepSlots::plan(
             rows_max,
             options.sequences_max.max(1),
@@ -80,7 +86,20 @@ impl Plan {
         );
         let caches = Cache::plan(model, cache, &mut layout);
         mark("KV cache", &layout);
-        Ok(Plan { layout, placed, caches, buffers, step, cache, context_max, rows_max, regions })
+        need.cache = Bytes(layout.bytes().0 - fixed.0);
+        preflight::fits(&machine, &need)?;
+        Ok(Plan {
+            layout,
+            placed,
+            caches,
+            buffers,
+            step,
+            cache,
+            context_max,
+            rows_max,
+            need,
+            regions,
+        })
     }
 }
 
