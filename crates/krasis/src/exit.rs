@@ -18,6 +18,7 @@ Exit codes:
     8  port in use, or network
    70  a bug in Krasis (panic)
   130  interrupted
+  137  memory ran out: less than 5 % was left (--no-memory-watchdog)
 
 Logging: KRASIS_LOG=info|debug|... (as RUST_LOG)
 KRASIS_HOME: folder whose models/krasis-demo is the default model";
@@ -46,6 +47,9 @@ impl Failure {
     pub const NETWORK: u8 = 8;
     /// Ctrl-C.
     pub const INTERRUPTED: u8 = 130;
+
+    /// The watchdog: what a shell reports of a program that the system kills for its memory.
+    pub const OUT_OF_MEMORY: i32 = 137;
 
     const PANIC: i32 = 70;
 
@@ -91,7 +95,7 @@ impl From<StartError> for Failure {
             StartError::Checkpoint(_) | StartError::Config(_) | StartError::NotFinite { .. } => {
                 Failure::MODEL
             }
-            StartError::Shortfall { .. } => Failure::MEMORY,
+            StartError::Shortfall { .. } | StartError::Refused { .. } => Failure::MEMORY,
             StartError::Context { .. } => Failure::CONFIG,
             _ => Failure::FAILED,
         };

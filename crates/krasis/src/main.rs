@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod doctor;
 mod eval;
 mod exit;
 mod load;
@@ -9,6 +10,7 @@ mod options;
 mod run;
 mod serve;
 mod submit;
+mod watch;
 
 use clap::{Parser, Subcommand};
 use std::io::IsTerminal;
@@ -37,6 +39,34 @@ enum Command {
     /// Measure the speed of a model, or of random weights in its shapes.
     #[command(after_help = exit::CODES)]
     Bench(bench::Bench),
+    /// Say what the machine is, what about it is wrong and, with --model-path, whether a model fits.
+    #[command(after_help = exit::CODES)]
+    Doctor(doctor::Doctor),
+}
+
+impl Command {
+    /// The model that it loads, if it loads one.
+    fn model(&self) -> Option<&options::ModelArguments> {
+        match self {
+            Command::Run(run) => Some(&run.model),
+            Command::Serve(serve) => Some(&serve.model),
+            Command::Eval(eval) => Some(&eval.model),
+            Command::Bench(bench) => Some(&bench.model),
+            Command::Doctor(_) => None,
+        }
+    }
+
+    fn execute(self) -> Result<(), exit::Failure> {
+        // Before the first byte of a model is read, and until the last answer.
+        let _watchdog = self.model().map(watch::memory).transpose()?;
+        match self {
+            Command::Run(run) => run.execute(),
+            Command::Serve(serve) => serve.execute(),
+            Command::Eval(eval) => eval.execute(),
+            Command::Bench(bench) => bench.execute(),
+            Command::Doctor(doctor) => doctor.execute(),
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -51,13 +81,7 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
-    let result = match command {
-        Command::Run(run) => run.execute(),
-        Command::Serve(serve) => serve.execute(),
-        Command::Eval(eval) => eval.execute(),
-        Command::Bench(bench) => bench.execute(),
-    };
-    match result {
+    match command.execute() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("krasis: {:#}", failure.error);
