@@ -2,6 +2,7 @@
 //! [`Handle`].
 #![forbid(unsafe_code)]
 
+pub mod device;
 pub mod dummy;
 pub mod engine;
 pub mod error;
@@ -16,9 +17,15 @@ pub mod runner;
 pub mod sample;
 pub mod scheduler;
 pub mod sequence;
+pub mod skew;
 
-pub use engine::{Engine, Loaded, Running, estimate, estimate_dummy, start, start_dummy};
+pub use engine::{
+    Engine, Loaded, Loading, Running, build_cache, estimate, estimate_dummy, start, start_dummy,
+    start_watched,
+};
 pub use error::StartError;
 pub use handle::{Facts, Handle, Sink, Submission, SubmitError, Ticket};
-pub use options::{DeviceKind, ExpertBits, Options, Quant};
+pub use krasis_ops::Span;
+pub use load::{Built, Peak, Phase, Unwatched, Watch, cache_folders};
+pub use options::{Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant};
 pub use request::{Event, Finish, InvalidRequest, Logprob, Request, Sampling, Usage};

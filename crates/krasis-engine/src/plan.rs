@@ -1,13 +1,14 @@
 //! Everything that will be allocated, decided before anything is: weights, buffers, KV pages.
 
+use crate::device::Home;
 use crate::error::StartError;
 use crate::load::{Placed, Stock};
 use crate::options::Options;
-use crate::preflight;
 use crate::runner::StepSlots;
 use krasis_core::{Bytes, KvDtype, Layout};
-use krasis_machine::{Machine, Need};
+use krasis_machine::Need;
 use krasis_model::{Buffers, Cache, CacheShape, Mixer, Model, Source};
+use krasis_ops::Memory;
 
 /// Tokens of a KV page: small enough that a shared prefix is found almost whole.
 const PAGE: u32 = 16;
@@ -43,15 +44,15 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans `model` for a device whose activations take `act_bytes`.
-    pub fn new(
+    /// Plans `model` for a home: for the activations of its device, within its memory.
+    pub fn new<H: Home>(
         model: &Model<Source>,
         stock: &impl Stock,
         options: &Options,
-        act_bytes: u32,
+        home: &H,
     ) -> Result<Plan, StartError> {
-        let machine = Machine::read(&options.machine_root);
-        let available = machine.available().unwrap_or(Bytes(u64::MAX));
+        let (act_bytes, available) = (H::Device::ACT_BYTES, home.available());
+        let fits = |need: &Need| home.preflight().map_or(Ok(()), |preflight| preflight.fits(need));
         let mut layout = Layout::new(act_bytes);
         let mut regions = Vec::new();
         let mut mark = |name, layout: &Layout| {
@@ -73,10 +74,21 @@ impl Plan {
             threads: options.threads,
             numa: options.numa,
         };
-        preflight::fits(&machine, &need)?;
+        fits(&need)?;
+        if fixed > available {
+            return Err(StartError::Shortfall {
+                region: "the model's weights and buffers",
+                wanted: fixed,
+                available,
+                remedy: "quantise more (--cpu-expert-bits 4) or free memory",
+            });
+        }
 
-        let (context_max, cache) =
-            cache_shape(model, options, Bytes(available.0.saturating_sub(fixed.0)))?;
+        // Without a wish, keys and values are kept as they are computed.
+        let own = if act_bytes == 2 { KvDtype::Bf16 } else { KvDtype::F32 };
+        let dtype = options.kv.unwrap_or(own);
+        let left = Bytes(available.0 - fixed.0);
+        let (context_max, cache) = cache_shape(model, options, dtype, left)?;
         let step = StepSlots::plan(
             rows_max,
             options.sequences_max.max(1),
@@ -87,7 +99,7 @@ impl Plan {
         let caches = Cache::plan(model, cache, &mut layout);
         mark("KV cache", &layout);
         need.cache = Bytes(layout.bytes().0 - fixed.0);
-        preflight::fits(&machine, &need)?;
+        fits(&need)?;
         Ok(Plan {
             layout,
             placed,
@@ -106,9 +118,9 @@ impl Plan {
 fn cache_shape(
     model: &Model<Source>,
     options: &Options,
+    dtype: KvDtype,
     available: Bytes,
 ) -> Result<(u32, CacheShape), StartError> {
-    let dtype = options.kv.unwrap_or(KvDtype::F32);
     let page_bytes = Cache::page_bytes(model, PAGE, dtype).0.max(1);
     // Half of what is left: the other half is the system's and the file cache's.
     let fits =

@@ -3,22 +3,13 @@
 
 use crate::error::StartError;
 use crate::options::Options;
-use crate::plan::Plan;
 use krasis_core::Bytes;
 use krasis_cpu::{Arena, Placement};
 use krasis_machine::{Level, Machine, Need, Numa, Resident, Topology, What, check, process};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Differences below this are libraries, stacks and whole pages.
 const WORTH_A_WARNING: u64 = 256 << 20;
-
-/// Refuses what the machine cannot do.
-pub fn fits(machine: &Machine, need: &Need) -> Result<(), StartError> {
-    match check(machine, need).into_iter().find(|finding| finding.level == Level::Refuse) {
-        Some(finding) => Err(StartError::Refused { sentence: finding.sentence }),
-        None => Ok(()),
-    }
-}
 
 /// Where the arena's pages shall lie.
 pub fn placement(topology: &Topology, numa: Numa) -> Placement {
@@ -28,21 +19,47 @@ pub fn placement(topology: &Topology, numa: Numa) -> Placement {
     }
 }
 
-/// What was so before anything was allocated.
+/// The host before anything was allocated.
+#[derive(Clone)]
 pub struct Preflight {
     machine_root: PathBuf,
+    machine: Machine,
     placement: Placement,
-    /// Weights: what is written while loading. KV pages become resident when they are used.
-    planned: Bytes,
-    /// What the process held already.
-    before: Option<Bytes>,
 }
 
+/// What the process held before weights came; nothing where that cannot be read.
+pub struct Held(Option<Bytes>);
+
 impl Preflight {
-    /// Looks at the machine, and says what makes it slower than it could be.
-    pub fn look(plan: &Plan, options: &Options) -> Preflight {
+    /// Reads the machine.
+    pub fn new(options: &Options) -> Preflight {
         let machine = Machine::read(&options.machine_root);
-        for finding in check(&machine, &plan.need) {
+        let placement = placement(&machine.topology, options.numa);
+        Preflight { machine_root: options.machine_root.clone(), machine, placement }
+    }
+
+    /// Below which folder the machine's files lie.
+    pub fn machine_root(&self) -> &Path {
+        &self.machine_root
+    }
+
+    /// Memory that a plan may take, where that can be read.
+    pub fn available(&self) -> Option<Bytes> {
+        self.machine.available()
+    }
+
+    /// Refuses what the machine cannot do.
+    pub fn fits(&self, need: &Need) -> Result<(), StartError> {
+        let findings = check(&self.machine, need);
+        match findings.into_iter().find(|finding| finding.level == Level::Refuse) {
+            Some(finding) => Err(StartError::Refused { sentence: finding.sentence }),
+            None => Ok(()),
+        }
+    }
+
+    /// Says what makes the machine slower than it could be, and remembers what the process holds.
+    pub fn look(&self, need: &Need) -> Held {
+        for finding in check(&self.machine, need) {
             match (finding.level, finding.what) {
                 (Level::Ok, _) => {}
                 // Models are many times slower than anyone expects.
@@ -51,12 +68,7 @@ impl Preflight {
                 _ => tracing::info!("{}", finding.sentence),
             }
         }
-        Preflight {
-            placement: placement(&machine.topology, options.numa),
-            planned: plan.need.weights,
-            before: machine.resident.anonymous,
-            machine_root: options.machine_root.clone(),
-        }
+        Held(Resident::read(&self.machine_root).anonymous)
     }
 
     /// Spreads an untouched arena. A container may forbid that, which costs speed alone.
@@ -73,11 +85,11 @@ impl Preflight {
         arena
     }
 
-    /// One line after loading.
-    pub fn compare(&self) {
+    /// One line after loading: what stays, where loading's own line has the peak. `planned` are the
+    /// weights, which are written by then; KV pages become resident when they are used.
+    pub fn compare(&self, held: Held, planned: Bytes) {
         let now = Resident::read(&self.machine_root);
-        let (Some(before), Some(after)) = (self.before, now.anonymous) else { return };
-        let planned = self.planned;
+        let (Held(Some(before)), Some(after)) = (held, now.anonymous) else { return };
         let resident = Bytes(after.0.saturating_sub(before.0));
         let percent = 100.0 * (resident.0 as f64 / planned.0.max(1) as f64 - 1.0);
         let difference = format!("{percent:+.1} %");
@@ -85,7 +97,7 @@ impl Preflight {
         if percent.abs() > 10.0 && resident.0.abs_diff(planned.0) > WORTH_A_WARNING {
             tracing::warn!(%planned, %resident, difference, "loading took other memory than planned");
         } else {
-            tracing::info!(%planned, %resident, difference, in_huge_pages = %huge, "loaded");
+            tracing::info!(%planned, %resident, difference, in_huge_pages = %huge, "weights are resident");
         }
     }
 }

@@ -1,5 +1,5 @@
 //! What the machine is, read from the files of its kernel: processors, memory and its limits, pages,
-//! clocks. Nothing here changes anything, and what cannot be read is absent, never an error.
+//! clocks. Nothing here changes the machine, and what cannot be read is absent, never an error.
 //!
 //! Everything is read below a root folder, `/` or a tree that a test has written ([`fake`]).
 #![forbid(unsafe_code)]

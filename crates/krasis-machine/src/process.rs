@@ -9,7 +9,7 @@ use std::path::Path;
 pub struct Resident {
     /// Everything, mapped files included.
     pub all: Option<Bytes>,
-    /// The most that it has been.
+    /// The most that it has been, since the process started or [`forget_peak`] was called.
     pub peak: Option<Bytes>,
     /// Without files: what only ends with the process.
     pub anonymous: Option<Bytes>,
@@ -28,6 +28,12 @@ impl Resident {
             swapped: files::kibibytes(&status, "VmSwap"),
         }
     }
+}
+
+/// Makes [`Resident::peak`] begin anew, where the kernel lets it.
+pub fn forget_peak(root: &Path) {
+    // Refused, the peak is that of the whole process: larger, and still true.
+    let _ = std::fs::write(root.join("proc/self/clear_refs"), "5");
 }
 
 /// How much of it lies in transparent huge pages. The kernel walks all pages for this: some tenths

@@ -1,10 +1,11 @@
 //! `krasis doctor`: what the machine is, and what about it is wrong for a model.
 
 use crate::exit::Failure;
+use crate::gpus::Gpus;
 use crate::options::ModelArguments;
 use clap::Args;
 use krasis_core::Bytes;
-use krasis_engine::{Options, StartError, estimate, estimate_dummy};
+use krasis_engine::{DeviceKind, Options, StartError, estimate, estimate_dummy};
 use krasis_machine::{Finding, Level, Machine, Need, What, check};
 use serde_json::{Value, json};
 
@@ -16,10 +17,14 @@ pub struct Doctor {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// End with exit code 6 if no GPU can be used
+    #[arg(long)]
+    gpu: bool,
 }
 
 impl Doctor {
-    /// Prints machine and findings; fails with the code of what refuses.
+    /// Prints machine and findings; fails with the code of what refuses. A machine without a GPU
+    /// is healthy.
     pub fn execute(self) -> Result<(), Failure> {
         let options = self.model.options()?;
         let machine = Machine::read(&options.machine_root);
@@ -36,13 +41,17 @@ impl Doctor {
             findings.retain(|finding| finding.what != What::Memory);
             findings.insert(0, Finding { level: Level::Refuse, what: What::Memory, sentence });
         }
+        let gpus = Gpus::look();
         if self.json {
             let all: Vec<Value> = findings.iter().map(finding).collect();
-            let report =
-                json!({"machine": describe(&machine), "need": needs(&need), "findings": all});
+            let report = json!({"machine": describe(&machine), "gpus": gpus.describe(),
+                                "need": needs(&need), "findings": all});
             println!("{report:#}");
         } else {
-            print(&machine, &findings);
+            print(&machine, &gpus, &findings);
+        }
+        if let Some(error) = gpus.error.filter(|_| self.gpu) {
+            return Err(Failure::new(Failure::GPU, error));
         }
         match findings.into_iter().find(|finding| finding.level == Level::Refuse) {
             Some(finding) => Err(Failure::say(Failure::MEMORY, finding.sentence)),
@@ -52,6 +61,11 @@ impl Doctor {
 
     /// What the model takes, if one was named.
     fn need(&self, options: &Options) -> Result<Need, Failure> {
+        if self.model.model_path.is_some() && matches!(options.device, DeviceKind::Cuda(_)) {
+            let message = "--device cuda: whether a model fits is told of the CPU only so far; leave \
+                           --device out";
+            return Err(Failure::say(Failure::CONFIG, message));
+        }
         let planned: Result<Need, StartError> = match &self.model.model_path {
             None => Ok(bare(options)),
             Some(path) if path.is_file() => estimate_dummy(&self.model.config()?, options),
@@ -66,8 +80,8 @@ fn bare(options: &Options) -> Need {
     Need { threads: options.threads, numa: options.numa, ..Need::default() }
 }
 
-fn print(machine: &Machine, findings: &[Finding]) {
-    for (name, value) in facts(machine) {
+fn print(machine: &Machine, gpus: &Gpus, findings: &[Finding]) {
+    for (name, value) in facts(machine).into_iter().chain(gpus.facts()) {
         println!("{name:<12} {value}");
     }
     println!();

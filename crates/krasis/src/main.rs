@@ -1,15 +1,19 @@
 //! The program `krasis`.
 #![forbid(unsafe_code)]
 
+mod bar;
 mod bench;
+mod cache;
 mod doctor;
 mod eval;
 mod exit;
+mod gpus;
 mod load;
 mod options;
 mod run;
 mod serve;
 mod submit;
+mod trace;
 mod watch;
 
 use clap::{Parser, Subcommand};
@@ -39,6 +43,9 @@ enum Command {
     /// Measure the speed of a model, or of random weights in its shapes.
     #[command(after_help = exit::CODES)]
     Bench(bench::Bench),
+    /// Keep the quantised weights of a model, so that it starts at the disk's speed.
+    #[command(after_help = exit::CODES)]
+    Cache(cache::Cache),
     /// Say what the machine is, what about it is wrong and, with --model-path, whether a model fits.
     #[command(after_help = exit::CODES)]
     Doctor(doctor::Doctor),
@@ -52,6 +59,7 @@ impl Command {
             Command::Serve(serve) => Some(&serve.model),
             Command::Eval(eval) => Some(&eval.model),
             Command::Bench(bench) => Some(&bench.model),
+            Command::Cache(cache) => cache.model(),
             Command::Doctor(_) => None,
         }
     }
@@ -64,6 +72,7 @@ impl Command {
             Command::Serve(serve) => serve.execute(),
             Command::Eval(eval) => eval.execute(),
             Command::Bench(bench) => bench.execute(),
+            Command::Cache(cache) => cache.execute(),
             Command::Doctor(doctor) => doctor.execute(),
         }
     }

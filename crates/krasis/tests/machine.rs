@@ -54,6 +54,7 @@ fn too_little_memory_ends_the_program_with_137() {
     assert!(output.stdout.is_empty());
     let off = [&RUN[..], &["--no-memory-watchdog"]].concat();
     check(root.path(), &off, 0, &["prefill"]);
+    check(root.path(), &["cache", "build", "--cpu-expert-bits", "4"], 137, &words);
     // Nothing is loaded by a doctor, who may look at a machine that is full.
     check(root.path(), &["doctor"], 0, &[]);
 }

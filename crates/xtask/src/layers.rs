@@ -24,13 +24,19 @@ const fn library(name: &'static str, uses: &'static [&'static str]) -> Layer {
 }
 
 /// The architecture, bottom up.
-pub const LAYERS: [Layer; 11] = [
+pub const LAYERS: [Layer; 12] = [
     library("krasis-core", &[]),
     Layer { unsafe_in: &["src/mmap.rs"], ..library("krasis-checkpoint", &["krasis-core"]) },
     // What the machine is, for whoever decides by it: the team, the plan, the doctor.
     library("krasis-machine", &["krasis-core"]),
     Layer { unsafe_in: &[""], ..library("krasis-cpu", &["krasis-core", "krasis-machine"]) },
     Layer { unsafe_in: &[""], ..library("krasis-ops", &["krasis-core", "krasis-cpu"]) },
+    // Its tests run whole models on kernels that are compiled as C++.
+    Layer {
+        unsafe_in: &[""],
+        tests_use: &["krasis-cpu", "krasis-engine"],
+        ..library("krasis-cuda", &["krasis-core", "krasis-ops"])
+    },
     Layer {
         tests_use: &["krasis-checkpoint", "krasis-cpu"],
         ..library("krasis-model", &["krasis-core", "krasis-ops"])
@@ -41,6 +47,7 @@ pub const LAYERS: [Layer; 11] = [
             "krasis-checkpoint",
             "krasis-core",
             "krasis-cpu",
+            "krasis-cuda",
             "krasis-machine",
             "krasis-model",
             "krasis-ops",
@@ -53,7 +60,7 @@ pub const LAYERS: [Layer; 11] = [
 ];
 
 /// Crates from elsewhere that belong to some layers only, and why.
-const KEPT: [(&[&str], &[&str], &str); 4] = [
+const KEPT: [(&[&str], &[&str], &str); 5] = [
     (
         &["tokio", "axum", "hyper", "tower", "tower-http"],
         &["krasis-server", "krasis"],
@@ -65,6 +72,7 @@ const KEPT: [(&[&str], &[&str], &str); 4] = [
         &["krasis-checkpoint", "krasis-model", "krasis-text", "krasis-server", "krasis", "xtask"],
         "the engine knows no JSON",
     ),
+    (&["cudarc"], &["krasis-cuda"], "the driver is the GPU's"),
     (&["memmap2", "safetensors"], &["krasis-checkpoint"], "files of weights are the checkpoint's"),
 ];
 
