@@ -4,7 +4,7 @@
 mod common;
 
 use krasis_engine::device::cpu;
-use krasis_engine::{Engine, Event, ExpertBits, Options, Request, Sampling};
+use krasis_engine::{CacheUse, Engine, Event, ExpertBits, Options, Request, Sampling};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
 
@@ -17,7 +17,7 @@ const COUNTED: usize = 100;
 
 #[test]
 fn decode_steps_allocate_nothing() {
-    let exact = Options { threads: Some(3), ..common::defaults() };
+    let exact = Options { threads: Some(3), cache: CacheUse::Off, ..Options::default() };
     let quantised = Options { expert_bits: ExpertBits::Int4, group: 32, ..exact.clone() };
     for fixture in common::FIXTURES {
         for (name, options) in [("16 bits", &exact), ("4 bits", &quantised)] {
