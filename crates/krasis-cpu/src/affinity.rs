@@ -1,42 +1,23 @@
-//! Which processors this process may use, and threads that stay on one.
+//! Threads that stay on one processor each.
 
-use std::collections::HashSet;
-use std::fs;
+use krasis_machine::{Core, Topology};
+use std::path::Path;
 
-/// One processor of each physical core that this process may use. Two threads on one core share
-/// its caches and units, which costs more than it brings where memory is the limit.
-pub fn cores() -> Vec<usize> {
-    let allowed = allowed();
-    let siblings = |cpu: usize| {
-        let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
-        fs::read_to_string(path).unwrap_or_else(|_| cpu.to_string())
-    };
-    one_per_core(&allowed, siblings)
-}
-
-fn one_per_core(allowed: &[usize], siblings: impl Fn(usize) -> String) -> Vec<usize> {
-    let mut seen = HashSet::new();
-    allowed.iter().copied().filter(|cpu| seen.insert(siblings(*cpu))).collect()
-}
-
-/// Processors in this process's affinity mask, which containers and `taskset` narrow.
-fn allowed() -> Vec<usize> {
-    // SAFETY: a zeroed set is a valid, empty one.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the kernel writes at most the size given into the set.
-    let failed = unsafe { libc::sched_getaffinity(0, size_of_val(&set), &mut set) } != 0;
-    // SAFETY: the index stays below the size of the set.
-    let is_set = |cpu: &usize| unsafe { libc::CPU_ISSET(*cpu, &set) };
-    let cpus: Vec<usize> = (0..libc::CPU_SETSIZE as usize).filter(is_set).collect();
-    if failed || cpus.is_empty() { vec![0] } else { cpus }
+/// The cores of this machine that this process may use, in the order in which a team takes them.
+pub fn cores() -> Vec<Core> {
+    Topology::read(Path::new("/")).cores()
 }
 
 /// Keeps the calling thread on one processor. If the system refuses, it runs anywhere.
-pub fn stay_on(cpu: usize) {
+pub fn stay_on(cpu: u32) {
+    // Kernels for more processors than a set holds are built seldom; threads float there.
+    if cpu >= libc::CPU_SETSIZE as u32 {
+        return;
+    }
     // SAFETY: a zeroed set is a valid, empty one.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: `cpu` came from a set of the same size.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: `cpu` is below the size of the set.
+    unsafe { libc::CPU_SET(cpu as usize, &mut set) };
     // SAFETY: the kernel reads the set; a refusal changes nothing.
     unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) };
 }
@@ -46,13 +27,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_processor_of_each_core() {
-        let siblings = |cpu: usize| format!("{},{}", cpu % 4, cpu % 4 + 4);
-        assert_eq!(one_per_core(&[1, 2, 5, 6, 7], siblings), [1, 2, 7]);
-    }
-
-    #[test]
-    fn this_process_may_run_somewhere() {
-        assert!(!cores().is_empty());
+    fn a_thread_stays_where_it_is_put() {
+        for core in cores() {
+            let told = std::thread::spawn(move || {
+                stay_on(core.cpu);
+                std::fs::read_to_string("/proc/thread-self/status").unwrap()
+            });
+            let told = told.join().unwrap();
+            assert!(told.contains(&format!("Cpus_allowed_list:\t{}\n", core.cpu)), "{told}");
+        }
     }
 }

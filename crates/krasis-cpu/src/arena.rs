@@ -3,7 +3,7 @@
 //! Slots are plain numbers, so the arena checks at run time what lifetimes cannot: that a slot lies
 //! inside, is aligned, and that what is read does not overlap what is being written.
 
-use crate::pages::Pages;
+use crate::pages::{Pages, Placement};
 use bytemuck::Pod;
 use krasis_core::{Act, Bytes, Layout, Mat, Slot};
 use std::marker::PhantomData;
@@ -43,6 +43,12 @@ impl Arena {
         let bytes = usize::try_from(wanted.0).map_err(|_| refused)?;
         let pages = Pages::new(bytes).ok_or(refused)?;
         Ok(Arena { pages, bytes })
+    }
+
+    /// Says on which NUMA nodes pages lie. Pages that have been written stay where they are, so this
+    /// comes first; a refusal leaves everything as it was.
+    pub fn place(&mut self, placement: &Placement) -> std::io::Result<()> {
+        self.pages.place(placement)
     }
 
     /// The elements of a slot.

@@ -9,7 +9,6 @@ pub mod floats;
 pub mod isa;
 pub mod limits;
 pub mod lines;
-pub mod memory;
 mod pages;
 pub mod team;
 pub mod tiles;
@@ -17,5 +16,6 @@ pub mod vector;
 
 pub use arena::{Arena, Inputs, OutOfMemory};
 pub use isa::Isa;
+pub use pages::Placement;
 pub use team::Team;
 pub use tiles::Tiles;

@@ -60,7 +60,7 @@ unsafe impl Send for Shared {}
 
 impl Team {
     /// A team of `threads`, or of one per physical core that this process may use. As long as each
-    /// has a core of its own, workers stay on theirs.
+    /// has a core of its own, workers stay on theirs; NUMA nodes take turns.
     pub fn new(threads: Option<usize>) -> Team {
         let cores = affinity::cores();
         let threads = threads.unwrap_or(cores.len()).max(1);
@@ -82,7 +82,7 @@ impl Team {
                 let name = format!("krasis-team-{worker}");
                 let body = move || {
                     if let Some(core) = core {
-                        affinity::stay_on(core);
+                        affinity::stay_on(core.cpu);
                     }
                     shared.work(worker);
                 };

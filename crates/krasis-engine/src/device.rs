@@ -2,11 +2,14 @@
 
 use crate::error::StartError;
 use crate::options::Options;
+use crate::preflight::Preflight;
 use krasis_core::{Bytes, Layout};
 use krasis_cpu::{Arena, OutOfMemory, Team};
 use krasis_cuda::gpu::Checking;
 use krasis_cuda::{Activation, Cuda, Gpu, WORKSPACE_BYTES, driver};
+use krasis_machine::Machine;
 use krasis_ops::{Cpu, Memory, Ops, Reference, Span, Traced};
+use std::path::Path;
 use std::sync::mpsc::Sender;
 
 /// Where a plan is carried out.
@@ -15,31 +18,43 @@ pub trait Home {
     type Device: Ops + Memory + Send + 'static;
     /// Memory that a plan may take.
     fn available(&self) -> Bytes;
+    /// What judges plans there and looks at what becomes of them, where it is the host's memory.
+    fn preflight(&self) -> Option<&Preflight> {
+        None
+    }
     /// The device, with memory for a plan.
     fn build(self, plan: &Layout) -> Result<Self::Device, StartError>;
 }
 
 /// Host memory, under one of the devices that work on it.
-pub struct Host<F>(pub F);
+pub struct Host<F> {
+    preflight: Preflight,
+    device: F,
+}
 
 impl<D: Ops + Memory + Send + 'static, F: FnOnce(Arena) -> D> Home for Host<F> {
     type Device = D;
 
     fn available(&self) -> Bytes {
-        krasis_cpu::memory::available().unwrap_or(Bytes(u64::MAX))
+        self.preflight.available().unwrap_or(Bytes(u64::MAX))
+    }
+
+    fn preflight(&self) -> Option<&Preflight> {
+        Some(&self.preflight)
     }
 
     fn build(self, plan: &Layout) -> Result<D, StartError> {
-        Ok(self.0(allocate(plan)?))
+        let arena = allocate(plan, self.preflight.machine_root())?;
+        Ok((self.device)(self.preflight.place(arena)))
     }
 }
 
-/// Host memory for a plan.
-pub(crate) fn allocate(plan: &Layout) -> Result<Arena, StartError> {
+/// Host memory for a plan, on the machine whose files lie below a folder.
+pub(crate) fn allocate(plan: &Layout, machine_root: &Path) -> Result<Arena, StartError> {
     Arena::new(plan).map_err(|OutOfMemory { wanted }| StartError::Shortfall {
         region: "the plan",
         wanted,
-        available: krasis_cpu::memory::available().unwrap_or_default(),
+        available: Machine::read(machine_root).available().unwrap_or_default(),
         remedy: "free memory or lower --context-max",
     })
 }
@@ -59,6 +74,10 @@ impl<H: Home> Home for Watched<H> {
         self.home.available()
     }
 
+    fn preflight(&self) -> Option<&Preflight> {
+        self.home.preflight()
+    }
+
     fn build(self, plan: &Layout) -> Result<Traced<H::Device>, StartError> {
         Ok(Traced::new(self.home.build(plan)?, self.spans))
     }
@@ -66,12 +85,15 @@ impl<H: Home> Home for Watched<H> {
 
 /// The CPU with as many threads as the user wants.
 pub fn cpu(options: &Options) -> impl Home<Device = Cpu> {
-    Host(|arena| Cpu::new(arena, Team::new(options.threads)))
+    Host {
+        preflight: Preflight::new(options),
+        device: |arena| Cpu::new(arena, Team::new(options.threads)),
+    }
 }
 
 /// The reference.
-pub fn reference() -> impl Home<Device = Reference> {
-    Host(Reference::new)
+pub fn reference(options: &Options) -> impl Home<Device = Reference> + use<> {
+    Host { preflight: Preflight::new(options), device: Reference::new }
 }
 
 /// A GPU whose kernels are ready.

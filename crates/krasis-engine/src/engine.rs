@@ -15,6 +15,7 @@ use half::bf16;
 use krasis_checkpoint::{Checkpoint, compressed_tensors};
 use krasis_core::{Bytes, Layout};
 use krasis_cpu::Team;
+use krasis_machine::Need;
 use krasis_model::{Config, Model, Source, describe};
 use krasis_ops::{Cpu, Memory, Ops};
 use std::path::Path;
@@ -106,7 +107,9 @@ fn start_described(
 ) -> Result<Running, StartError> {
     match options.device {
         DeviceKind::Cpu => start_at(stock, source, options, device::cpu(options), watch),
-        DeviceKind::Reference => start_at(stock, source, options, device::reference(), watch),
+        DeviceKind::Reference => {
+            start_at(stock, source, options, device::reference(options), watch)
+        }
         DeviceKind::Cuda(Activations::Bf16) => {
             start_at(stock, source, options, device::gpu::<bf16>(options)?, watch)
         }
@@ -130,6 +133,18 @@ fn start_at(
             launch(Engine::load_described(stock, source, options, home, watch)?)
         }
     }
+}
+
+/// What the checkpoint in `dir` would take of the host; nothing is allocated.
+pub fn estimate(dir: &Path, options: &Options) -> Result<Need, StartError> {
+    let (ck, source) = describe_checkpoint(dir)?;
+    Ok(Plan::new(&source, &ck, options, &device::cpu(options))?.need)
+}
+
+/// What random weights in the shapes of a `config.json` would take.
+pub fn estimate_dummy(config: &Config, options: &Options) -> Result<Need, StartError> {
+    let source = describe(config, |_| false)?;
+    Ok(Plan::new(&source, &Dummy, options, &device::cpu(options))?.need)
 }
 
 fn launch<D: Ops + Memory + Send + 'static>(loaded: Loaded<D>) -> Result<Running, StartError> {
@@ -196,7 +211,7 @@ impl<D: Ops + Memory> Engine<D> {
         home: impl Home<Device = D>,
         watch: &dyn Watch,
     ) -> Result<Loaded<D>, StartError> {
-        let plan = Plan::new(source, stock, options, D::ACT_BYTES, home.available())?;
+        let plan = Plan::new(source, stock, options, &home)?;
         let shelf = match options.cache {
             CacheUse::Off => None,
             _ => stock.shelf(&plan.placed, options)?,
@@ -222,6 +237,8 @@ impl<D: Ops + Memory> Engine<D> {
             None => Ok(None),
         };
         let mut cache = find(options.cache)?;
+        let preflight = home.preflight().cloned();
+        let held = preflight.as_ref().map(|preflight| preflight.look(&plan.need));
         let mut device = home.build(&plan.layout)?;
         let (mut start, mut meter) = (Instant::now(), PeakMeter::start());
         let mut model =
@@ -248,6 +265,9 @@ impl<D: Ops + Memory> Engine<D> {
             peak: meter.stop(placed.fill_peak(stock, cache.is_some())?),
         };
         loading.log();
+        if let (Some(preflight), Some(held)) = (preflight, held) {
+            preflight.compare(held, plan.need.weights);
+        }
         Ok(Engine::assemble(device, model, source, plan, loading, options))
     }
 

@@ -49,6 +49,12 @@ pub enum StartError {
         /// What to change.
         remedy: &'static str,
     },
+    /// The model does not fit this machine; the sentence says how much of what is missing.
+    #[error("{sentence}")]
+    Refused {
+        /// From [`krasis_machine::check`].
+        sentence: String,
+    },
     /// A context longer than the model knows.
     #[error(
         "a context of {wanted} tokens was asked for, but the model was made for {model}: lower --context-max"

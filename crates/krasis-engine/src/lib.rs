@@ -11,6 +11,7 @@ pub mod kv;
 pub mod load;
 pub mod options;
 pub mod plan;
+pub mod preflight;
 pub mod request;
 pub mod runner;
 pub mod sample;
@@ -19,7 +20,8 @@ pub mod sequence;
 pub mod skew;
 
 pub use engine::{
-    Engine, Loaded, Loading, Running, build_cache, start, start_dummy, start_watched,
+    Engine, Loaded, Loading, Running, build_cache, estimate, estimate_dummy, start, start_dummy,
+    start_watched,
 };
 pub use error::StartError;
 pub use handle::{Facts, Handle, Sink, Submission, SubmitError, Ticket};

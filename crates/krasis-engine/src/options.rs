@@ -1,6 +1,7 @@
 //! What the user may choose. Flags, and later a config file, the launcher and Python, fill this in.
 
 use krasis_core::KvDtype;
+use krasis_machine::Numa;
 use krasis_ops::Span;
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
@@ -83,6 +84,10 @@ pub struct Options {
     pub kv: Option<KvDtype>,
     /// Threads of the CPU device; without a wish, all that this process may use.
     pub threads: Option<usize>,
+    /// What is done about several NUMA nodes.
+    pub numa: Numa,
+    /// Below which folder the machine's `/proc` and `/sys` lie: `/`, or a test's.
+    pub machine_root: PathBuf,
     /// Tokens that a sequence may hold; without a wish, what model and memory allow.
     pub context_max: Option<u32>,
     /// KV pages of 16 tokens for all sequences; without a wish, what memory allows.
@@ -113,6 +118,8 @@ impl Default for Options {
             cache_home: None,
             kv: None,
             threads: None,
+            numa: Numa::Interleave,
+            machine_root: PathBuf::from("/"),
             context_max: None,
             kv_pages: None,
             prefill_chunk: 512,

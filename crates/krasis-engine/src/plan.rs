@@ -1,11 +1,14 @@
 //! Everything that will be allocated, decided before anything is: weights, buffers, KV pages.
 
+use crate::device::Home;
 use crate::error::StartError;
 use crate::load::{Placed, Stock};
 use crate::options::Options;
 use crate::runner::StepSlots;
 use krasis_core::{Bytes, KvDtype, Layout};
+use krasis_machine::Need;
 use krasis_model::{Buffers, Cache, CacheShape, Mixer, Model, Source};
+use krasis_ops::Memory;
 
 /// Tokens of a KV page: small enough that a shared prefix is found almost whole.
 const PAGE: u32 = 16;
@@ -34,19 +37,22 @@ pub struct Plan {
     pub context_max: u32,
     /// Rows of a step.
     pub rows_max: u32,
+    /// What it takes of the machine.
+    pub need: Need,
     /// Parts of the arena, for people.
     pub regions: Vec<(&'static str, Bytes)>,
 }
 
 impl Plan {
-    /// Plans `model` for a device whose activations take `act_bytes`, in `available` memory.
-    pub fn new(
+    /// Plans `model` for a home: for the activations of its device, within its memory.
+    pub fn new<H: Home>(
         model: &Model<Source>,
         stock: &impl Stock,
         options: &Options,
-        act_bytes: u32,
-        available: Bytes,
+        home: &H,
     ) -> Result<Plan, StartError> {
+        let (act_bytes, available) = (H::Device::ACT_BYTES, home.available());
+        let fits = |need: &Need| home.preflight().map_or(Ok(()), |preflight| preflight.fits(need));
         let mut layout = Layout::new(act_bytes);
         let mut regions = Vec::new();
         let mut mark = |name, layout: &Layout| {
@@ -56,10 +62,19 @@ impl Plan {
 
         let placed = Placed::plan(model, stock, options, &mut layout)?;
         mark("weights", &layout);
+        let weights = layout.bytes();
         let rows_max = options.prefill_chunk.max(1) + options.sequences_max.max(1);
         let buffers = Buffers::plan(model, rows_max, &mut layout);
         mark("buffers", &layout);
         let fixed = layout.bytes();
+        let mut need = Need {
+            weights,
+            buffers: Bytes(fixed.0 - weights.0),
+            cache: Bytes(0),
+            threads: options.threads,
+            numa: options.numa,
+        };
+        fits(&need)?;
         if fixed > available {
             return Err(StartError::Shortfall {
                 region: "the model's weights and buffers",
@@ -83,7 +98,20 @@ impl Plan {
         );
         let caches = Cache::plan(model, cache, &mut layout);
         mark("KV cache", &layout);
-        Ok(Plan { layout, placed, caches, buffers, step, cache, context_max, rows_max, regions })
+        need.cache = Bytes(layout.bytes().0 - fixed.0);
+        fits(&need)?;
+        Ok(Plan {
+            layout,
+            placed,
+            caches,
+            buffers,
+            step,
+            cache,
+            context_max,
+            rows_max,
+            need,
+            regions,
+        })
     }
 }
 

@@ -46,7 +46,8 @@ fn greedy_text_is_that_of_transformers() {
 fn every_layer_leaves_the_residual_stream_of_transformers() {
     for fixture in FIXTURES {
         let golden = Golden::of(fixture);
-        let loaded = Engine::load(&dir(fixture), &on(DeviceKind::Reference), reference()).unwrap();
+        let options = on(DeviceKind::Reference);
+        let loaded = Engine::load(&dir(fixture), &options, reference(&options)).unwrap();
         let mut engine = loaded.engine;
         let runner = &mut engine.runner;
         let rows = 24;

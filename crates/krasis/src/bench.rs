@@ -17,7 +17,7 @@ use std::sync::mpsc::{Sender, channel};
 #[derive(Args)]
 pub struct Bench {
     #[command(flatten)]
-    model: ModelArguments,
+    pub model: ModelArguments,
     /// Where weights come from; dummy makes them up in the shapes of --model-path's config.json
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LoadFormat::Checkpoint)]
     load_format: LoadFormat,
@@ -127,15 +127,7 @@ impl Bench {
         if self.load_format == LoadFormat::Checkpoint {
             return Ok(krasis_engine::start_watched(&self.model.folder()?, &options, &Bar::new())?);
         }
-        // Shapes alone: the config of a folder, or a file of any name.
-        let file = match &self.model.model_path {
-            Some(file) if file.is_file() => file.clone(),
-            _ => self.model.folder()?.join("config.json"),
-        };
-        let text = std::fs::read_to_string(&file)
-            .with_context(|| format!("cannot read {}", file.display()))?;
-        let mut config: Value =
-            serde_json::from_str(&text).with_context(|| format!("{}: not JSON", file.display()))?;
+        let mut config = self.model.config()?;
         for (field, value) in &self.config_override {
             // A nested text model's fields are where they count.
             let nested = config.get("text_config").is_some_and(|text| text.get(field).is_some());
@@ -228,9 +220,6 @@ fn print_table(all: &[Measured], bandwidth: f64) {
     }
 }
 
-/// The processor, as the kernel calls it.
-pub fn cpu_name() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    name.map_or("CPU".to_owned(), |(_, name)| name.to_owned())
+fn cpu_name() -> String {
+    krasis_machine::Processor::read(Path::new("/")).name.unwrap_or("CPU".into())
 }

@@ -39,6 +39,14 @@ struct Model {
 }
 
 impl Cache {
+    /// The model whose weights it makes, if it makes any.
+    pub fn model(&self) -> Option<&ModelArguments> {
+        match &self.command {
+            Command::Build(model) => Some(model),
+            Command::List(_) | Command::Verify(_) | Command::Rm(_) => None,
+        }
+    }
+
     /// Does it.
     pub fn execute(self) -> Result<(), Failure> {
         match self.command {

@@ -19,7 +19,7 @@ use std::time::Instant;
 #[derive(Args)]
 pub struct Eval {
     #[command(flatten)]
-    model: ModelArguments,
+    pub model: ModelArguments,
     /// Perplexity of lines {"ids": [...]}
     #[arg(long, value_name = "FILE", required_unless_present = "tasks")]
     text: Option<PathBuf>,

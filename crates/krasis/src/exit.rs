@@ -19,6 +19,7 @@ Exit codes:
     8  port in use, or network
    70  a bug in Krasis (panic)
   130  interrupted
+  137  memory ran out: less than 5 % was left (--no-memory-watchdog)
 
 Logging: KRASIS_LOG=info|debug|... (as RUST_LOG)
 KRASIS_HOME: folder whose models/krasis-demo is the default model, whose cache takes the caches of
@@ -49,6 +50,9 @@ impl Failure {
     pub const NETWORK: u8 = 8;
     /// Ctrl-C.
     pub const INTERRUPTED: u8 = 130;
+
+    /// The watchdog: what a shell reports of a program that the system kills for its memory.
+    pub const OUT_OF_MEMORY: i32 = 137;
 
     const PANIC: i32 = 70;
 
@@ -94,9 +98,9 @@ impl From<StartError> for Failure {
             StartError::Checkpoint(_) | StartError::Config(_) | StartError::NotFinite { .. } => {
                 Failure::MODEL
             }
-            StartError::Shortfall { .. } | StartError::Gpu(CudaError::OutOfMemory { .. }) => {
-                Failure::MEMORY
-            }
+            StartError::Shortfall { .. }
+            | StartError::Refused { .. }
+            | StartError::Gpu(CudaError::OutOfMemory { .. }) => Failure::MEMORY,
             StartError::Gpu(_) => Failure::GPU,
             StartError::Context { .. } | StartError::NothingQuantised => Failure::CONFIG,
             _ => Failure::FAILED,

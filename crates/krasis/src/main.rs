@@ -7,12 +7,14 @@ mod cache;
 mod doctor;
 mod eval;
 mod exit;
+mod gpus;
 mod load;
 mod options;
 mod run;
 mod serve;
 mod submit;
 mod trace;
+mod watch;
 
 use clap::{Parser, Subcommand};
 use std::io::IsTerminal;
@@ -44,9 +46,36 @@ enum Command {
     /// Keep the quantised weights of a model, so that it starts at the disk's speed.
     #[command(after_help = exit::CODES)]
     Cache(cache::Cache),
-    /// Look at this machine: processor, memory, GPUs and what they lack.
+    /// Say what the machine is, what about it is wrong and, with --model-path, whether a model fits.
     #[command(after_help = exit::CODES)]
     Doctor(doctor::Doctor),
+}
+
+impl Command {
+    /// The model that it loads, if it loads one.
+    fn model(&self) -> Option<&options::ModelArguments> {
+        match self {
+            Command::Run(run) => Some(&run.model),
+            Command::Serve(serve) => Some(&serve.model),
+            Command::Eval(eval) => Some(&eval.model),
+            Command::Bench(bench) => Some(&bench.model),
+            Command::Cache(cache) => cache.model(),
+            Command::Doctor(_) => None,
+        }
+    }
+
+    fn execute(self) -> Result<(), exit::Failure> {
+        // Before the first byte of a model is read, and until the last answer.
+        let _watchdog = self.model().map(watch::memory).transpose()?;
+        match self {
+            Command::Run(run) => run.execute(),
+            Command::Serve(serve) => serve.execute(),
+            Command::Eval(eval) => eval.execute(),
+            Command::Bench(bench) => bench.execute(),
+            Command::Cache(cache) => cache.execute(),
+            Command::Doctor(doctor) => doctor.execute(),
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -61,15 +90,7 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
-    let result = match command {
-        Command::Run(run) => run.execute(),
-        Command::Serve(serve) => serve.execute(),
-        Command::Eval(eval) => eval.execute(),
-        Command::Bench(bench) => bench.execute(),
-        Command::Cache(cache) => cache.execute(),
-        Command::Doctor(doctor) => doctor.execute(),
-    };
-    match result {
+    match command.execute() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("krasis: {:#}", failure.error);

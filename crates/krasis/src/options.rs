@@ -1,10 +1,13 @@
 //! Flags that describe a model and how it runs, shared by all commands.
 
 use crate::exit::Failure;
+use anyhow::Context;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use krasis_core::KvDtype;
 use krasis_engine::{Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant};
+use krasis_machine::Numa;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Which model, where and how precisely.
@@ -55,6 +58,15 @@ pub struct ModelArguments {
     /// Where the model runs
     #[arg(long, value_name = "NAME", value_enum, default_value_t = DeviceChoice::Auto)]
     device: DeviceChoice,
+    /// On machines of several NUMA nodes: memory on all in turn, or where it is first written
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = NumaChoice::Interleave)]
+    numa: NumaChoice,
+    /// Go on when less than 5 % of memory is left
+    #[arg(long)]
+    pub no_memory_watchdog: bool,
+    /// Below which folder /proc and /sys lie, for tests
+    #[arg(long, value_name = "DIR", default_value = "/", hide = true)]
+    pub machine_root: PathBuf,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -94,6 +106,12 @@ enum DeviceChoice {
     CudaF32,
     /// Plain loops that everything else is compared with: slow
     Reference,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum NumaChoice {
+    Interleave,
+    Off,
 }
 
 fn group() -> impl TypedValueParser<Value = u32> {
@@ -150,11 +168,29 @@ impl ModelArguments {
                 KvChoice::Fp8E4m3 => Some(KvDtype::F8E4M3),
             },
             threads: self.krasis_threads.map(|threads| threads as usize),
+            numa: match self.numa {
+                NumaChoice::Interleave => Numa::Interleave,
+                NumaChoice::Off => Numa::Off,
+            },
+            machine_root: self.machine_root.clone(),
             context_max: self.context_max,
             prefill_chunk: self.prefill_chunk.unwrap_or(defaults.prefill_chunk),
             kernel_cache: kernel_cache(),
             ..defaults
         })
+    }
+
+    /// The model's config alone: that of its folder, or a file of any name.
+    pub fn config(&self) -> Result<Value, Failure> {
+        let file = match &self.model_path {
+            Some(file) if file.is_file() => file.clone(),
+            _ => self.folder()?.join("config.json"),
+        };
+        let text = std::fs::read_to_string(&file)
+            .with_context(|| format!("cannot read {}", file.display()))?;
+        let config =
+            serde_json::from_str(&text).with_context(|| format!("{}: not JSON", file.display()))?;
+        Ok(config)
     }
 
     /// The model's folder.

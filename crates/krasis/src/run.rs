@@ -18,7 +18,7 @@ pub struct Run {
     /// What to answer; - reads standard input
     prompt: String,
     #[command(flatten)]
-    model: ModelArguments,
+    pub model: ModelArguments,
     /// System message
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     system: Option<String>,

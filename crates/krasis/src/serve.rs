@@ -21,7 +21,7 @@ const FAREWELL: Duration = Duration::from_secs(30);
 #[derive(Args)]
 pub struct Serve {
     #[command(flatten)]
-    model: ModelArguments,
+    pub model: ModelArguments,
     /// Address to listen on
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     host: IpAddr,

@@ -16,6 +16,7 @@ use krasis_cpu::{Arena, Team};
 use krasis_model::{Experts, Origin, Source};
 use krasis_ops::{Bank, Memory};
 use std::convert::Infallible;
+use std::path::Path;
 use std::sync::Mutex;
 
 /// A weight or a bank that is kept; its sections are neighbours in the file.
@@ -191,7 +192,7 @@ impl Kept {
                 What::Bank(experts.clone(), Bank { gate_up, down, ..*bank })
             }
         };
-        let mut arena = allocate(&layout)?;
+        let mut arena = allocate(&layout, Path::new("/"))?;
         match &what {
             What::Leaf(leaf) => stock.fill(&mut arena, &leaf.source, &leaf.weight, team)?,
             What::Bank(experts, bank) => stock.fill_bank(&mut arena, experts, bank, team)?,

@@ -3,10 +3,11 @@
 use super::{Leaf, Placed, Stock, Stored, bytes_of, stored_experts};
 use crate::error::StartError;
 use krasis_core::{Bytes, Format};
-use krasis_cpu::memory;
+use krasis_machine::{Resident, process};
 use krasis_model::{Experts, Origin};
 use krasis_ops::Bank;
 use std::fmt;
+use std::path::Path;
 
 /// What a phase took, resident memory of the whole process.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,13 +28,13 @@ pub struct PeakMeter {
 impl PeakMeter {
     /// Begins.
     pub fn start() -> PeakMeter {
-        memory::forget_peak();
-        PeakMeter { before: memory::resident().unwrap_or_default() }
+        process::forget_peak(Path::new("/"));
+        PeakMeter { before: Resident::read(Path::new("/")).all.unwrap_or_default() }
     }
 
     /// Ends; `more` is what the phase was expected to need at most.
     pub fn stop(self, more: Bytes) -> Peak {
-        let reached = memory::peak().unwrap_or_default();
+        let reached = Resident::read(Path::new("/")).peak.unwrap_or_default();
         Peak { before: self.before, estimated: self.before + more, reached }
     }
 }
