@@ -35,18 +35,19 @@ constexpr u32 SHARED = BEGIN > END ? BEGIN : END;
 static_assert(KEY_DIM % 16 == 0 && VALUE_DIM % 16 == 0, "multiples of 16");
 static_assert(STAGES >= 2, "copies under way");
 
-extern "C" __device__ const u32 decode_shared = SHARED;
+extern "C" __device__ u32 decode_shared = SHARED;
 
 // 16 rows of a warp; `token` of key `lane % 16`.
 template <u32 PIECES, u32 STRIDE>
-__device__ inline void copy_keys(const kv *from, u64 token_stride, u32 token, u32 to) {
+__device__ inline void copy_keys(const kv *from, u64 token_stride, u32 token, u32 to, u64 policy) {
     u32 lane = threadIdx.x % 32;
 #pragma unroll
     for (u32 i = 0; i < PIECES / 2; i++) {
         u32 row = (i * 32 + lane) / PIECES, piece = (i * 32 + lane) % PIECES;
         u32 at = __shfl_sync(~0u, token, row);
         bool valid = at != NOWHERE;
-        copy_16(to + row * STRIDE + piece * 16, from + (valid ? at : 0) * token_stride + piece * KV_PER, valid);
+        copy_16_once(to + row * STRIDE + piece * 16, from + (valid ? at : 0) * token_stride + piece * KV_PER, valid,
+                     policy);
     }
 }
 
@@ -55,20 +56,22 @@ __device__ inline void copy_keys(const kv *from, u64 token_stride, u32 token, u3
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     attend_decode(const u16 *q, u32 q_stride, const kv *k_data, const float *k_scales, const kv *v_data,
                   const float *v_scales, u32 kv_heads, u32 group, u32 page, const u32 *first_row,
-                  const u32 *positions, const u32 *pages, u32 pages_max, u32 seq_count, float scale,
-                  u16 *out, u32 out_stride, float *sums_out, float *totals_out, u32 *counters) {
+                  const u32 *positions, const u32 *pages, u32 pages_max, u32 seq_count, u32 rows,
+                  float scale, u16 *out, u32 out_stride, float *sums_out, float *totals_out, u32 *counters) {
     DYNAMIC_SHARED(shared);
     const u32 base_address = shared_address(shared);
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 kv_head = blockIdx.y, splits = gridDim.x;
     Seqs seqs{first_row, positions, pages, pages_max, page, seq_count};
     Tile tile;
-    if (!find_tile(blockIdx.z, seqs, group, ROWS, tile)) return;
-    u32 keys = keys_of(tile, seqs, group, ROWS), pieces = (keys + KEYS - 1) / KEYS;
+    u32 keys;
+    if (!find_tile_of_few(blockIdx.z, seqs, rows, group, ROWS, tile, keys)) return;
+    u32 pieces = (keys + KEYS - 1) / KEYS;
     u32 from = (u32)((u64)pieces * blockIdx.x / splits), to = (u32)((u64)pieces * (blockIdx.x + 1) / splits);
 
     const kv *k = k_data + (u64)kv_head * KEY_DIM, *v = v_data + (u64)kv_head * VALUE_DIM;
     u64 k_stride = (u64)kv_heads * KEY_DIM, v_stride = (u64)kv_heads * VALUE_DIM;
+    const u64 policy = read_once();
     const u32 ring = QUERIES + warp * RING;
     auto look_up = [&](u32 j) -> u32 {
         return j < to ? token_at(seqs, tile.seq, j * KEYS + lane % 16, keys) : NOWHERE;
@@ -77,24 +80,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         if (j < to) {
 #if KV_F8
             u32 at = base_address + ring + TILE + stage * RAW;
-            copy_keys<KEY_DIM / 16, KEY_DIM>(k, k_stride, token, at);
-            copy_keys<VALUE_DIM / 16, VALUE_DIM>(v, v_stride, token, at + KEYS * KEY_DIM);
+            copy_keys<KEY_DIM / 16, KEY_DIM>(k, k_stride, token, at, policy);
+            copy_keys<VALUE_DIM / 16, VALUE_DIM>(v, v_stride, token, at + KEYS * KEY_DIM, policy);
             bool valid = token != NOWHERE;
             u64 scale_at = (u64)(valid ? token : 0) * kv_heads + kv_head;
             copy_4(at + KEYS * (KEY_DIM + VALUE_DIM) + lane * 4, (lane < 16 ? k_scales : v_scales) + scale_at,
                    valid);
 #else
             u32 at = base_address + ring + stage * TILE;
-            copy_keys<KEY_DIM / 8, KEY_STRIDE>(k, k_stride, token, at);
-            copy_keys<VALUE_DIM / 8, VALUE_STRIDE>(v, v_stride, token, at + KEYS * KEY_STRIDE);
+            copy_keys<KEY_DIM / 8, KEY_STRIDE>(k, k_stride, token, at, policy);
+            copy_keys<VALUE_DIM / 8, VALUE_STRIDE>(v, v_stride, token, at + KEYS * KEY_STRIDE, policy);
 #endif
         }
         copies_end();
     };
-    // This warp's pieces are from + warp + i · WARPS.
-    u32 first = from + warp;
-    for (u32 i = 0; i < STAGES - 1; i++) copy(first + i * WARPS, i, look_up(first + i * WARPS));
-    u32 token = look_up(first + (STAGES - 1) * WARPS);
+    // This warp's pieces are from + warp + i · WARPS. All looks before the first copy: each is a wait.
+    u32 first = from + warp, first_tokens[STAGES];
+#pragma unroll
+    for (u32 i = 0; i < STAGES; i++) first_tokens[i] = look_up(first + i * WARPS);
+#pragma unroll
+    for (u32 i = 0; i < STAGES - 1; i++) copy(first + i * WARPS, i, first_tokens[i]);
+    u32 token = first_tokens[STAGES - 1];
 
     load_queries<ROWS, THREADS, KEY_DIM, KEY_STRIDE>(q, q_stride, kv_head * group, group, tile, shared);
     u32 row_position[TALL][2];
@@ -219,10 +225,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
             u32 row = t * 16 + half * 8 + lane / 4;
+            bool there = tile.start + row < tile.rows;
             float all = total[t][half];
             all += __shfl_xor_sync(~0u, all, 1);
             all += __shfl_xor_sync(~0u, all, 2);
             float most = largest[t][half];
+            if (!there) continue;
             if (lane % 4 == 0)
                 warp_totals[warp * ROWS + row] =
                     make_float2(most == MINUS_INFINITY ? MINUS_INFINITY : most * factor, all);
@@ -232,7 +240,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                 *(float2 *)(to_sums + n * 8) = make_float2(sums[t][n][half * 2], sums[t][n][half * 2 + 1]);
         }
     __syncthreads();
-    u32 heads = kv_heads * group, rows = first_row[seq_count];
+    u32 heads = kv_heads * group;
     for (u32 i = threadIdx.x; i < ROWS * VALUE_DIM / 4; i += THREADS) {
         u32 r = i / (VALUE_DIM / 4), col = i % (VALUE_DIM / 4) * 4, packed = tile.start + r;
         if (packed >= tile.rows) break;

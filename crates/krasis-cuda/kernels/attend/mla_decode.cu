@@ -32,7 +32,7 @@ constexpr u32 TOKENS_AT = BY_AT + ROWS * 4, SHARED = TOKENS_AT + 4 * KEYS * 4;
 static_assert(PART % 16 == 0 && PART > 0 && WARPS % TALL == 0, "a warp's keys are pairs of matrices");
 static_assert(COLUMNS % 16 == 0 && KEYS <= THREADS && STAGES >= 2, "whole matrices");
 
-extern "C" __device__ const u32 mla_decode_shared = SHARED;
+extern "C" __device__ u32 mla_decode_shared = SHARED;
 
 // Grid [splits, 1, tiles], `tiles` at least the sum over sequences of their rows · heads / ROWS, rounded
 // up. Block [THREADS], SHARED bytes.
@@ -40,15 +40,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     mla_attend_decode(const u16 *q, u32 q_stride, const u16 *q_rope, u32 q_rope_stride, const kv *c_data,
                       const float *c_scales, const kv *r_data, const float *r_scales, u32 heads, u32 page,
                       const u32 *first_row, const u32 *positions, const u32 *pages, u32 pages_max,
-                      u32 seq_count, float scale, u16 *out, u32 out_stride, float *sums_out,
-                      float *totals_out, u32 *counters) {
+                      u32 seq_count, u32 rows, float scale, u16 *out, u32 out_stride,
+                      float *sums_out, float *totals_out, u32 *counters) {
     DYNAMIC_SHARED(shared);
     const u32 base_address = shared_address(shared);
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, splits = gridDim.x;
     Seqs seqs{first_row, positions, pages, pages_max, page, seq_count};
     Tile tile;
-    if (!find_tile(blockIdx.z, seqs, heads, ROWS, tile)) return;
-    u32 keys = keys_of(tile, seqs, heads, ROWS), tiles = (keys + KEYS - 1) / KEYS;
+    u32 keys;
+    if (!find_tile_of_few(blockIdx.z, seqs, rows, heads, ROWS, tile, keys)) return;
+    u32 tiles = (keys + KEYS - 1) / KEYS;
     u32 from = (u32)((u64)tiles * blockIdx.x / splits), to = (u32)((u64)tiles * (blockIdx.x + 1) / splits);
 
     u32 *tokens = (u32 *)(shared + TOKENS_AT);
@@ -65,8 +66,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             u32 stage = (j - from) % STAGES;
 #if KV_F8
             u32 raw = base_address + RING_AT + TILE + stage * RAW;
-            copy_rows<KEYS, THREADS, LATENT, 0, LATENT / 16>(c_data, LATENT, at, raw, threadIdx.x);
-            copy_rows<KEYS, THREADS, ROPE, 0, ROPE / 16>(r_data, ROPE, at, raw + KEYS * LATENT, threadIdx.x);
+            copy_rows<KEYS, THREADS, LATENT, LATENT / 16>(c_data, LATENT, at, raw);
+            copy_rows<KEYS, THREADS, ROPE, ROPE / 16>(r_data, ROPE, at, raw + KEYS * LATENT);
             for (u32 i = threadIdx.x; i < 2 * KEYS; i += THREADS) {
                 u32 token = at[i % KEYS];
                 bool valid = token != NOWHERE;
@@ -74,13 +75,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             }
 #else
             u32 tile_at = base_address + RING_AT + stage * TILE;
-            copy_rows<KEYS, THREADS, STRIDE, 0, LATENT / 8>(c_data, LATENT, at, tile_at, threadIdx.x);
-            copy_rows<KEYS, THREADS, STRIDE, 0, ROPE / 8>(r_data, ROPE, at, tile_at + LATENT * 2, threadIdx.x);
+            copy_rows<KEYS, THREADS, STRIDE, LATENT / 8>(c_data, LATENT, at, tile_at);
+            copy_rows<KEYS, THREADS, STRIDE, ROPE / 8>(r_data, ROPE, at, tile_at + LATENT * 2);
 #endif
         }
         copies_end();
     };
-    for (u32 i = 0; i < STAGES; i++) keep(from + i, look_up(from + i));
+    u32 first_tokens[STAGES];
+#pragma unroll
+    for (u32 i = 0; i < STAGES; i++) first_tokens[i] = look_up(from + i);
+#pragma unroll
+    for (u32 i = 0; i < STAGES; i++) keep(from + i, first_tokens[i]);
     __syncthreads();
     for (u32 i = 0; i < STAGES - 1; i++) copy(from + i);
     load_queries<ROWS, THREADS, LATENT, STRIDE>(q, q_stride, 0, heads, tile, shared);
@@ -231,7 +236,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         }
     }
     __syncthreads();
-    u32 rows = first_row[seq_count];
 #pragma unroll
     for (u32 t = 0; t < TALL; t++)
 #pragma unroll

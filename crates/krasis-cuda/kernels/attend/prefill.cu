@@ -10,16 +10,12 @@
 //   KEY_DIM, VALUE_DIM   elements of a head, multiples of 16
 //   WARPS, TALL, KEYS    the tile
 //   STAY     1: queries stay in registers; 0: they are read from shared memory for each tile
-//   AHEAD    1: the next tile's scores are computed beside this tile's softmax
 //   SPLIT    1: blockIdx.y says which part of the keys; partial results are merged later
 //   BLOCKS   blocks of a multiprocessor that registers must suffice for
 #include <attend/tile.cuh>
 
 #ifndef SPLIT
 #define SPLIT 0
-#endif
-#ifndef AHEAD
-#define AHEAD 0
 #endif
 #ifndef STAY
 #define STAY 0
@@ -46,10 +42,9 @@ constexpr u32 SHARED = POSITIONS_AT + ROWS * 4;
 constexpr u32 STEPS = KEY_DIM / 16;
 static_assert(KEYS % 16 == 0 && KEY_DIM % 16 == 0 && VALUE_DIM % 16 == 0, "multiples of 16");
 static_assert(KEYS <= THREADS, "a thread finds a token");
-static_assert(!(AHEAD && KV_F8), "F8 tiles are single");
 
 // Dynamic shared memory to launch with.
-extern "C" __device__ const u32 prefill_shared = SHARED;
+extern "C" __device__ u32 prefill_shared = SHARED;
 
 typedef float Scores[TALL][KEYS / 8][4];
 
@@ -184,8 +179,8 @@ __device__ inline void mix(Scores &scores, Softmax &softmax, float factor, const
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     attend_prefill(const u16 *q, u32 q_stride, const kv *k_data, const float *k_scales, const kv *v_data,
                    const float *v_scales, u32 kv_heads, u32 group, u32 page, const u32 *first_row,
-                   const u32 *positions, const u32 *pages, u32 pages_max, u32 seq_count, float scale,
-                   u16 *out, u32 out_stride, float *sums_out, float *totals_out) {
+                   const u32 *positions, const u32 *pages, u32 pages_max, u32 seq_count, u32 rows,
+                   float scale, u16 *out, u32 out_stride, float *sums_out, float *totals_out) {
     DYNAMIC_SHARED(shared);
     const u32 base_address = shared_address(shared);
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -213,46 +208,43 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     auto keep = [&](u32 j, u32 token) {
         if (threadIdx.x < KEYS) tokens[j % 4 * KEYS + threadIdx.x] = token;
     };
-    for (u32 i = 0; i < 3; i++) keep(from + i, look_up(from + i));
+    u32 first_tokens[3];
+#pragma unroll
+    for (u32 i = 0; i < 3; i++) first_tokens[i] = look_up(from + i);
+#pragma unroll
+    for (u32 i = 0; i < 3; i++) keep(from + i, first_tokens[i]);
     load_queries<ROWS, THREADS, KEY_DIM, KEY_STRIDE>(q, q_stride, kv_head * group, group, tile, shared);
     __syncthreads();
 
     const kv *k = k_data + (u64)kv_head * KEY_DIM, *v = v_data + (u64)kv_head * VALUE_DIM;
     u64 k_stride = (u64)kv_heads * KEY_DIM, v_stride = (u64)kv_heads * VALUE_DIM;
     const u32 tiles_at = base_address + TILES_AT;
-    auto copy_keys = [&](u32 j) {
-        if (j >= to) return;
-        const u32 *at = tokens + j % 4 * KEYS;
+    auto copy = [&](u32 j) {
+        if (j < to) {
+            const u32 *at = tokens + j % 4 * KEYS;
 #if KV_F8
-        u32 raw = tiles_at + KEY_TILE + VALUE_TILE + j % 2 * RAW_KEYS;
-        copy_rows<KEYS, THREADS, KEY_DIM, 0, KEY_DIM / 16>(k, k_stride, at, raw, threadIdx.x);
-        u32 scales = tiles_at + KEY_TILE + VALUE_TILE + 2 * (RAW_KEYS + RAW_VALUES) + j % 2 * KEYS * 4;
-        if (threadIdx.x < KEYS) {
-            u32 token = at[threadIdx.x];
-            bool valid = token != NOWHERE;
-            copy_4(scales + threadIdx.x * 4, k_scales + (u64)(valid ? token : 0) * kv_heads + kv_head, valid);
-        }
+            u32 raw = tiles_at + KEY_TILE + VALUE_TILE, raw_values = raw + 2 * RAW_KEYS;
+            u32 scales = raw_values + 2 * RAW_VALUES;
+            copy_rows<KEYS, THREADS, KEY_DIM, KEY_DIM / 16>(k, k_stride, at, raw + j % 2 * RAW_KEYS);
+            copy_rows<KEYS, THREADS, VALUE_DIM, VALUE_DIM / 16>(v, v_stride, at, raw_values + j % 2 * RAW_VALUES);
+            if (threadIdx.x < KEYS) {
+                u32 token = at[threadIdx.x], scale_to = scales + (j % 2 * KEYS + threadIdx.x) * 4;
+                bool valid = token != NOWHERE;
+                u64 scale_at = (u64)(valid ? token : 0) * kv_heads + kv_head;
+                copy_4(scale_to, k_scales + scale_at, valid);
+                copy_4(scale_to + 2 * KEYS * 4, v_scales + scale_at, valid);
+            }
 #else
-        copy_rows<KEYS, THREADS, KEY_STRIDE, 0, KEY_DIM / 8>(k, k_stride, at, tiles_at + j % 2 * KEY_TILE,
-                                                             threadIdx.x);
+            u32 key_to = tiles_at + j % 2 * KEY_TILE, value_to = tiles_at + 2 * KEY_TILE + j % 2 * VALUE_TILE;
+            if constexpr (KEY_DIM == VALUE_DIM) {
+                copy_both<KEYS, THREADS, KEY_STRIDE, KEY_DIM / 8>(k, v, k_stride, at, key_to, value_to);
+            } else {
+                copy_rows<KEYS, THREADS, KEY_STRIDE, KEY_DIM / 8>(k, k_stride, at, key_to);
+                copy_rows<KEYS, THREADS, VALUE_STRIDE, VALUE_DIM / 8>(v, v_stride, at, value_to);
+            }
 #endif
-    };
-    auto copy_values = [&](u32 j) {
-        if (j >= to) return;
-        const u32 *at = tokens + j % 4 * KEYS;
-#if KV_F8
-        u32 raw = tiles_at + KEY_TILE + VALUE_TILE + 2 * RAW_KEYS + j % 2 * RAW_VALUES;
-        copy_rows<KEYS, THREADS, VALUE_DIM, 0, VALUE_DIM / 16>(v, v_stride, at, raw, threadIdx.x);
-        u32 scales = tiles_at + KEY_TILE + VALUE_TILE + 2 * (RAW_KEYS + RAW_VALUES) + (2 + j % 2) * KEYS * 4;
-        if (threadIdx.x < KEYS) {
-            u32 token = at[threadIdx.x];
-            bool valid = token != NOWHERE;
-            copy_4(scales + threadIdx.x * 4, v_scales + (u64)(valid ? token : 0) * kv_heads + kv_head, valid);
         }
-#else
-        copy_rows<KEYS, THREADS, VALUE_STRIDE, 0, VALUE_DIM / 8>(
-            v, v_stride, at, tiles_at + 2 * KEY_TILE + j % 2 * VALUE_TILE, threadIdx.x);
-#endif
+        copies_end();
     };
 
     // Lane addresses of the 8x8 matrices: queries, keys and values.
@@ -296,47 +288,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         mix(scores, softmax, factor, base, sums, values_at(j));
     };
 
-#if AHEAD
-    copy_keys(from);
-    copies_end();
-    copy_values(from);
-    copy_keys(from + 1);
-    copies_end();
-    copies_wait<1>();
-    __syncthreads();
-    Scores now, next;
-    if (from < to) score(now, stay, query_at, keys_at(from));
+    copy(from);
     for (u32 j = from; j < to; j++) {
         copies_wait<0>();
         __syncthreads();
-        copy_values(j + 1);
-        copy_keys(j + 2);
-        copies_end();
-        u32 token = look_up(j + 3);
-        // No warp skips here: the mask makes weights of what it must not see zero.
-        if ((j + 1) * KEYS > all_see) mask(now, my_positions, j * KEYS);
-        float base[TALL][2];
-        score(next, stay, query_at, keys_at(j + 1));
-        rise(now, softmax, factor, sums, base);
-        mix(now, softmax, factor, base, sums, values_at(j));
-#pragma unroll
-        for (u32 t = 0; t < TALL; t++)
-#pragma unroll
-            for (u32 n = 0; n < KEYS / 8; n++)
-#pragma unroll
-                for (u32 i = 0; i < 4; i++) now[t][n][i] = next[t][n][i];
-        keep(j + 3, token);
-    }
-#else
-    copy_keys(from);
-    copy_values(from);
-    copies_end();
-    for (u32 j = from; j < to; j++) {
-        copies_wait<0>();
-        __syncthreads();
-        copy_keys(j + 1);
-        copy_values(j + 1);
-        copies_end();
+        copy(j + 1);
         u32 token = look_up(j + 3);
 #if KV_F8
         const u8 *raw = shared + TILES_AT + KEY_TILE + VALUE_TILE;
@@ -355,7 +311,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         }
         keep(j + 3, token);
     }
-#endif
 
     bool aligned = (((u64)out | (u64)out_stride * 2) & 3) == 0;
 #pragma unroll
@@ -370,14 +325,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             u32 row = tile.first + packed / group, head = kv_head * group + packed % group;
 #if SPLIT
             u32 heads = kv_heads * group;
-            u64 at = ((u64)blockIdx.y * first_row[seq_count] + row) * heads + head;
+            u64 at = ((u64)blockIdx.y * rows + row) * heads + head;
             if (lane % 4 == 0) {
                 float largest = softmax.largest[t][half];
                 totals_out[at * 2] = largest == MINUS_INFINITY ? MINUS_INFINITY : largest * factor;
                 totals_out[at * 2 + 1] = total;
             }
             float *to_sums = sums_out + at * VALUE_DIM + lane % 4 * 2;
-            if (softmax.largest[t][half] == MINUS_INFINITY) continue;
 #pragma unroll
             for (u32 n = 0; n < VALUE_DIM / 8; n++) {
                 to_sums[n * 8] = sums[t][n][half * 2];

@@ -24,6 +24,18 @@ __device__ inline void copy_4(u32 to, const void *from, bool valid) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes)
                  : "memory");
 }
+// The same for what is read once: it leaves the second-level cache first.
+__device__ inline void copy_16_once(u32 to, const void *from, bool valid, u64 policy) {
+    u32 bytes = valid ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from),
+                 "r"(bytes), "l"(policy)
+                 : "memory");
+}
+__device__ inline u64 read_once() {
+    u64 policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
 // Ends a group of copies.
 __device__ inline void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most the last N groups of this thread are under way.

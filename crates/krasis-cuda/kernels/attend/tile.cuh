@@ -67,6 +67,37 @@ __device__ inline u32 keys_of(const Tile &tile, const Seqs &seqs, u32 group, u32
     return seqs.positions[tile.first + last / group] + 1;
 }
 
+// Both for a step of few rows, by a warp: sequences and positions are read together, for each read is
+// a microsecond when other layers have passed through the cache.
+__device__ inline bool find_tile_of_few(u32 tile, const Seqs &seqs, u32 rows, u32 group, u32 tile_rows, Tile &to,
+                                        u32 &keys) {
+    u32 lane = threadIdx.x % 32;
+    u32 position = lane < rows ? seqs.positions[lane] : 0;
+    u32 before = 0;
+    for (u32 seq = 0; seq < seqs.count; seq += 32) {
+        bool mine = seq + lane < seqs.count;
+        u32 first = mine ? seqs.first_row[seq + lane] : 0, end = mine ? seqs.first_row[seq + lane + 1] : 0;
+        u32 packed = (end - first) * group, tiles = (packed + tile_rows - 1) / tile_rows, sum = tiles;
+        for (u32 step = 1; step < 32; step *= 2) {
+            u32 other = __shfl_sync(~0u, sum, (lane - step) % 32);
+            if (lane >= step) sum += other;
+        }
+        sum += before;
+        u32 here = __ballot_sync(~0u, tile < sum);
+        if (here) {
+            u32 from = __ffs(here) - 1;
+            to = Tile{seq + from, __shfl_sync(~0u, first, from), __shfl_sync(~0u, packed, from),
+                      (tile - __shfl_sync(~0u, sum - tiles, from)) * tile_rows};
+            u32 last = to.first + (min(to.start + tile_rows, to.rows) - 1) / group;
+            u32 early = __shfl_sync(~0u, position, last % 32);
+            keys = (last < 32 ? early : seqs.positions[last]) + 1;
+            return true;
+        }
+        before = __shfl_sync(~0u, sum, 31);
+    }
+    return false;
+}
+
 // Where the token at `position` lies, nowhere from `keys` on.
 __device__ inline u32 token_at(const Seqs &seqs, u32 seq, u32 position, u32 keys) {
     if (position >= keys) return NOWHERE;
@@ -78,24 +109,60 @@ __device__ inline u32 token_at(const Seqs &seqs, u32 seq, u32 position, u32 keys
 #endif
 }
 
-// Copies of the largest power of two of columns that is left, then of the rest, so that a thread
-// keeps its column. `tokens` are [ROWS] in shared memory.
-template <u32 ROWS, u32 THREADS, u32 STRIDE, u32 FIRST, u32 PIECES>
-__device__ inline void copy_rows(const kv *from, u64 token_stride, const u32 *tokens, u32 to, u32 thread) {
-    constexpr u32 WIDE = PIECES >= 32 ? 32 : PIECES >= 16 ? 16 : PIECES >= 8 ? 8 : PIECES >= 4 ? 4
-                       : PIECES >= 2 ? 2 : 1;
-    constexpr u32 TOGETHER = THREADS / WIDE;
-    u32 piece = FIRST + thread % WIDE, row = thread / WIDE;
+// Columns of a pass of copies: the largest power of two that is left, so that a thread keeps its
+// column.
+constexpr u32 pass_pieces(u32 pieces) {
+    return pieces >= 32 ? 32 : pieces >= 16 ? 16 : pieces >= 8 ? 8 : pieces >= 4 ? 4 : pieces >= 2 ? 2 : 1;
+}
+
+// Copies rows of PIECES · 16 bytes, `tokens` [ROWS] in shared memory, to rows of STRIDE bytes. Tokens
+// are read before anything is copied: the hardware keeps the order of reads and writes of shared
+// memory, and would wait for each.
+template <u32 ROWS, u32 THREADS, u32 STRIDE, u32 PIECES, u32 FIRST = 0>
+__device__ inline void copy_rows(const kv *from, u64 token_stride, const u32 *tokens, u32 to) {
+    constexpr u32 WIDE = pass_pieces(PIECES), TOGETHER = THREADS / WIDE, COUNT = (ROWS + TOGETHER - 1) / TOGETHER;
+    u32 piece = FIRST + threadIdx.x % WIDE, first = threadIdx.x / WIDE;
+    u32 token[COUNT];
 #pragma unroll
-    for (u32 i = 0; i < (ROWS + TOGETHER - 1) / TOGETHER; i++, row += TOGETHER) {
+    for (u32 i = 0; i < COUNT; i++) {
+        u32 row = first + i * TOGETHER;
+        token[i] = ROWS % TOGETHER && row >= ROWS ? NOWHERE : tokens[row];
+    }
+#pragma unroll
+    for (u32 i = 0; i < COUNT; i++) {
+        u32 row = first + i * TOGETHER;
         if (ROWS % TOGETHER && row >= ROWS) break;
-        u32 token = tokens[row];
-        bool valid = token != NOWHERE;
-        const kv *at = from + (valid ? token : 0) * token_stride + piece * KV_PER;
-        copy_16(to + row * STRIDE + piece * 16, at, valid);
+        bool valid = token[i] != NOWHERE;
+        copy_16(to + row * STRIDE + piece * 16, from + (valid ? token[i] : 0) * token_stride + piece * KV_PER, valid);
     }
     if constexpr (PIECES > WIDE)
-        copy_rows<ROWS, THREADS, STRIDE, FIRST + WIDE, PIECES - WIDE>(from, token_stride, tokens, to, thread);
+        copy_rows<ROWS, THREADS, STRIDE, PIECES - WIDE, FIRST + WIDE>(from, token_stride, tokens, to);
+}
+
+// The same for keys and values of one shape: one look at the tokens.
+template <u32 ROWS, u32 THREADS, u32 STRIDE, u32 PIECES, u32 FIRST = 0>
+__device__ inline void copy_both(const kv *keys, const kv *values, u64 token_stride, const u32 *tokens,
+                                 u32 to_keys, u32 to_values) {
+    constexpr u32 WIDE = pass_pieces(PIECES), TOGETHER = THREADS / WIDE, COUNT = (ROWS + TOGETHER - 1) / TOGETHER;
+    u32 piece = FIRST + threadIdx.x % WIDE, first = threadIdx.x / WIDE;
+    u32 token[COUNT];
+#pragma unroll
+    for (u32 i = 0; i < COUNT; i++) {
+        u32 row = first + i * TOGETHER;
+        token[i] = ROWS % TOGETHER && row >= ROWS ? NOWHERE : tokens[row];
+    }
+#pragma unroll
+    for (u32 i = 0; i < COUNT; i++) {
+        u32 row = first + i * TOGETHER, at = row * STRIDE + piece * 16;
+        if (ROWS % TOGETHER && row >= ROWS) break;
+        bool valid = token[i] != NOWHERE;
+        u64 offset = (valid ? token[i] : 0) * token_stride + piece * KV_PER;
+        copy_16(to_keys + at, keys + offset, valid);
+        copy_16(to_values + at, values + offset, valid);
+    }
+    if constexpr (PIECES > WIDE)
+        copy_both<ROWS, THREADS, STRIDE, PIECES - WIDE, FIRST + WIDE>(keys, values, token_stride, tokens, to_keys,
+                                                                      to_values);
 }
 
 // F8 rows of DIM bytes, times their scales, to BF16 rows of STRIDE bytes.
@@ -155,54 +222,56 @@ struct Partial {
     float *sums, *totals;
 };
 
-// A warp brings the splits of one row and head together, in their order: deterministic.
-template <u32 DIM>
-__device__ inline void merge(const Partial &partial, u32 splits, u32 all, u32 at, u16 *out) {
-    constexpr u32 PARTS = (DIM + 127) / 128;
+// Brings the splits of a row and head together, by SHARES warps that take splits in turn, each lane
+// four columns from `column` + 4 · lane: what is loaded never waits for what was. The sums of this
+// warp's splits, not divided yet; `total` is that of all.
+template <u32 DIM, u32 SHARES, u32 TOGETHER>
+__device__ inline float4 merge(const Partial &partial, u32 splits, u32 all, u32 at, u32 warp, u32 column,
+                               float &total) {
     u32 lane = threadIdx.x % 32;
     const float2 *totals = (const float2 *)partial.totals + at;
+    const float *sums = partial.sums + (u64)at * DIM + column + lane * 4;
+    bool inside = DIM % 128 == 0 || column + lane * 4 < DIM;
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     float largest = MINUS_INFINITY;
-    for (u32 split = lane; split < splits; split += 32) largest = fmaxf(largest, totals[(u64)split * all].x);
-    for (u32 step = 16; step > 0; step /= 2)
-        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
-    float4 sums[PARTS];
+    total = 0.0f;
+    for (u32 first = warp; first == warp || first < splits; first += SHARES * TOGETHER) {
+        float4 x[TOGETHER];
+        float weight[TOGETHER];
 #pragma unroll
-    for (u32 p = 0; p < PARTS; p++) sums[p] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    float total = 0.0f;
-    for (u32 first = 0; first < splits; first += 32) {
-        u32 count = min(splits - first, 32u);
-        float mine = 0.0f;
-        if (lane < count) {
-            float2 one = totals[(u64)(first + lane) * all];
-            mine = exp_2(one.x - largest);
-            total += mine * one.y;
-        }
-        const float *from = partial.sums + ((u64)first * all + at) * DIM + lane * 4;
-        constexpr u32 TOGETHER = PARTS > 2 ? 4 : 16;
-#pragma unroll TOGETHER
-        for (u32 s = 0; s < count; s++) {
-            float weight = __shfl_sync(~0u, mine, s);
-#pragma unroll
-            for (u32 p = 0; p < PARTS; p++) {
-                // A split without keys has not written its sums.
-                float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-                if (weight != 0.0f && p * 128 + lane * 4 < DIM)
-                    x = *(const float4 *)(from + (u64)s * all * DIM + p * 128);
-                sums[p].x += weight * x.x, sums[p].y += weight * x.y;
-                sums[p].z += weight * x.z, sums[p].w += weight * x.w;
+        for (u32 i = 0; i < TOGETHER; i++) {
+            u32 split = first + i * SHARES;
+            x[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            weight[i] = MINUS_INFINITY;
+            if (split < splits) {
+                weight[i] = totals[(u64)split * all].x;
+                if (inside) x[i] = *(const float4 *)(sums + (u64)split * all * DIM);
             }
         }
-    }
-    for (u32 step = 16; step > 0; step /= 2) total += __shfl_xor_sync(~0u, total, step);
-    bool aligned = ((u64)out & 3) == 0;
-    float by = 1.0f / total;
+        if (first == warp) {
+            for (u32 split = lane; split < splits; split += 32)
+                largest = fmaxf(largest, totals[(u64)split * all].x);
+            for (u32 step = 16; step > 0; step /= 2)
+                largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+            for (u32 split = lane; split < splits; split += 32) {
+                float2 one = totals[(u64)split * all];
+                total += exp_2(one.x - largest) * one.y;
+            }
+            for (u32 step = 16; step > 0; step /= 2) total += __shfl_xor_sync(~0u, total, step);
+        }
 #pragma unroll
-    for (u32 p = 0; p < PARTS; p++) {
-        u32 col = p * 128 + lane * 4;
-        if (col >= DIM) break;
-        put_two(out + col, aligned, sums[p].x * by, sums[p].y * by);
-        put_two(out + col + 2, aligned, sums[p].z * by, sums[p].w * by);
+        for (u32 i = 0; i < TOGETHER; i++) {
+            float by = exp_2(weight[i] - largest);
+            sum.x += by * x[i].x, sum.y += by * x[i].y, sum.z += by * x[i].z, sum.w += by * x[i].w;
+        }
     }
+    return sum;
+}
+
+__device__ inline void put_four(u16 *to, const float4 &sum, float by) {
+    bool aligned = ((u64)to & 3) == 0;
+    put_two(to, aligned, sum.x * by, sum.y * by);
+    put_two(to + 2, aligned, sum.z * by, sum.w * by);
 }
 
 // The last block of a tile to come here brings the splits together; `counter` is 0 before and after.
@@ -222,7 +291,11 @@ __device__ inline void merge_last(const Partial &partial, u32 splits, u32 *count
         u32 packed = tile.start + i;
         if (packed >= tile.rows) break;
         u32 row = tile.first + packed / group, at_head = head + packed % group;
-        merge<DIM>(partial, splits, rows * heads, row * heads + at_head,
-                   out + (u64)row * out_stride + at_head * DIM);
+        for (u32 column = 0; column < DIM; column += 128) {
+            float total;
+            float4 sum = merge<DIM, 1, 16>(partial, splits, rows * heads, row * heads + at_head, 0, column, total);
+            u32 col = column + threadIdx.x % 32 * 4;
+            if (col < DIM) put_four(out + (u64)row * out_stride + at_head * DIM + col, sum, 1.0f / total);
+        }
     }
 }
