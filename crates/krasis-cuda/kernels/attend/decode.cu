@@ -1,20 +1,16 @@
 // Causal attention of few rows over long pasts, keys split among blocks: what it takes is the time
 // to read the keys and values once. A block has up to 16 · TALL packed rows of one KV head and a
-// range of its keys; its warps take 16 keys in turn, each with its own ring of copies under way, so
+// part of its keys; its warps take 16 keys in turn, each with its own ring of copies under way, so
 // that nothing waits for anything but memory. Warps are brought together through shared memory,
-// blocks through memory: by the last of them (FUSED) or by `attend_merge`.
+// blocks through memory, by `attend_merge`.
 //
 // An H200 gives 18 bytes a clock to each multiprocessor after about 1,300 clocks: 24 KiB must be under
 // way in each, and WARPS · (STAGES − 1) · 16 keys are.
 //
 //   KEY_DIM, VALUE_DIM   elements of a head, multiples of 16
 //   WARPS, TALL, STAGES  the block
-//   FUSED    1: `counters` are [tiles, kv heads] zeros, and stay so
 #include <attend/tile.cuh>
 
-#ifndef FUSED
-#define FUSED 1
-#endif
 #ifndef BLOCKS
 #define BLOCKS 1
 #endif
@@ -57,17 +53,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     attend_decode(const u16 *q, u32 q_stride, const kv *k_data, const float *k_scales, const kv *v_data,
                   const float *v_scales, u32 kv_heads, u32 group, u32 page, const u32 *first_row,
                   const u32 *positions, const u32 *pages, u32 pages_max, u32 seq_count, u32 rows,
-                  float scale, u16 *out, u32 out_stride, float *sums_out, float *totals_out, u32 *counters) {
+                  float scale, u16 *out, u32 out_stride, float *sums_out, float *totals_out) {
     DYNAMIC_SHARED(shared);
+    begin_next();
+    wait_for_last();
     const u32 base_address = shared_address(shared);
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 kv_head = blockIdx.y, splits = gridDim.x;
     Seqs seqs{first_row, positions, pages, pages_max, page, seq_count};
     Tile tile;
     u32 keys;
+    // Pieces go round the blocks and their warps, so that those under way lie together in memory, and
+    // so that the first pages can be asked for before the sequence's length is there: most often the
+    // sequence is that of this index.
+    u32 first = blockIdx.x * WARPS + warp, apart = splits * WARPS;
+    u32 guess[STAGES];
+#pragma unroll
+    for (u32 i = 0; i < STAGES; i++) {
+        u32 place = ((first + i * apart) * KEYS + lane % 16) / page;
+        guess[i] = blockIdx.z < seq_count && place < pages_max ? pages[(u64)blockIdx.z * pages_max + place] : 0;
+    }
     if (!find_tile_of_few(blockIdx.z, seqs, rows, group, ROWS, tile, keys)) return;
-    u32 pieces = (keys + KEYS - 1) / KEYS;
-    u32 from = (u32)((u64)pieces * blockIdx.x / splits), to = (u32)((u64)pieces * (blockIdx.x + 1) / splits);
+    u32 to = (keys + KEYS - 1) / KEYS;
 
     const kv *k = k_data + (u64)kv_head * KEY_DIM, *v = v_data + (u64)kv_head * VALUE_DIM;
     u64 k_stride = (u64)kv_heads * KEY_DIM, v_stride = (u64)kv_heads * VALUE_DIM;
@@ -94,12 +101,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         }
         copies_end();
     };
-    // This warp's pieces are from + warp + i · WARPS. All looks before the first copy: each is a wait.
-    u32 first = from + warp, first_tokens[STAGES];
+    u32 first_tokens[STAGES];
 #pragma unroll
-    for (u32 i = 0; i < STAGES; i++) first_tokens[i] = look_up(first + i * WARPS);
+    for (u32 i = 0; i < STAGES; i++) {
+        u32 position = (first + i * apart) * KEYS + lane % 16;
+        first_tokens[i] = position < keys ? guess[i] * page + position % page : NOWHERE;
+        if (tile.seq != blockIdx.z) first_tokens[i] = look_up(first + i * apart);
+    }
 #pragma unroll
-    for (u32 i = 0; i < STAGES - 1; i++) copy(first + i * WARPS, i, first_tokens[i]);
+    for (u32 i = 0; i < STAGES - 1; i++) copy(first + i * apart, i, first_tokens[i]);
     u32 token = first_tokens[STAGES - 1];
 
     load_queries<ROWS, THREADS, KEY_DIM, KEY_STRIDE>(q, q_stride, kv_head * group, group, tile, shared);
@@ -132,12 +142,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     }
     const float factor = scale * LOG2_E;
     u32 stage = 0;
-    for (u32 j = first; j < to; j += WARPS) {
+    for (u32 j = first; j < to; j += apart) {
         copies_wait<STAGES - 2>();
         __syncwarp();
         // The stage before this one is free: all lanes are here.
-        copy(j + (STAGES - 1) * WARPS, stage == 0 ? STAGES - 1 : stage - 1, token);
-        token = look_up(j + STAGES * WARPS);
+        copy(j + (STAGES - 1) * apart, stage == 0 ? STAGES - 1 : stage - 1, token);
+        token = look_up(j + STAGES * apart);
 #if KV_F8
         const u8 *raw = shared + ring + TILE + stage * RAW;
         const float *scales = (const float *)(raw + KEYS * (KEY_DIM + VALUE_DIM));
@@ -263,8 +273,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         *(float4 *)(sums_out + to_row * VALUE_DIM + col) = sum;
         if (col == 0) totals_out[to_row * 2] = most, totals_out[to_row * 2 + 1] = all;
     }
-#if FUSED
-    merge_last<VALUE_DIM, ROWS>(Partial{sums_out, totals_out}, splits, counters + blockIdx.z * kv_heads + kv_head,
-                                tile, rows, heads, kv_head * group, group, out, out_stride);
-#endif
 }

@@ -7,12 +7,12 @@
 // memory: 16 rows need 4 products of 16x8x16 for each 512 bytes.
 //
 //   LATENT, ROPE               elements of the two parts of a key
-//   WARPS, TALL, KEYS, STAGES  the block; KEYS · TALL / WARPS is a multiple of 16
-//   FUSED    1: `counters` are [tiles] zeros, and stay so
+//   WARPS, TALL, KEYS, STAGES  the block; KEYS · TALL / WARPS is 8 or a multiple of 16
+//   STAY     1: queries stay in registers
 #include <attend/tile.cuh>
 
-#ifndef FUSED
-#define FUSED 1
+#ifndef STAY
+#define STAY 0
 #endif
 #ifndef BLOCKS
 #define BLOCKS 1
@@ -29,7 +29,10 @@ constexpr u32 WEIGHTS_AT = RING_AT + (KV_F8 ? TILE + STAGES * RAW : STAGES * TIL
 constexpr u32 WEIGHT_STRIDE = KEYS * 2 + 16;
 constexpr u32 LARGEST_AT = WEIGHTS_AT + ROWS * WEIGHT_STRIDE, BY_AT = LARGEST_AT + PARTS * ROWS * 4;
 constexpr u32 TOKENS_AT = BY_AT + ROWS * 4, SHARED = TOKENS_AT + 4 * KEYS * 4;
-static_assert(PART % 16 == 0 && PART > 0 && WARPS % TALL == 0, "a warp's keys are pairs of matrices");
+static_assert((PART == 8 || PART % 16 == 0) && PART > 0 && WARPS % TALL == 0, "a warp's keys are whole matrices");
+static_assert(PART > 8 || STEPS % 2 == 0, "pairs of steps");
+// Chains of products that do not wait for each other.
+constexpr u32 CHAINS = PART == 8 ? 4 : 2;
 static_assert(COLUMNS % 16 == 0 && KEYS <= THREADS && STAGES >= 2, "whole matrices");
 
 extern "C" __device__ u32 mla_decode_shared = SHARED;
@@ -41,8 +44,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                       const float *c_scales, const kv *r_data, const float *r_scales, u32 heads, u32 page,
                       const u32 *first_row, const u32 *positions, const u32 *pages, u32 pages_max,
                       u32 seq_count, u32 rows, float scale, u16 *out, u32 out_stride,
-                      float *sums_out, float *totals_out, u32 *counters) {
+                      float *sums_out, float *totals_out) {
     DYNAMIC_SHARED(shared);
+    begin_next();
+    wait_for_last();
     const u32 base_address = shared_address(shared);
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, splits = gridDim.x;
     Seqs seqs{first_row, positions, pages, pages_max, page, seq_count};
@@ -109,6 +114,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             for (u32 i = 0; i < 4; i++) sums[t][n][i] = 0.0f;
     const float factor = scale * LOG2_E;
     u32 query_at = base_address + (mine + lane % 16) * STRIDE + lane / 16 * 16;
+    u32 stay[STAY ? STEPS : 1][4];
+    if constexpr (STAY) {
+        __syncthreads();
+#pragma unroll
+        for (u32 step = 0; step < STEPS; step++) matrices(stay[step], query_at + step * 32);
+    }
 
     for (u32 j = from; j < to; j++) {
         copies_wait<STAGES - 2>();
@@ -127,21 +138,44 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #else
         u32 at = base_address + RING_AT + stage * TILE;
 #endif
-        // Even and odd steps apart: more chains of products.
-        float scores[2][PART / 8][4];
+        float scores[CHAINS][PART / 8][4];
 #pragma unroll
-        for (u32 i = 0; i < PART; i++) scores[i / (PART / 2)][i / 4 % (PART / 8)][i % 4] = 0.0f;
-        u32 key_at = at + (part * PART + lane % 8 + lane / 16 * 8) * STRIDE + lane / 8 % 2 * 16;
+        for (u32 c = 0; c < CHAINS; c++)
 #pragma unroll
-        for (u32 step = 0; step < STEPS; step++) {
-            u32 a[4];
-            matrices(a, query_at + step * 32);
+            for (u32 i = 0; i < PART / 2; i++) scores[c][i / 4][i % 4] = 0.0f;
+        auto query = [&](u32 (&a)[4], u32 step) {
+            if constexpr (STAY) {
 #pragma unroll
-            for (u32 n = 0; n < PART / 16; n++) {
-                u32 b[4];
-                matrices(b, key_at + n * 16 * STRIDE + step * 32);
-                multiply(scores[step % 2][2 * n], a, b[0], b[1]);
-                multiply(scores[step % 2][2 * n + 1], a, b[2], b[3]);
+                for (u32 i = 0; i < 4; i++) a[i] = stay[step][i];
+            } else {
+                matrices(a, query_at + step * 32);
+            }
+        };
+        if constexpr (PART == 8) {
+            // Four matrices are two steps of eight keys.
+            u32 key_at = at + (part * 8 + lane % 8) * STRIDE + lane / 8 * 16;
+#pragma unroll
+            for (u32 step = 0; step < STEPS; step += 2) {
+                u32 a[4], b[4];
+                matrices(b, key_at + step * 32);
+                query(a, step);
+                multiply(scores[step % CHAINS][0], a, b[0], b[1]);
+                query(a, step + 1);
+                multiply(scores[(step + 1) % CHAINS][0], a, b[2], b[3]);
+            }
+        } else {
+            u32 key_at = at + (part * PART + lane % 8 + lane / 16 * 8) * STRIDE + lane / 8 % 2 * 16;
+#pragma unroll
+            for (u32 step = 0; step < STEPS; step++) {
+                u32 a[4];
+                query(a, step);
+#pragma unroll
+                for (u32 n = 0; n < PART / 16; n++) {
+                    u32 b[4];
+                    matrices(b, key_at + n * 16 * STRIDE + step * 32);
+                    multiply(scores[step % 2][2 * n], a, b[0], b[1]);
+                    multiply(scores[step % 2][2 * n + 1], a, b[2], b[3]);
+                }
             }
         }
         bool blind = (j + 1) * KEYS > all_see;
@@ -153,7 +187,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll
                 for (u32 i = 0; i < 2; i++) {
                     float &x = scores[0][n][half * 2 + i];
-                    x += scores[1][n][half * 2 + i];
+#pragma unroll
+                    for (u32 c = 1; c < CHAINS; c++) x += scores[c][n][half * 2 + i];
                     u32 position = j * KEYS + part * PART + n * 8 + lane % 4 * 2 + i;
                     if (blind && position > row_position[half]) x = MINUS_INFINITY;
                     most = fmaxf(most, x);
@@ -255,8 +290,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             for (u32 n = 0; n < COLUMNS / 8; n++)
                 *(float2 *)(to_sums + n * 8) = make_float2(sums[t][n][half * 2], sums[t][n][half * 2 + 1]);
         }
-#if FUSED
-    merge_last<LATENT, ROWS>(Partial{sums_out, totals_out}, splits, counters + blockIdx.z, tile, rows, heads, 0,
-                             heads, out, out_stride);
-#endif
 }

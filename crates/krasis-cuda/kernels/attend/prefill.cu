@@ -20,6 +20,9 @@
 #ifndef STAY
 #define STAY 0
 #endif
+#ifndef EARLY
+#define EARLY 0
+#endif
 #ifndef BLOCKS
 #define BLOCKS 1
 #endif
@@ -61,6 +64,37 @@ __device__ inline void score(Scores &scores, const u32 (&stay)[STAY ? TALL : 1][
         for (u32 n = 0; n < KEYS / 8; n++)
 #pragma unroll
             for (u32 i = 0; i < 4; i++) scores[t][n][i] = 0.0f;
+#if EARLY
+    // Matrices are asked for one product ahead.
+    constexpr u32 WIDE = KEYS / 16;
+    u32 a[2][TALL][4], b[2][4];
+    auto ask = [&](u32 i) {
+        u32 step = i / WIDE, n = i % WIDE;
+        if (n == 0) {
+#pragma unroll
+            for (u32 t = 0; t < TALL; t++) {
+                if constexpr (STAY) {
+#pragma unroll
+                    for (u32 j = 0; j < 4; j++) a[step % 2][t][j] = stay[t][step][j];
+                } else {
+                    matrices(a[step % 2][t], queries + t * 16 * KEY_STRIDE + step * 32);
+                }
+            }
+        }
+        matrices(b[i % 2], keys + n * 16 * KEY_STRIDE + step * 32);
+    };
+    ask(0);
+#pragma unroll
+    for (u32 i = 0; i < STEPS * WIDE; i++) {
+        if (i + 1 < STEPS * WIDE) ask(i + 1);
+        u32 step = i / WIDE, n = i % WIDE;
+#pragma unroll
+        for (u32 t = 0; t < TALL; t++) {
+            multiply(scores[t][2 * n], a[step % 2][t], b[i % 2][0], b[i % 2][1]);
+            multiply(scores[t][2 * n + 1], a[step % 2][t], b[i % 2][2], b[i % 2][3]);
+        }
+    }
+#else
 #pragma unroll
     for (u32 step = 0; step < STEPS; step++) {
         u32 a[TALL][4];
@@ -84,6 +118,7 @@ __device__ inline void score(Scores &scores, const u32 (&stay)[STAY ? TALL : 1][
             }
         }
     }
+#endif
 }
 
 // Positions after a row's own: −∞.
@@ -182,6 +217,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                    const u32 *positions, const u32 *pages, u32 pages_max, u32 seq_count, u32 rows,
                    float scale, u16 *out, u32 out_stride, float *sums_out, float *totals_out) {
     DYNAMIC_SHARED(shared);
+    begin_next();
+    wait_for_last();
     const u32 base_address = shared_address(shared);
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     // The last rows see the most keys: they go first.

@@ -105,5 +105,16 @@ __device__ inline u32 pack_f8(u32 two, float scale) {
 #endif
 }
 
-// Makes this thread's writes visible to the device, before it says that they are there.
-__device__ inline void publish() { __threadfence(); }
+// Programmatic dependent launch: nothing that the kernel before has written may be read before
+// `wait_for_last`; after `begin_next` the next kernel's blocks may come as soon as there is room. Both
+// do nothing before sm_90, or where the launch does not ask for it.
+__device__ inline void wait_for_last() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ inline void begin_next() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}

@@ -273,29 +273,3 @@ __device__ inline void put_four(u16 *to, const float4 &sum, float by) {
     put_two(to, aligned, sum.x * by, sum.y * by);
     put_two(to + 2, aligned, sum.z * by, sum.w * by);
 }
-
-// The last block of a tile to come here brings the splits together; `counter` is 0 before and after.
-// Called by all threads when their partial results are written.
-template <u32 DIM, u32 ROWS>
-__device__ inline void merge_last(const Partial &partial, u32 splits, u32 *counter, const Tile &tile,
-                                  u32 rows, u32 heads, u32 head, u32 group, u16 *out, u32 out_stride) {
-    __shared__ u32 arrived;
-    publish();
-    __syncthreads();
-    if (threadIdx.x == 0) arrived = atomicAdd(counter, 1u);
-    __syncthreads();
-    if (arrived != splits - 1) return;
-    publish();
-    if (threadIdx.x == 0) *counter = 0;
-    for (u32 i = threadIdx.x / 32; i < ROWS; i += blockDim.x / 32) {
-        u32 packed = tile.start + i;
-        if (packed >= tile.rows) break;
-        u32 row = tile.first + packed / group, at_head = head + packed % group;
-        for (u32 column = 0; column < DIM; column += 128) {
-            float total;
-            float4 sum = merge<DIM, 1, 16>(partial, splits, rows * heads, row * heads + at_head, 0, column, total);
-            u32 col = column + threadIdx.x % 32 * 4;
-            if (col < DIM) put_four(out + (u64)row * out_stride + at_head * DIM + col, sum, 1.0f / total);
-        }
-    }
-}
