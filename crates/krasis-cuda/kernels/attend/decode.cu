@@ -17,10 +17,10 @@
 
 constexpr u32 THREADS = WARPS * 32, ROWS = TALL * 16, KEYS = 16;
 constexpr u32 KEY_STRIDE = KEY_DIM * 2 + 16, VALUE_STRIDE = VALUE_DIM * 2 + 16;
-constexpr u32 TILE = KEYS * (KEY_STRIDE + VALUE_STRIDE);
-// F8: keys, values, scales of both.
-constexpr u32 RAW = KEYS * (KEY_DIM + VALUE_DIM + 8);
-constexpr u32 RING = KV_F8 ? TILE + STAGES * RAW : STAGES * TILE;
+// F8 rows as they lie in memory, keys 32 bytes apart from each other's banks, values 16; then scales of both.
+constexpr u32 RAW_KEY = KEY_DIM + 32, RAW_VALUE = VALUE_DIM + 16;
+constexpr u32 TILE = KV_F8 ? KEYS * (RAW_KEY + RAW_VALUE + 8) : KEYS * (KEY_STRIDE + VALUE_STRIDE);
+constexpr u32 RING = STAGES * TILE;
 constexpr u32 QUERIES = ROWS * KEY_STRIDE;
 constexpr u32 STEPS = KEY_DIM / 16;
 // At the end, in place of everything: sums of each warp, then (largest, total) of each.
@@ -30,8 +30,16 @@ constexpr u32 BEGIN = QUERIES + WARPS * RING;
 constexpr u32 SHARED = BEGIN > END ? BEGIN : END;
 static_assert(KEY_DIM % 16 == 0 && VALUE_DIM % 16 == 0, "multiples of 16");
 static_assert(STAGES >= 2, "copies under way");
+static_assert(!KV_F8 || (KEY_DIM % 32 == 0 && VALUE_DIM % 32 == 0), "F8 in words");
 
 extern "C" __device__ u32 decode_shared = SHARED;
+
+// F8 becomes BF16 by three instructions for two, 2^120 too small: exponent and mantissa go where BF16 has
+// them. The other factor of a product is 2^112 larger than it should be, and sums are mended by 2^8.
+__device__ inline u32 odd_bytes(u32 word) { return (word >> 4 & 0x07f007f0) | (word & 0x80008000); }
+__device__ inline u32 even_bytes(u32 word) { return odd_bytes(word << 8); }
+#define LARGER __uint_as_float((127 + 112u) << 23)
+#define MEND 256.0f
 
 // 16 rows of a warp; `token` of key `lane % 16`.
 template <u32 PIECES, u32 STRIDE>
@@ -86,13 +94,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     auto copy = [&](u32 j, u32 stage, u32 token) {
         if (j < to) {
 #if KV_F8
-            u32 at = base_address + ring + TILE + stage * RAW;
-            copy_keys<KEY_DIM / 16, KEY_DIM>(k, k_stride, token, at, policy);
-            copy_keys<VALUE_DIM / 16, VALUE_DIM>(v, v_stride, token, at + KEYS * KEY_DIM, policy);
+            u32 at = base_address + ring + stage * TILE;
+            copy_keys<KEY_DIM / 16, RAW_KEY>(k, k_stride, token, at, policy);
+            copy_keys<VALUE_DIM / 16, RAW_VALUE>(v, v_stride, token, at + KEYS * RAW_KEY, policy);
             bool valid = token != NOWHERE;
             u64 scale_at = (u64)(valid ? token : 0) * kv_heads + kv_head;
-            copy_4(at + KEYS * (KEY_DIM + VALUE_DIM) + lane * 4, (lane < 16 ? k_scales : v_scales) + scale_at,
-                   valid);
+            copy_4(at + KEYS * (RAW_KEY + RAW_VALUE) + lane * 4, (lane < 16 ? k_scales : v_scales) + scale_at, valid);
 #else
             u32 at = base_address + ring + stage * TILE;
             copy_keys<KEY_DIM / 8, KEY_STRIDE>(k, k_stride, token, at, policy);
@@ -124,11 +131,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     u32 all_see = positions[tile.first + tile.start / group] + 1;
     __syncthreads();
     u32 stay[TALL][STEPS][4];
+#if KV_F8
+    // A word of a key is four elements of its row: the even and the odd ones are neighbours in a product.
+    auto larger = [&](u32 low, u32 high) {
+        return pack(__uint_as_float(low << 16) * LARGER, __uint_as_float(high << 16) * LARGER);
+    };
+#pragma unroll
+    for (u32 i = 0; i < TALL * STEPS * 2; i++) {
+        u32 t = i / (STEPS * 2), step = i / 2 % STEPS, half = i % 2;
+        uint2 four = *(const uint2 *)(shared + (t * 16 + half * 8 + lane / 4) * KEY_STRIDE +
+                                      (step / 2 * 32 + lane % 4 * 8 + step % 2 * 4) * 2);
+        stay[t][step][half] = larger(four.x & 0xffff, four.y & 0xffff);
+        stay[t][step][2 + half] = larger(four.x >> 16, four.y >> 16);
+    }
+#else
 #pragma unroll
     for (u32 t = 0; t < TALL; t++)
 #pragma unroll
         for (u32 step = 0; step < STEPS; step++)
             matrices(stay[t][step], base_address + (t * 16 + lane % 16) * KEY_STRIDE + lane / 16 * 16 + step * 32);
+#endif
 
     float sums[TALL][VALUE_DIM / 8][4], largest[TALL][2], total[TALL][2];
 #pragma unroll
@@ -148,21 +170,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         // The stage before this one is free: all lanes are here.
         copy(j + (STAGES - 1) * apart, stage == 0 ? STAGES - 1 : stage - 1, token);
         token = look_up(j + STAGES * apart);
-#if KV_F8
-        const u8 *raw = shared + ring + TILE + stage * RAW;
-        const float *scales = (const float *)(raw + KEYS * (KEY_DIM + VALUE_DIM));
-        widen<KEYS, 32, KEY_DIM, KEY_STRIDE>(raw, scales, shared + ring, lane);
-        widen<KEYS, 32, VALUE_DIM, VALUE_STRIDE>(raw + KEYS * KEY_DIM, scales + 16,
-                                                 shared + ring + KEYS * KEY_STRIDE, lane);
-        __syncwarp();
-        u32 at = base_address + ring;
-#else
         u32 at = base_address + ring + stage * TILE;
-#endif
         // Even and odd steps apart: two chains of products instead of one.
         float scores[2][TALL][2][4];
 #pragma unroll
         for (u32 i = 0; i < 2 * TALL * 2 * 4; i++) scores[i / (TALL * 8)][i / 8 % TALL][i / 4 % 2][i % 4] = 0.0f;
+#if KV_F8
+        const u8 *raw = shared + ring + stage * TILE;
+        const float *scales = (const float *)(raw + KEYS * (RAW_KEY + RAW_VALUE)) + lane % 4 * 2;
+        float2 key_scales[2] = {*(const float2 *)scales, *(const float2 *)(scales + 8)};
+        float2 value_scales[2] = {*(const float2 *)(scales + 16), *(const float2 *)(scales + 24)};
+#pragma unroll
+        for (u32 step = 0; step < STEPS; step += 2)
+#pragma unroll
+            for (u32 n = 0; n < 2; n++) {
+                uint2 eight = *(const uint2 *)(raw + (n * 8 + lane / 4) * RAW_KEY + step * 16 + lane % 4 * 8);
+#pragma unroll
+                for (u32 t = 0; t < TALL; t++) {
+                    multiply(scores[0][t][n], stay[t][step], even_bytes(eight.x), odd_bytes(eight.x));
+                    multiply(scores[1][t][n], stay[t][step + 1], even_bytes(eight.y), odd_bytes(eight.y));
+                }
+            }
+#else
         u32 key_at = at + (lane % 8 + lane / 16 * 8) * KEY_STRIDE + lane / 8 % 2 * 16;
 #pragma unroll
         for (u32 step = 0; step < STEPS; step++) {
@@ -174,6 +203,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                 multiply(scores[step % 2][t][1], stay[t][step], b[2], b[3]);
             }
         }
+#endif
         bool blind = (j + 1) * KEYS > all_see, rises = false;
         float by[TALL][2];
         u32 a[TALL][4];
@@ -185,6 +215,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll
                 for (u32 i = 0; i < 4; i++) {
                     x[i] = scores[0][t][i / 2][half * 2 + i % 2] + scores[1][t][i / 2][half * 2 + i % 2];
+#if KV_F8
+                    x[i] *= MEND * (i % 2 ? key_scales[i / 2].y : key_scales[i / 2].x);
+#endif
                     u32 position = j * KEYS + i / 2 * 8 + lane % 4 * 2 + i % 2;
                     if (blind && position > row_position[t][half]) x[i] = MINUS_INFINITY;
                     most = fmaxf(most, x[i]);
@@ -201,6 +234,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll
                 for (u32 i = 0; i < 4; i++) x[i] = exp_2(x[i] * factor - base);
                 total[t][half] = total[t][half] * by[t][half] + (x[0] + x[1] + (x[2] + x[3]));
+#if KV_F8
+#pragma unroll
+                for (u32 i = 0; i < 4; i++)
+                    x[i] *= LARGER * (i % 2 ? value_scales[i / 2].y : value_scales[i / 2].x);
+#endif
                 a[t][half] = pack(x[0], x[1]);
                 a[t][2 + half] = pack(x[2], x[3]);
             }
@@ -212,6 +250,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll
                     for (u32 i = 0; i < 4; i++) sums[t][n][i] *= by[t][i / 2];
         }
+#if KV_F8
+        u32 value_at = at + KEYS * RAW_KEY + lane % 16 * RAW_VALUE + lane / 16 * 16;
+#pragma unroll
+        for (u32 n = 0; n < VALUE_DIM / 32; n++) {
+            // Transposed, a word is two neighbours of two keys: the even columns are one product, the odd
+            // ones another.
+            u32 b[4];
+            matrices_transposed(b, value_at + n * 32);
+#pragma unroll
+            for (u32 t = 0; t < TALL; t++)
+#pragma unroll
+                for (u32 i = 0; i < 2; i++) {
+                    multiply(sums[t][4 * n + 2 * i], a[t], even_bytes(b[2 * i]), even_bytes(b[2 * i + 1]));
+                    multiply(sums[t][4 * n + 2 * i + 1], a[t], odd_bytes(b[2 * i]), odd_bytes(b[2 * i + 1]));
+                }
+        }
+#else
         u32 value_at = at + KEYS * KEY_STRIDE + lane % 16 * VALUE_STRIDE + lane / 16 * 16;
 #pragma unroll
         for (u32 n = 0; n < VALUE_DIM / 16; n++) {
@@ -223,6 +278,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                 multiply(sums[t][2 * n + 1], a[t], b[2], b[3]);
             }
         }
+#endif
         stage = stage == STAGES - 1 ? 0 : stage + 1;
     }
 
@@ -244,10 +300,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             if (lane % 4 == 0)
                 warp_totals[warp * ROWS + row] =
                     make_float2(most == MINUS_INFINITY ? MINUS_INFINITY : most * factor, all);
+#if KV_F8
+            float *to_sums = warp_sums + (warp * ROWS + row) * SUM_STRIDE + lane % 4 * 4;
+#pragma unroll
+            for (u32 n = 0; n < VALUE_DIM / 16; n++) {
+                const float *even = sums[t][2 * n] + half * 2, *odd = sums[t][2 * n + 1] + half * 2;
+                *(float4 *)(to_sums + n * 16) =
+                    make_float4(even[0] * MEND, odd[0] * MEND, even[1] * MEND, odd[1] * MEND);
+            }
+#else
             float *to_sums = warp_sums + (warp * ROWS + row) * SUM_STRIDE + lane % 4 * 2;
 #pragma unroll
             for (u32 n = 0; n < VALUE_DIM / 8; n++)
                 *(float2 *)(to_sums + n * 8) = make_float2(sums[t][n][half * 2], sums[t][n][half * 2 + 1]);
+#endif
         }
     __syncthreads();
     u32 heads = kv_heads * group;

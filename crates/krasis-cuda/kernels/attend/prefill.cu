@@ -85,15 +85,17 @@ __device__ inline void score(Scores &scores, const u32 (&stay)[STAY ? TALL : 1][
     };
     ask(0);
 #pragma unroll
-    for (u32 i = 0; i < STEPS * WIDE; i++) {
-        if (i + 1 < STEPS * WIDE) ask(i + 1);
-        u32 step = i / WIDE, n = i % WIDE;
+    for (u32 step = 0; step < STEPS; step++)
 #pragma unroll
-        for (u32 t = 0; t < TALL; t++) {
-            multiply(scores[t][2 * n], a[step % 2][t], b[i % 2][0], b[i % 2][1]);
-            multiply(scores[t][2 * n + 1], a[step % 2][t], b[i % 2][2], b[i % 2][3]);
+        for (u32 n = 0; n < WIDE; n++) {
+            const u32 i = step * WIDE + n;
+            if (i + 1 < STEPS * WIDE) ask(i + 1);
+#pragma unroll
+            for (u32 t = 0; t < TALL; t++) {
+                multiply(scores[t][2 * n], a[step % 2][t], b[i % 2][0], b[i % 2][1]);
+                multiply(scores[t][2 * n + 1], a[step % 2][t], b[i % 2][2], b[i % 2][3]);
+            }
         }
-    }
 #else
 #pragma unroll
     for (u32 step = 0; step < STEPS; step++) {
