@@ -81,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         u32 place = ((first + i * apart) * KEYS + lane % 16) / page;
         guess[i] = blockIdx.z < seq_count && place < pages_max ? pages[(u64)blockIdx.z * pages_max + place] : 0;
     }
-    if (!find_tile_of_few(blockIdx.z, seqs, rows, group, ROWS, tile, keys)) return;
+    if (!find_tile(blockIdx.z, seqs, rows, group, ROWS, tile, keys)) return;
     u32 to = (keys + KEYS - 1) / KEYS;
 
     const kv *k = k_data + (u64)kv_head * KEY_DIM, *v = v_data + (u64)kv_head * VALUE_DIM;
@@ -108,6 +108,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         }
         copies_end();
     };
+    copy_queries<ROWS, THREADS, KEY_DIM, KEY_STRIDE>(q, q_stride, kv_head * group, group, tile, shared);
+    copies_end();
     u32 first_tokens[STAGES];
 #pragma unroll
     for (u32 i = 0; i < STAGES; i++) {
@@ -119,7 +121,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     for (u32 i = 0; i < STAGES - 1; i++) copy(first + i * apart, i, first_tokens[i]);
     u32 token = first_tokens[STAGES - 1];
 
-    load_queries<ROWS, THREADS, KEY_DIM, KEY_STRIDE>(q, q_stride, kv_head * group, group, tile, shared);
     u32 row_position[TALL][2];
 #pragma unroll
     for (u32 t = 0; t < TALL; t++)
@@ -129,6 +130,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             row_position[t][half] = packed < tile.rows ? positions[tile.first + packed / group] : keys - 1;
         }
     u32 all_see = positions[tile.first + tile.start / group] + 1;
+    // The queries are there; keys and values are still on their way.
+    copies_wait<STAGES - 1>();
     __syncthreads();
     u32 stay[TALL][STEPS][4];
 #if KV_F8

@@ -2,21 +2,15 @@
 // share a token's latent, which is its value too: a block reads each token once for 16 · TALL packed
 // rows [token, head].
 //
-// Scores: a warp has 16 rows, a part of the tile's keys and one of HALVES of their elements; they meet in
-// shared memory. Then each warp does the softmax of all rows again, which is cheaper than to wait for
-// it, and has LATENT / WARPS columns of the values.
-//
-// Memory bounds it up to about 32 rows: 16 rows need 4 products of 16x8x16 for each 512 bytes.
+// Scores: warp w has rows 16 (w % TALL) and an equal part of the tile's keys. Values: each warp has all
+// rows and LATENT / WARPS columns; weights pass through shared memory. (That each warp does the softmax
+// of all rows again, to save a barrier, is slower: 58.9 for 56.8 us at 131,072 tokens and 16 heads.)
 //
 //   LATENT, ROPE               elements of the two parts of a key
-//   WARPS, TALL, KEYS, STAGES  the block
-//   HALVES   1 or 2; KEYS · TALL · HALVES / WARPS is 8 or a multiple of 16
+//   WARPS, TALL, KEYS, STAGES  the block; KEYS · TALL / WARPS is 8 or a multiple of 16
 //   STAY     1: queries stay in registers
 #include <attend/tile.cuh>
 
-#ifndef HALVES
-#define HALVES 1
-#endif
 #ifndef STAY
 #define STAY 0
 #endif
@@ -27,18 +21,19 @@
 constexpr u32 THREADS = WARPS * 32, ROWS = TALL * 16, DIM = LATENT + ROPE;
 constexpr u32 STRIDE = DIM * 2 + 16, TILE = KEYS * STRIDE;
 constexpr u32 RAW = KEYS * (DIM + 8), RAW_SCALES = KEYS * DIM;
-// Keys and steps of a warp's scores, columns of its values.
-constexpr u32 PART = KEYS * TALL * HALVES / WARPS, STEPS = DIM / 16 / HALVES, COLUMNS = LATENT / WARPS;
+constexpr u32 STEPS = DIM / 16;
+// Keys of a warp's scores, warps that share rows, columns of a warp's values.
+constexpr u32 PART = KEYS * TALL / WARPS, PARTS = WARPS / TALL, COLUMNS = LATENT / WARPS;
+constexpr u32 QUERIES = ROWS * STRIDE, RING_AT = QUERIES;
+constexpr u32 WEIGHTS_AT = RING_AT + (KV_F8 ? TILE + STAGES * RAW : STAGES * TILE);
+constexpr u32 WEIGHT_STRIDE = KEYS * 2 + 16;
+constexpr u32 LARGEST_AT = WEIGHTS_AT + ROWS * WEIGHT_STRIDE, BY_AT = LARGEST_AT + PARTS * ROWS * 4;
+constexpr u32 TOKENS_AT = BY_AT + ROWS * 4, SHARED = TOKENS_AT + 4 * KEYS * 4;
+static_assert((PART == 8 || PART % 16 == 0) && PART > 0 && WARPS % TALL == 0, "a warp's keys are whole matrices");
+static_assert(PART > 8 || STEPS % 2 == 0, "pairs of steps");
 // Chains of products that do not wait for each other.
 constexpr u32 CHAINS = PART == 8 ? 4 : 2;
-constexpr u32 QUERIES = ROWS * STRIDE, RING_AT = QUERIES;
-constexpr u32 SCORES_AT = RING_AT + (KV_F8 ? TILE + STAGES * RAW : STAGES * TILE);
-// Floats of a row: eight more, so that rows lie in different banks.
-constexpr u32 SCORE_STRIDE = KEYS + 8;
-constexpr u32 TOKENS_AT = SCORES_AT + HALVES * ROWS * SCORE_STRIDE * 4, SHARED = TOKENS_AT + 4 * KEYS * 4;
-static_assert(PART == 8 || (PART > 0 && PART % 16 == 0), "a warp's keys are whole matrices");
-static_assert(WARPS % (TALL * HALVES) == 0 && DIM % (16 * HALVES) == 0 && (PART > 8 || STEPS % 2 == 0), "equal parts");
-static_assert(COLUMNS % 16 == 0 && KEYS % 16 == 0 && KEYS <= THREADS && STAGES >= 2, "whole matrices");
+static_assert(COLUMNS % 16 == 0 && KEYS <= THREADS && STAGES >= 2, "whole matrices");
 
 extern "C" __device__ u32 mla_decode_shared = SHARED;
 
@@ -58,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     Seqs seqs{first_row, positions, pages, pages_max, page, seq_count};
     Tile tile;
     u32 keys;
-    if (!find_tile_of_few(blockIdx.z, seqs, rows, heads, ROWS, tile, keys)) return;
+    if (!find_tile(blockIdx.z, seqs, rows, heads, ROWS, tile, keys)) return;
     u32 tiles = (keys + KEYS - 1) / KEYS;
     u32 from = (u32)((u64)tiles * blockIdx.x / splits), to = (u32)((u64)tiles * (blockIdx.x + 1) / splits);
 
@@ -91,6 +86,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         }
         copies_end();
     };
+    copy_queries<ROWS, THREADS, LATENT, STRIDE>(q, q_stride, 0, heads, tile, shared);
+    copy_queries<ROWS, THREADS, ROPE, STRIDE>(q_rope, q_rope_stride, 0, heads, tile, shared + LATENT * 2);
+    copies_end();
     u32 first_tokens[STAGES];
 #pragma unroll
     for (u32 i = 0; i < STAGES; i++) first_tokens[i] = look_up(from + i);
@@ -98,34 +96,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     for (u32 i = 0; i < STAGES; i++) keep(from + i, first_tokens[i]);
     __syncthreads();
     for (u32 i = 0; i < STAGES - 1; i++) copy(from + i);
-    load_queries<ROWS, THREADS, LATENT, STRIDE>(q, q_stride, 0, heads, tile, shared);
-    load_queries<ROWS, THREADS, ROPE, STRIDE>(q_rope, q_rope_stride, 0, heads, tile, shared + LATENT * 2);
 
-    u32 mine = warp % TALL * 16, half_of = warp / TALL % HALVES, part = warp / TALL / HALVES;
-    u32 row_position[TALL][2];
+    u32 mine = warp % TALL * 16, part = warp / TALL;
+    u32 row_position[2];
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        u32 packed = tile.start + mine + half * 8 + lane / 4;
+        row_position[half] = packed < tile.rows ? positions[tile.first + packed / heads] : keys - 1;
+    }
+    u32 all_see = positions[tile.first + tile.start / heads] + 1;
+    float *part_largest = (float *)(shared + LARGEST_AT), *rows_by = (float *)(shared + BY_AT);
+    float sums[TALL][COLUMNS / 8][4], largest[2] = {MINUS_INFINITY, MINUS_INFINITY}, total[2] = {0.0f, 0.0f};
 #pragma unroll
     for (u32 t = 0; t < TALL; t++)
-#pragma unroll
-        for (u32 half = 0; half < 2; half++) {
-            u32 packed = tile.start + t * 16 + half * 8 + lane / 4;
-            row_position[t][half] = packed < tile.rows ? positions[tile.first + packed / heads] : keys - 1;
-        }
-    u32 all_see = positions[tile.first + tile.start / heads] + 1;
-    float *shared_scores = (float *)(shared + SCORES_AT);
-    float sums[TALL][COLUMNS / 8][4], largest[TALL][2], total[TALL][2];
-#pragma unroll
-    for (u32 t = 0; t < TALL; t++) {
-        largest[t][0] = largest[t][1] = MINUS_INFINITY;
-        total[t][0] = total[t][1] = 0.0f;
 #pragma unroll
         for (u32 n = 0; n < COLUMNS / 8; n++)
 #pragma unroll
             for (u32 i = 0; i < 4; i++) sums[t][n][i] = 0.0f;
-    }
     const float factor = scale * LOG2_E;
-    u32 query_at = base_address + (mine + lane % 16) * STRIDE + lane / 16 * 16 + half_of * STEPS * 32;
+    u32 query_at = base_address + (mine + lane % 16) * STRIDE + lane / 16 * 16;
     u32 stay[STAY ? STEPS : 1][4];
     if constexpr (STAY) {
+        // The queries are there; keys are still on their way.
+        copies_wait<STAGES - 1>();
         __syncthreads();
 #pragma unroll
         for (u32 step = 0; step < STEPS; step++) matrices(stay[step], query_at + step * 32);
@@ -163,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         };
         if constexpr (PART == 8) {
             // Four matrices are two steps of eight keys.
-            u32 key_at = at + (part * 8 + lane % 8) * STRIDE + lane / 8 * 16 + half_of * STEPS * 32;
+            u32 key_at = at + (part * 8 + lane % 8) * STRIDE + lane / 8 * 16;
 #pragma unroll
             for (u32 step = 0; step < STEPS; step += 2) {
                 u32 a[4], b[4];
@@ -174,8 +167,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                 multiply(scores[(step + 1) % CHAINS][0], a, b[2], b[3]);
             }
         } else {
-            u32 key_at = at + (part * PART + lane % 8 + lane / 16 * 8) * STRIDE + lane / 8 % 2 * 16 +
-                         half_of * STEPS * 32;
+            u32 key_at = at + (part * PART + lane % 8 + lane / 16 * 8) * STRIDE + lane / 8 % 2 * 16;
 #pragma unroll
             for (u32 step = 0; step < STEPS; step++) {
                 u32 a[4];
@@ -189,53 +181,55 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                 }
             }
         }
+        bool blind = (j + 1) * KEYS > all_see;
 #pragma unroll
-        for (u32 n = 0; n < PART / 8; n++)
+        for (u32 half = 0; half < 2; half++) {
+            float most = MINUS_INFINITY;
 #pragma unroll
-            for (u32 half = 0; half < 2; half++) {
-                float x = scores[0][n][half * 2], y = scores[0][n][half * 2 + 1];
+            for (u32 n = 0; n < PART / 8; n++)
 #pragma unroll
-                for (u32 c = 1; c < CHAINS; c++) x += scores[c][n][half * 2], y += scores[c][n][half * 2 + 1];
-                u32 row = half_of * ROWS + mine + half * 8 + lane / 4;
-                *(float2 *)(shared_scores + row * SCORE_STRIDE + part * PART + n * 8 + lane % 4 * 2) = make_float2(x, y);
-            }
+                for (u32 i = 0; i < 2; i++) {
+                    float &x = scores[0][n][half * 2 + i];
+#pragma unroll
+                    for (u32 c = 1; c < CHAINS; c++) x += scores[c][n][half * 2 + i];
+                    u32 position = j * KEYS + part * PART + n * 8 + lane % 4 * 2 + i;
+                    if (blind && position > row_position[half]) x = MINUS_INFINITY;
+                    most = fmaxf(most, x);
+                }
+            most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
+            most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
+            if (lane % 4 == 0) part_largest[part * ROWS + mine + half * 8 + lane / 4] = most;
+        }
         __syncthreads();
-        bool blind = (j + 1) * KEYS > all_see, rises = false;
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            u32 row = mine + half * 8 + lane / 4;
+            float before = largest[half], most = before;
+#pragma unroll
+            for (u32 p = 0; p < PARTS; p++) most = fmaxf(most, part_largest[p * ROWS + row]);
+            largest[half] = most;
+            // A row that has seen no key yet.
+            float base = most == MINUS_INFINITY ? 0.0f : most * factor, by = exp_2(before * factor - base);
+            if (part == 0 && lane % 4 == 0) rows_by[row] = most == before ? 1.0f : by;
+            total[half] *= by;
+            u8 *weights = shared + WEIGHTS_AT + row * WEIGHT_STRIDE + (part * PART + lane % 4 * 2) * 2;
+#pragma unroll
+            for (u32 n = 0; n < PART / 8; n++) {
+                float x = exp_2(scores[0][n][half * 2] * factor - base);
+                float y = exp_2(scores[0][n][half * 2 + 1] * factor - base);
+                total[half] += x + y;
+                *(u32 *)(weights + n * 16) = pack(x, y);
+            }
+        }
+        __syncthreads();
         float by[TALL][2];
-        u32 a[TALL][KEYS / 16][4];
+        bool rises = false;
 #pragma unroll
         for (u32 t = 0; t < TALL; t++)
 #pragma unroll
             for (u32 half = 0; half < 2; half++) {
-                float x[KEYS / 8][2], most = largest[t][half];
-#pragma unroll
-                for (u32 n = 0; n < KEYS / 8; n++) {
-                    u32 column = n * 8 + lane % 4 * 2;
-                    const float *at_row = shared_scores + (t * 16 + half * 8 + lane / 4) * SCORE_STRIDE + column;
-                    float2 two = *(const float2 *)at_row;
-                    if constexpr (HALVES == 2) {
-                        float2 more = *(const float2 *)(at_row + ROWS * SCORE_STRIDE);
-                        two.x += more.x, two.y += more.y;
-                    }
-                    x[n][0] = two.x, x[n][1] = two.y;
-                    if (blind && j * KEYS + column > row_position[t][half]) x[n][0] = MINUS_INFINITY;
-                    if (blind && j * KEYS + column + 1 > row_position[t][half]) x[n][1] = MINUS_INFINITY;
-                    most = fmaxf(most, fmaxf(x[n][0], x[n][1]));
-                }
-                most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
-                most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
-                rises |= most != largest[t][half];
-                // A row that has seen no key yet.
-                float base = most == MINUS_INFINITY ? 0.0f : most * factor;
-                by[t][half] = exp_2(largest[t][half] * factor - base);
-                largest[t][half] = most;
-                total[t][half] *= by[t][half];
-#pragma unroll
-                for (u32 n = 0; n < KEYS / 8; n++) {
-                    x[n][0] = exp_2(x[n][0] * factor - base), x[n][1] = exp_2(x[n][1] * factor - base);
-                    total[t][half] += x[n][0] + x[n][1];
-                    a[t][n / 2][n % 2 * 2 + half] = pack(x[n][0], x[n][1]);
-                }
+                by[t][half] = rows_by[t * 16 + half * 8 + lane / 4];
+                rises |= by[t][half] != 1.0f;
             }
         if (__any_sync(~0u, rises)) {
 #pragma unroll
@@ -245,39 +239,56 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll
                     for (u32 i = 0; i < 4; i++) sums[t][n][i] *= by[t][i / 2];
         }
+        u32 weight_at = base_address + WEIGHTS_AT + lane % 16 * WEIGHT_STRIDE + lane / 16 * 16;
         u32 value_at = at + lane % 16 * STRIDE + lane / 16 * 16 + warp * COLUMNS * 2;
 #pragma unroll
-        for (u32 step = 0; step < KEYS / 16; step++)
+        for (u32 step = 0; step < KEYS / 16; step++) {
+            u32 a[TALL][4];
+#pragma unroll
+            for (u32 t = 0; t < TALL; t++) matrices(a[t], weight_at + t * 16 * WEIGHT_STRIDE + step * 32);
 #pragma unroll
             for (u32 n = 0; n < COLUMNS / 16; n++) {
                 u32 b[4];
                 matrices_transposed(b, value_at + step * 16 * STRIDE + n * 32);
 #pragma unroll
                 for (u32 t = 0; t < TALL; t++) {
-                    multiply(sums[t][2 * n], a[t][step], b[0], b[1]);
-                    multiply(sums[t][2 * n + 1], a[t][step], b[2], b[3]);
+                    multiply(sums[t][2 * n], a[t], b[0], b[1]);
+                    multiply(sums[t][2 * n + 1], a[t], b[2], b[3]);
                 }
             }
+        }
         keep(j + STAGES, token);
     }
 
+    // Totals of the parts, in place of their largest scores; every part knows the largest.
+    __syncthreads();
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        float all = total[half];
+        all += __shfl_xor_sync(~0u, all, 1);
+        all += __shfl_xor_sync(~0u, all, 2);
+        if (lane % 4 == 0) {
+            u32 row = mine + half * 8 + lane / 4;
+            part_largest[part * ROWS + row] = all;
+            if (part == 0) rows_by[row] = largest[half] == MINUS_INFINITY ? MINUS_INFINITY : largest[half] * factor;
+        }
+    }
+    __syncthreads();
 #pragma unroll
     for (u32 t = 0; t < TALL; t++)
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
-            float all = total[t][half];
-            all += __shfl_xor_sync(~0u, all, 1);
-            all += __shfl_xor_sync(~0u, all, 2);
-            u32 packed = tile.start + t * 16 + half * 8 + lane / 4;
+            u32 r = t * 16 + half * 8 + lane / 4, packed = tile.start + r;
             if (packed >= tile.rows) continue;
             u32 row = tile.first + packed / heads, head = packed % heads;
-            u64 to_row = ((u64)blockIdx.x * rows + row) * heads + head;
+            u64 at = ((u64)blockIdx.x * rows + row) * heads + head;
             if (warp == 0 && lane % 4 == 0) {
-                float most = largest[t][half];
-                totals_out[to_row * 2] = most == MINUS_INFINITY ? MINUS_INFINITY : most * factor;
-                totals_out[to_row * 2 + 1] = all;
+                float all = 0.0f;
+                for (u32 p = 0; p < PARTS; p++) all += part_largest[p * ROWS + r];
+                totals_out[at * 2] = rows_by[r];
+                totals_out[at * 2 + 1] = all;
             }
-            float *to_sums = sums_out + to_row * LATENT + warp * COLUMNS + lane % 4 * 2;
+            float *to_sums = sums_out + at * LATENT + warp * COLUMNS + lane % 4 * 2;
 #pragma unroll
             for (u32 n = 0; n < COLUMNS / 8; n++)
                 *(float2 *)(to_sums + n * 8) = make_float2(sums[t][n][half * 2], sums[t][n][half * 2 + 1]);

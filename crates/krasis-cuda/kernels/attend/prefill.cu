@@ -20,9 +20,6 @@
 #ifndef STAY
 #define STAY 0
 #endif
-#ifndef EARLY
-#define EARLY 0
-#endif
 #ifndef BLOCKS
 #define BLOCKS 1
 #endif
@@ -64,7 +61,6 @@ __device__ inline void score(Scores &scores, const u32 (&stay)[STAY ? TALL : 1][
         for (u32 n = 0; n < KEYS / 8; n++)
 #pragma unroll
             for (u32 i = 0; i < 4; i++) scores[t][n][i] = 0.0f;
-#if EARLY
     // Matrices are asked for one product ahead.
     constexpr u32 WIDE = KEYS / 16;
     u32 a[2][TALL][4], b[2][4];
@@ -96,31 +92,6 @@ __device__ inline void score(Scores &scores, const u32 (&stay)[STAY ? TALL : 1][
                 multiply(scores[t][2 * n + 1], a[step % 2][t], b[i % 2][2], b[i % 2][3]);
             }
         }
-#else
-#pragma unroll
-    for (u32 step = 0; step < STEPS; step++) {
-        u32 a[TALL][4];
-#pragma unroll
-        for (u32 t = 0; t < TALL; t++) {
-            if constexpr (STAY) {
-#pragma unroll
-                for (u32 i = 0; i < 4; i++) a[t][i] = stay[t][step][i];
-            } else {
-                matrices(a[t], queries + t * 16 * KEY_STRIDE + step * 32);
-            }
-        }
-#pragma unroll
-        for (u32 n = 0; n < KEYS / 16; n++) {
-            u32 b[4];
-            matrices(b, keys + n * 16 * KEY_STRIDE + step * 32);
-#pragma unroll
-            for (u32 t = 0; t < TALL; t++) {
-                multiply(scores[t][2 * n], a[t], b[0], b[1]);
-                multiply(scores[t][2 * n + 1], a[t], b[2], b[3]);
-            }
-        }
-    }
-#endif
 }
 
 // Positions after a row's own: −∞.
@@ -227,8 +198,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     u32 kv_head = blockIdx.x % kv_heads, tile_index = gridDim.x / kv_heads - 1 - blockIdx.x / kv_heads;
     Seqs seqs{first_row, positions, pages, pages_max, page, seq_count};
     Tile tile;
-    if (!find_tile(tile_index, seqs, group, ROWS, tile)) return;
-    u32 keys = keys_of(tile, seqs, group, ROWS), tiles = (keys + KEYS - 1) / KEYS;
+    u32 keys;
+    if (!find_tile(tile_index, seqs, rows, group, ROWS, tile, keys)) return;
+    u32 tiles = (keys + KEYS - 1) / KEYS;
     u32 from = 0, to = tiles;
 #if SPLIT
     from = (u32)((u64)tiles * blockIdx.y / gridDim.y), to = (u32)((u64)tiles * (blockIdx.y + 1) / gridDim.y);
@@ -252,7 +224,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     for (u32 i = 0; i < 3; i++) first_tokens[i] = look_up(from + i);
 #pragma unroll
     for (u32 i = 0; i < 3; i++) keep(from + i, first_tokens[i]);
-    load_queries<ROWS, THREADS, KEY_DIM, KEY_STRIDE>(q, q_stride, kv_head * group, group, tile, shared);
+    copy_queries<ROWS, THREADS, KEY_DIM, KEY_STRIDE>(q, q_stride, kv_head * group, group, tile, shared);
+    copies_end();
+    if constexpr (STAY) copies_wait<0>();
     __syncthreads();
 
     const kv *k = k_data + (u64)kv_head * KEY_DIM, *v = v_data + (u64)kv_head * VALUE_DIM;

@@ -45,32 +45,10 @@ struct Tile {
     u32 first, rows, start;
 };
 
-// Tiles of all sequences, one after the other: false beyond the last.
-__device__ inline bool find_tile(u32 tile, const Seqs &seqs, u32 group, u32 tile_rows, Tile &to) {
-    u32 first = seqs.first_row[0];
-    for (u32 seq = 0; seq < seqs.count; seq++) {
-        u32 end = seqs.first_row[seq + 1], rows = (end - first) * group;
-        u32 tiles = (rows + tile_rows - 1) / tile_rows;
-        if (tile < tiles) {
-            to = Tile{seq, first, rows, tile * tile_rows};
-            return true;
-        }
-        tile -= tiles;
-        first = end;
-    }
-    return false;
-}
-
-// The last position that a tile sees, and one more.
-__device__ inline u32 keys_of(const Tile &tile, const Seqs &seqs, u32 group, u32 tile_rows) {
-    u32 last = min(tile.start + tile_rows, tile.rows) - 1;
-    return seqs.positions[tile.first + last / group] + 1;
-}
-
-// Both for a step of few rows, by a warp: sequences and positions are read together, for each read is
-// a microsecond when other layers have passed through the cache.
-__device__ inline bool find_tile_of_few(u32 tile, const Seqs &seqs, u32 rows, u32 group, u32 tile_rows, Tile &to,
-                                        u32 &keys) {
+// Tiles of all sequences, one after the other: false beyond the last. `keys` is the last position that
+// the tile sees, and one more. By a warp: sequences and the first positions are read together, for each
+// read takes a microsecond when other layers have passed through the cache.
+__device__ inline bool find_tile(u32 tile, const Seqs &seqs, u32 rows, u32 group, u32 tile_rows, Tile &to, u32 &keys) {
     u32 lane = threadIdx.x % 32;
     u32 position = lane < rows ? seqs.positions[lane] : 0;
     u32 before = 0;
@@ -181,27 +159,26 @@ __device__ inline void widen(const u8 *from, const float *scales, u8 *to, u32 th
     }
 }
 
-// Queries of a tile to shared memory, rows of STRIDE bytes; zeros beyond the sequence's rows. Head
-// `h` of a row begins at column h · DIM.
+// Starts to copy the queries of a tile to shared memory, rows of STRIDE bytes; zeros beyond the
+// sequence's rows. Head `h` of a row begins at column h · DIM. Views that do not begin at 16 bytes are
+// copied at once, two bytes at a time.
 template <u32 ROWS, u32 THREADS, u32 DIM, u32 STRIDE>
-__device__ inline void load_queries(const u16 *q, u32 q_stride, u32 head, u32 group, const Tile &tile, u8 *to) {
+__device__ inline void copy_queries(const u16 *q, u32 q_stride, u32 head, u32 group, const Tile &tile, u8 *to) {
     bool aligned = (((u64)q | (u64)q_stride * 2) & 15) == 0;
+    u32 to_address = shared_address(to);
     for (u32 i = threadIdx.x; i < ROWS * DIM / 8; i += THREADS) {
         u32 row = i / (DIM / 8), piece = i % (DIM / 8), packed = tile.start + row;
-        uint4 x = make_uint4(0, 0, 0, 0);
-        if (packed < tile.rows) {
-            u32 token = tile.first + packed / group;
-            const u16 *from = q + (u64)token * q_stride + (head + packed % group) * DIM + piece * 8;
-            if (aligned) {
-                x = *(const uint4 *)from;
-            } else {
-                x.x = from[0] | (u32)from[1] << 16;
-                x.y = from[2] | (u32)from[3] << 16;
-                x.z = from[4] | (u32)from[5] << 16;
-                x.w = from[6] | (u32)from[7] << 16;
-            }
+        bool valid = packed < tile.rows;
+        if (!valid) packed = tile.start;
+        const u16 *from = q + (u64)(tile.first + packed / group) * q_stride;
+        from += (head + packed % group) * DIM + piece * 8;
+        u32 at = row * STRIDE + piece * 16;
+        if (aligned) {
+            copy_16(to_address + at, from, valid);
+        } else {
+#pragma unroll
+            for (u32 j = 0; j < 8; j++) ((u16 *)(to + at))[j] = valid ? from[j] : 0;
         }
-        *(uint4 *)(to + row * STRIDE + piece * 16) = x;
     }
 }
 
