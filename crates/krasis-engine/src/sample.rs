@@ -2,6 +2,7 @@
 
 use crate::request::{Logprob, Sampling};
 use krasis_core::random::SplitMix64;
+use krasis_cpu::vector::largest;
 use std::borrow::Cow;
 
 /// What sampling needs to know of a sequence.
@@ -97,18 +98,7 @@ pub fn logprob(logits: &[f32], token: u32, alternatives: u32) -> Logprob {
 
 /// The largest, the first of equals; a logit that is no number is never chosen.
 fn best(logits: &[f32]) -> u32 {
-    // Several lanes at once, then where it was: one comparison after the other takes as long for
-    // 150,000 tokens as a layer does.
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let (whole, rest) = logits.as_chunks::<16>();
-    for sixteen in whole {
-        for (lane, &logit) in lanes.iter_mut().zip(sixteen) {
-            *lane = if logit > *lane { logit } else { *lane };
-        }
-    }
-    let largest =
-        rest.iter().chain(&lanes).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
-    logits.iter().position(|&logit| logit == largest).unwrap_or(0) as u32
+    largest(logits).unwrap_or(0) as u32
 }
 
 fn penalise(logits: &mut [f32], how: &Sampling, history: &History) {

@@ -3,7 +3,7 @@
 
 use krasis_core::random::SplitMix64;
 use krasis_ops::Routing;
-use krasis_ops::route::choose;
+use krasis_ops::route::{choose, choose_floats};
 
 /// Tokens of which the bias is learned. The last of them move it by a hundredth of the first.
 const TOKENS: u32 = 6_000;
@@ -20,9 +20,10 @@ pub fn popularity_bias(how: &Routing, experts: u32, skew: f64, seed: u64) -> Vec
     let mut random = SplitMix64(seed);
     let mut bias = vec![0.0f32; experts as usize];
     let (mut chosen, mut weights) = (vec![0; how.top_k as usize], vec![0.0; how.top_k as usize]);
+    let mut own = vec![0.0; choose_floats(how, experts)];
     for token in 0..TOKENS {
         let logits: Vec<f32> = (0..experts).map(|_| normal(&mut random)).collect();
-        choose(&logits, Some(&bias), how, &mut chosen, &mut weights);
+        choose(&logits, Some(&bias), how, &mut own, &mut chosen, &mut weights);
         // Scores of a softmax are around one over the number of experts, those of a sigmoid around a half.
         let size = match how.score {
             krasis_ops::Score::Softmax => 4.0 / experts as f32,
@@ -74,9 +75,10 @@ mod tests {
         let mut counts = vec![0u32; experts as usize];
         let (mut chosen, mut weights) =
             (vec![0; how.top_k as usize], vec![0.0; how.top_k as usize]);
+        let mut own = vec![0.0; choose_floats(&how, experts)];
         for _ in 0..tokens {
             let logits: Vec<f32> = (0..experts).map(|_| normal(&mut random)).collect();
-            choose(&logits, Some(&bias), &how, &mut chosen, &mut weights);
+            choose(&logits, Some(&bias), &how, &mut own, &mut chosen, &mut weights);
             chosen.iter().for_each(|&expert| counts[expert as usize] += 1);
         }
         // What the most popular fifth gets, by the law and as it came.

@@ -1,14 +1,17 @@
 //! `krasis bench`: prefill and decode speed of a model, or of random weights in its shapes.
 
+use crate::bar::Bar;
 use crate::exit::Failure;
 use crate::options::ModelArguments;
 use crate::submit::{self, Answer};
+use crate::trace;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use krasis_core::random::SplitMix64;
-use krasis_engine::{Handle, Request, Running, Sampling};
+use krasis_engine::{Handle, Options, Request, Running, Sampling, Span};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Sender, channel};
 
 /// Arguments of `krasis bench`.
 #[derive(Args)]
@@ -36,6 +39,10 @@ pub struct Bench {
     /// Runs of each, after one that does not count
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
+    /// Writes when each operation ran to a file that chrome://tracing and ui.perfetto.dev show, and
+    /// a summary to stderr; measuring makes decoding a little slower
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Writes all runs to a file, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -72,7 +79,8 @@ struct Measured {
 impl Bench {
     /// Loads the model and measures.
     pub fn execute(self) -> Result<(), Failure> {
-        let running = self.start()?;
+        let (sender, spans) = channel();
+        let running = self.start(self.trace.is_some().then_some(sender))?;
         for (region, bytes) in &running.regions {
             eprintln!("{region}: {bytes}");
         }
@@ -104,17 +112,20 @@ impl Bench {
         }
         eprintln!("krasis {} of commit {}", env!("CARGO_PKG_VERSION"), env!("KRASIS_COMMIT"));
         print_table(&all, bandwidth);
+        if let Some(file) = &self.trace {
+            trace::write(file, &spans.try_iter().collect::<Vec<_>>())?;
+        }
         match &self.json {
             Some(file) => self.write(file, &all, bandwidth),
             None => Ok(()),
         }
     }
 
-    fn start(&self) -> Result<Running, Failure> {
-        let mut options = self.model.options()?;
+    fn start(&self, trace: Option<Sender<Span>>) -> Result<Running, Failure> {
+        let mut options = Options { trace, ..self.model.options()? };
         options.sequences_max = options.sequences_max.max(self.batch);
         if self.load_format == LoadFormat::Checkpoint {
-            return Ok(krasis_engine::start(&self.model.folder()?, &options)?);
+            return Ok(krasis_engine::start_watched(&self.model.folder()?, &options, &Bar::new())?);
         }
         // Shapes alone: the config of a folder, or a file of any name.
         let file = match &self.model.model_path {
@@ -217,7 +228,8 @@ fn print_table(all: &[Measured], bandwidth: f64) {
     }
 }
 
-fn cpu_name() -> String {
+/// The processor, as the kernel calls it.
+pub fn cpu_name() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     name.map_or("CPU".to_owned(), |(_, name)| name.to_owned())
