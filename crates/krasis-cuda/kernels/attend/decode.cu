@@ -9,6 +9,7 @@
 //
 //   KEY_DIM, VALUE_DIM   elements of a head, multiples of 16
 //   WARPS, TALL, STAGES  the block
+//   SHARED_BYTES         what it is launched with
 #include <attend/tile.cuh>
 
 #ifndef BLOCKS
@@ -32,7 +33,7 @@ static_assert(KEY_DIM % 16 == 0 && VALUE_DIM % 16 == 0, "multiples of 16");
 static_assert(STAGES >= 2, "copies under way");
 static_assert(!KV_F8 || (KEY_DIM % 32 == 0 && VALUE_DIM % 32 == 0), "F8 in words");
 
-extern "C" __device__ u32 decode_shared = SHARED;
+static_assert(SHARED == SHARED_BYTES, "what it is launched with");
 
 // F8 becomes BF16 by three instructions for two, 2^120 too small: exponent and mantissa go where BF16 has
 // them. The other factor of a product is 2^112 larger than it should be, and sums are mended by 2^8.
@@ -56,7 +57,8 @@ __device__ inline void copy_keys(const kv *from, u64 token_stride, u32 token, u3
 }
 
 // Grid [splits, kv heads, tiles], `tiles` at least the sum over sequences of their rows · group / ROWS,
-// rounded up: rows · (group / ROWS, rounded up) is enough. Block [THREADS], SHARED bytes.
+// rounded up: rows · (group / ROWS, rounded up) is enough. Block [THREADS], SHARED bytes. One split
+// needs no merging: it writes to `out`.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     attend_decode(const u16 *q, u32 q_stride, const kv *k_data, const float *k_scales, const kv *v_data,
                   const float *v_scales, u32 kv_heads, u32 group, u32 page, const u32 *first_row,
@@ -338,6 +340,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             }
         }
         u32 row = tile.first + packed / group, head = kv_head * group + packed % group;
+        if (splits == 1) {
+            put_four(out + (u64)row * out_stride + head * VALUE_DIM + col, sum, 1.0f / all);
+            continue;
+        }
         u64 to_row = ((u64)blockIdx.x * rows + row) * heads + head;
         *(float4 *)(sums_out + to_row * VALUE_DIM + col) = sum;
         if (col == 0) totals_out[to_row * 2] = most, totals_out[to_row * 2 + 1] = all;

@@ -8,7 +8,8 @@
 //
 //   LATENT, ROPE               elements of the two parts of a key
 //   WARPS, TALL, KEYS, STAGES  the block; KEYS · TALL / WARPS is 8 or a multiple of 16
-//   STAY     1: queries stay in registers
+//   STAY                       1: queries stay in registers
+//   SHARED_BYTES               what it is launched with
 #include <attend/tile.cuh>
 
 #ifndef STAY
@@ -35,10 +36,10 @@ static_assert(PART > 8 || STEPS % 2 == 0, "pairs of steps");
 constexpr u32 CHAINS = PART == 8 ? 4 : 2;
 static_assert(COLUMNS % 16 == 0 && KEYS <= THREADS && STAGES >= 2, "whole matrices");
 
-extern "C" __device__ u32 mla_decode_shared = SHARED;
+static_assert(SHARED == SHARED_BYTES, "what it is launched with");
 
 // Grid [splits, 1, tiles], `tiles` at least the sum over sequences of their rows · heads / ROWS, rounded
-// up. Block [THREADS], SHARED bytes.
+// up. Block [THREADS], SHARED bytes. One split needs no merging: it writes to `out`.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     mla_attend_decode(const u16 *q, u32 q_stride, const u16 *q_rope, u32 q_rope_stride, const kv *c_data,
                       const float *c_scales, const kv *r_data, const float *r_scales, u32 heads, u32 page,
@@ -274,6 +275,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         }
     }
     __syncthreads();
+    bool aligned = (((u64)out | (u64)out_stride * 2) & 3) == 0;
 #pragma unroll
     for (u32 t = 0; t < TALL; t++)
 #pragma unroll
@@ -281,14 +283,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             u32 r = t * 16 + half * 8 + lane / 4, packed = tile.start + r;
             if (packed >= tile.rows) continue;
             u32 row = tile.first + packed / heads, head = packed % heads;
+            float all = 0.0f;
+#pragma unroll
+            for (u32 p = 0; p < PARTS; p++) all += part_largest[p * ROWS + r];
+            u32 column = warp * COLUMNS + lane % 4 * 2;
+            if (splits == 1) {
+                u16 *to_out = out + (u64)row * out_stride + head * LATENT + column;
+#pragma unroll
+                for (u32 n = 0; n < COLUMNS / 8; n++)
+                    put_two(to_out + n * 8, aligned, sums[t][n][half * 2] / all, sums[t][n][half * 2 + 1] / all);
+                continue;
+            }
             u64 at = ((u64)blockIdx.x * rows + row) * heads + head;
             if (warp == 0 && lane % 4 == 0) {
-                float all = 0.0f;
-                for (u32 p = 0; p < PARTS; p++) all += part_largest[p * ROWS + r];
                 totals_out[at * 2] = rows_by[r];
                 totals_out[at * 2 + 1] = all;
             }
-            float *to_sums = sums_out + at * LATENT + warp * COLUMNS + lane % 4 * 2;
+            float *to_sums = sums_out + at * LATENT + column;
 #pragma unroll
             for (u32 n = 0; n < COLUMNS / 8; n++)
                 *(float2 *)(to_sums + n * 8) = make_float2(sums[t][n][half * 2], sums[t][n][half * 2 + 1]);

@@ -12,6 +12,7 @@
 //   STAY     1: queries stay in registers; 0: they are read from shared memory for each tile
 //   SPLIT    1: blockIdx.y says which part of the keys; partial results are merged later
 //   BLOCKS   blocks of a multiprocessor that registers must suffice for
+//   SHARED_BYTES   what it is launched with
 #include <attend/tile.cuh>
 
 #ifndef SPLIT
@@ -43,8 +44,7 @@ constexpr u32 STEPS = KEY_DIM / 16;
 static_assert(KEYS % 16 == 0 && KEY_DIM % 16 == 0 && VALUE_DIM % 16 == 0, "multiples of 16");
 static_assert(KEYS <= THREADS, "a thread finds a token");
 
-// Dynamic shared memory to launch with.
-extern "C" __device__ u32 prefill_shared = SHARED;
+static_assert(SHARED == SHARED_BYTES, "what it is launched with");
 
 typedef float Scores[TALL][KEYS / 8][4];
 
