@@ -36,7 +36,7 @@ fn main() -> ExitCode {
 fn limits(arch: &str) -> Limits {
     let shared_max = match arch {
         "sm_80" => 163 << 10,
-        "sm_90" | "sm_100" => 227 << 10,
+        "sm_90" => 227 << 10,
         _ => 99 << 10,
     };
     Limits { processors: 1, shared_max }

@@ -288,10 +288,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             for (u32 p = 0; p < PARTS; p++) all += part_largest[p * ROWS + r];
             u32 column = warp * COLUMNS + lane % 4 * 2;
             if (splits == 1) {
+                float by = 1.0f / all;
                 u16 *to_out = out + (u64)row * out_stride + head * LATENT + column;
 #pragma unroll
                 for (u32 n = 0; n < COLUMNS / 8; n++)
-                    put_two(to_out + n * 8, aligned, sums[t][n][half * 2] / all, sums[t][n][half * 2 + 1] / all);
+                    put_two(to_out + n * 8, aligned, sums[t][n][half * 2] * by, sums[t][n][half * 2 + 1] * by);
                 continue;
             }
             u64 at = ((u64)blockIdx.x * rows + row) * heads + head;

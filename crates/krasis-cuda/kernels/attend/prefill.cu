@@ -9,10 +9,10 @@
 //
 //   KEY_DIM, VALUE_DIM   elements of a head, multiples of 16
 //   WARPS, TALL, KEYS    the tile
-//   STAY     1: queries stay in registers; 0: they are read from shared memory for each tile
-//   SPLIT    1: blockIdx.y says which part of the keys; partial results are merged later
-//   BLOCKS   blocks of a multiprocessor that registers must suffice for
-//   SHARED_BYTES   what it is launched with
+//   STAY          1: queries stay in registers; 0: they are read from shared memory for each tile
+//   SPLIT         1: blockIdx.y says which part of the keys; partial results are merged later
+//   BLOCKS        blocks of a multiprocessor that registers must suffice for
+//   SHARED_BYTES  what it is launched with
 #include <attend/tile.cuh>
 
 #ifndef SPLIT
