@@ -2,6 +2,7 @@
 //! memory and spills of those that were not in the cache: `kernels CACHE sm_80 sm_90 …`.
 //! `cargo xt kernels` fetches the compiler and runs it.
 
+use krasis_cuda::Limits;
 use krasis_cuda::compile::{Cubin, Target, all};
 use std::path::Path;
 use std::process::ExitCode;
@@ -15,7 +16,8 @@ fn main() -> ExitCode {
         for activation in if arch == "sm_80" { &["bf16", "float"][..] } else { &["bf16"] } {
             let options = ["-Xptxas=-v"];
             let cache = Some(Path::new(&cache));
-            let target = Target { arch: &arch, activation, cache, options: &options };
+            let limits = limits(&arch);
+            let target = Target { arch: &arch, activation, limits, cache, options: &options };
             let threads = std::thread::available_parallelism().map_or(1, usize::from);
             match all(&target, threads) {
                 Ok(cubins) => report(&arch, activation, &cubins),
@@ -27,6 +29,17 @@ fn main() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+/// What blocks may have of shared memory: CUDA C++ Programming Guide, technical specifications per
+/// compute capability. Multiprocessors change nothing that is compiled.
+fn limits(arch: &str) -> Limits {
+    let shared_max = match arch {
+        "sm_80" => 163 << 10,
+        "sm_90" => 227 << 10,
+        _ => 99 << 10,
+    };
+    Limits { processors: 1, shared_max }
 }
 
 fn report(arch: &str, activation: &str, cubins: &[Cubin]) {

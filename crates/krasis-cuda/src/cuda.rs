@@ -8,7 +8,8 @@ use krasis_ops::Memory;
 use std::marker::PhantomData;
 
 /// Memory that operations need for themselves, behind the arena: for sorting the pairs of a step
-/// by expert, eight bytes a pair and twelve a tile.
+/// by expert, eight bytes a pair and twelve a tile; for the splits of attention, whose blocks are no
+/// more than the GPU has multiprocessors, up to 64 KiB a block.
 pub const WORKSPACE_BYTES: Bytes = Bytes(16 << 20);
 
 /// Activations of type `A`, kernels on machine `M`.
@@ -36,6 +37,10 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
     /// The machine, for another plan.
     pub fn into_machine(self) -> M {
         self.machine
+    }
+
+    pub(crate) fn machine(&self) -> &M {
+        &self.machine
     }
 
     pub(crate) fn launch(&mut self, kernel: Kernel, shape: Shape, args: &[Arg]) {
@@ -66,7 +71,7 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
 
     /// Part of the workspace.
     pub(crate) fn workspace(&self, offset: u64, bytes: u64) -> Arg {
-        assert!(offset + bytes <= WORKSPACE_BYTES.0, "a step has more pairs than the workspace");
+        assert!(offset + bytes <= WORKSPACE_BYTES.0, "a step needs more than the workspace");
         Arg::pointer(self.machine.base() + self.workspace + offset)
     }
 

@@ -2,6 +2,8 @@
 //! launch per operation. Nothing here needs a GPU, a driver or CUDA to be installed until asked.
 
 pub mod activation;
+mod attend;
+pub mod attention;
 pub mod compile;
 pub mod cuda;
 pub mod driver;
@@ -16,4 +18,4 @@ pub use activation::Activation;
 pub use cuda::{Cuda, WORKSPACE_BYTES};
 pub use error::CudaError;
 pub use gpu::Gpu;
-pub use machine::{Arg, Kernel, Machine};
+pub use machine::{Arg, Kernel, Limits, Machine};

@@ -1,5 +1,5 @@
-//! Every operation as launches: which kernel, how many blocks, which arguments. Formulas stand in
-//! krasis-ops, and shapes of blocks at the head of each kernel.
+//! Every operation as launches: which kernel, how many blocks, which arguments; attention in
+//! `attend.rs`. Formulas stand in krasis-ops, and shapes of blocks at the head of each kernel.
 
 use crate::activation::Activation;
 use crate::cuda::{BLOCK, Cuda};
@@ -21,10 +21,6 @@ const TILE: u32 = 64;
 
 /// Experts that `kernels/sort.cu` and `kernels/route.cu` count.
 const EXPERTS_MAX: u32 = 1024;
-
-/// Query heads of a block, and positions of a tile, of `kernels/attend.cu`.
-const ATTEND_HEADS: u32 = 8;
-const ATTEND_KEYS: u32 = 16;
 
 fn one(entry: &'static str) -> Kernel {
     Kernel { entry, variant: 0 }
@@ -60,13 +56,6 @@ fn per_column(rows: u32, cols: u32) -> Shape {
 /// A block per row of so many columns.
 fn per_row(rows: u32, heads: u32, cols: u32) -> Shape {
     shape([rows, heads, 1], cols.next_multiple_of(32).min(BLOCK))
-}
-
-/// Bytes of shared memory that attention takes; the sum is that of `kernels/attend.cu`.
-fn attend_shared(key_dim: u32, value_dim: u32) -> u32 {
-    let key_stride = key_dim | 1;
-    let tile_stride = key_stride.max(value_dim);
-    4 * (ATTEND_HEADS * (key_stride + value_dim + ATTEND_KEYS + 3) + ATTEND_KEYS * tile_stride)
 }
 
 impl<A: Activation, M: Machine> Cuda<A, M> {
@@ -324,32 +313,7 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
         scale: f32,
         out: Mat<Act>,
     ) {
-        assert_eq!((k.heads, k.dtype, k.page), (v.heads, v.dtype, v.page), "stores alike");
-        let group = out.cols / v.dim / k.heads;
-        assert_eq!(q.cols, group * k.heads * k.dim, "query heads of the keys' size");
-        let args = [
-            self.mat(q),
-            q.stride.into(),
-            self.slot(k.data),
-            self.slot(k.scales),
-            k.dim.into(),
-            self.slot(v.data),
-            self.slot(v.scales),
-            v.dim.into(),
-            k.heads.into(),
-            group.into(),
-            k.page.into(),
-            self.slot(seqs.row_seq),
-            self.slot(seqs.positions),
-            self.slot(seqs.pages),
-            seqs.pages_max.into(),
-            scale.into(),
-            self.mat(out),
-            out.stride.into(),
-        ];
-        let grid = [q.rows, k.heads, group.div_ceil(ATTEND_HEADS)];
-        let shape = Shape { grid, block: BLOCK, shared: attend_shared(k.dim, v.dim) };
-        self.launch(of_store("attend", k), shape, &args);
+        self.gqa(q, k, v, seqs, scale, out);
     }
 
     fn mla_attend(
@@ -362,33 +326,7 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
         scale: f32,
         out: Mat<Act>,
     ) {
-        assert_eq!((latent.dtype, latent.page), (rope.dtype, rope.page), "stores alike");
-        let heads = out.cols / latent.dim;
-        assert_eq!((q.cols, q_rope.cols), (out.cols, heads * rope.dim), "query heads alike");
-        let args = [
-            self.mat(q),
-            q.stride.into(),
-            self.mat(q_rope),
-            q_rope.stride.into(),
-            self.slot(latent.data),
-            self.slot(latent.scales),
-            latent.dim.into(),
-            self.slot(rope.data),
-            self.slot(rope.scales),
-            rope.dim.into(),
-            heads.into(),
-            latent.page.into(),
-            self.slot(seqs.row_seq),
-            self.slot(seqs.positions),
-            self.slot(seqs.pages),
-            seqs.pages_max.into(),
-            scale.into(),
-            self.mat(out),
-            out.stride.into(),
-        ];
-        let shared = attend_shared(latent.dim + rope.dim, latent.dim);
-        let grid = [q.rows, 1, heads.div_ceil(ATTEND_HEADS)];
-        self.launch(of_store("mla_attend", latent), Shape { grid, block: BLOCK, shared }, &args);
+        self.mla(q, q_rope, latent, rope, seqs, scale, out);
     }
 
     fn sigmoid_gate(&mut self, x: Mat<Act>, gate: Mat<Act>) {

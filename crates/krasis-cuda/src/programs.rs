@@ -3,13 +3,16 @@
 //! A program is one file of `kernels/`, compiled once for each of its variants. The list of an
 //! entry's parameters is read from its source, so that a launch that disagrees is found out.
 
-use crate::machine::{Kernel, Kind};
+use crate::activation::Activation;
+use crate::attention::{self, Family};
+use crate::machine::{Kernel, Kind, Limits};
+use half::bf16;
 use krasis_core::lines::Bits;
 use krasis_core::{DType, Format, KvDtype};
 use std::collections::HashMap;
 
 /// What a program is compiled for, one variant each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub enum Variants {
     /// Once.
     One,
@@ -17,15 +20,30 @@ pub enum Variants {
     Formats,
     /// Once for each [`KvDtype`]: `KV_DTYPE`.
     KvDtypes,
+    /// Once for each block of a family that the GPU takes, for BF16 activations.
+    Blocks(&'static Family),
+    /// Once for each size of a head's output, for BF16 activations.
+    Merges,
 }
 
 impl Variants {
-    /// The macro of each variant.
-    pub fn defines(self) -> Vec<String> {
+    /// The macros of each variant.
+    fn defines(self) -> Vec<Vec<String>> {
         match self {
-            Variants::One => vec![String::new()],
-            Variants::Formats => (0..7).map(|i| format!("-DFORMAT={i}")).collect(),
-            Variants::KvDtypes => (0..3).map(|i| format!("-DKV_DTYPE={i}")).collect(),
+            Variants::One => vec![vec![]],
+            Variants::Formats => (0..7).map(|i| vec![format!("-DFORMAT={i}")]).collect(),
+            Variants::KvDtypes => (0..3).map(|i| vec![format!("-DKV_DTYPE={i}")]).collect(),
+            Variants::Blocks(family) => family.defines(),
+            Variants::Merges => attention::merges(),
+        }
+    }
+
+    /// Whether a GPU takes one of them.
+    fn takes(self, variant: u8, activation: &str, limits: Limits) -> bool {
+        match self {
+            Variants::Blocks(family) => activation == bf16::NAME && family.takes(variant, limits),
+            Variants::Merges => activation == bf16::NAME,
+            Variants::One | Variants::Formats | Variants::KvDtypes => true,
         }
     }
 }
@@ -68,28 +86,35 @@ pub struct Program {
 }
 
 /// Name and text of what programs include.
-pub const HEADERS: [(&str, &str); 5] = [
+pub const HEADERS: [(&str, &str); 7] = [
     ("ptx.cuh", include_str!("../kernels/ptx.cuh")),
     ("types.cuh", include_str!("../kernels/types.cuh")),
     ("weights.cuh", include_str!("../kernels/weights.cuh")),
     ("product.cuh", include_str!("../kernels/product.cuh")),
     ("kv.cuh", include_str!("../kernels/kv.cuh")),
+    ("attend/ptx.cuh", include_str!("../kernels/attend/ptx.cuh")),
+    ("attend/tile.cuh", include_str!("../kernels/attend/tile.cuh")),
 ];
 
 macro_rules! program {
-    ($name:literal, $variants:ident, $entries:expr) => {
+    ($name:literal, $variants:expr, $entries:expr) => {
         Program {
             name: $name,
             source: include_str!(concat!("../kernels/", $name, ".cu")),
-            variants: Variants::$variants,
+            variants: $variants,
             entries: &$entries,
         }
     };
 }
 
+use Variants::{Blocks, Formats, KvDtypes, Merges, One};
+
 /// All of them. The longest compilations come first.
-pub const PROGRAMS: [Program; 11] = [
+pub const PROGRAMS: [Program; 15] = [
     program!("experts", Formats, ["gate_up_vector", "down_vector", "gate_up_tile", "down_tile"]),
+    program!("attend/prefill", Blocks(&attention::PREFILL), ["attend_prefill"]),
+    program!("attend/decode", Blocks(&attention::DECODE), ["attend_decode"]),
+    program!("attend/mla_decode", Blocks(&attention::LATENT), ["mla_attend_decode"]),
     program!("attend", KvDtypes, ["attend", "mla_attend"]),
     program!("linear", Formats, ["linear_vector", "linear_tile"]),
     program!("delta_rule", One, ["delta_rule"]),
@@ -100,9 +125,34 @@ pub const PROGRAMS: [Program; 11] = [
     program!("embed", Formats, ["embed"]),
     program!("sort", One, ["sort_pairs"]),
     program!("kv", KvDtypes, ["kv_append"]),
+    program!("attend/merge", Merges, ["attend_merge"]),
 ];
 
+/// A program's variant, to be compiled.
+pub struct Build {
+    /// Which program.
+    pub program: &'static Program,
+    /// Index among its variants.
+    pub variant: u8,
+    /// Its macros.
+    pub defines: Vec<String>,
+}
+
+/// What a GPU of these limits takes, for activations of this name.
+pub fn builds(activation: &str, limits: Limits) -> Vec<Build> {
+    let all = PROGRAMS.iter().flat_map(|program| {
+        let defines = (0..).zip(program.variants.defines());
+        defines.map(move |(variant, defines)| Build { program, variant, defines })
+    });
+    all.filter(|build| build.program.variants.takes(build.variant, activation, limits)).collect()
+}
+
 impl Program {
+    /// Its name in a folder that has no others.
+    pub fn file_name(&self) -> String {
+        self.name.replace('/', "-")
+    }
+
     /// Whether its kernels take dynamic shared memory.
     pub fn shares(&self) -> bool {
         self.source.contains("DYNAMIC_SHARED")

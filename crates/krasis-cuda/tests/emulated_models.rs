@@ -5,7 +5,7 @@ mod emulated;
 #[path = "../../krasis-engine/tests/common/mod.rs"]
 mod fixtures;
 
-use emulated::{Emulated, Kernels, possible};
+use emulated::{Emulated, Kernels, LARGE, possible};
 use fixtures::{Compared, FIXTURES, compare, defaults, dir};
 use half::bf16;
 use krasis_core::{Bytes, Layout};
@@ -35,7 +35,7 @@ fn each<A: Activation>(fixtures: &[&str], good: impl Fn(&Compared) -> bool) {
     if !possible() {
         return;
     }
-    let kernels = Kernels::new::<A>();
+    let kernels = Kernels::new::<A>(LARGE);
     let mut bad = Vec::new();
     for fixture in fixtures {
         let options = Options { context_max: Some(320), ..defaults() };

@@ -5,23 +5,30 @@ mod common;
 mod emulated;
 
 use common::{ARENA_BYTES, judge_all};
-use emulated::{Emulated, Kernels, possible};
+use emulated::{Emulated, Kernels, LARGE, possible};
 use half::bf16;
 use krasis_core::Bytes;
-use krasis_cuda::Activation;
+use krasis_cuda::{Activation, Limits};
 
-fn agree<A: Activation>() {
+fn agree<A: Activation>(limits: Limits, filter: &str) {
     if possible() {
-        judge_all::<A, _>(Emulated::new(Bytes(ARENA_BYTES), &Kernels::new::<A>()), "");
+        let kernels = Kernels::new::<A>(limits);
+        judge_all::<A, _>(Emulated::new(Bytes(ARENA_BYTES), &kernels), filter);
     }
 }
 
 #[test]
 fn kernels_agree_with_the_reference_in_bf16() {
-    agree::<bf16>();
+    agree::<bf16>(LARGE, "");
 }
 
 #[test]
 fn kernels_agree_with_the_reference_in_f32() {
-    agree::<f32>();
+    agree::<f32>(LARGE, "");
+}
+
+/// Attention has other blocks there.
+#[test]
+fn kernels_agree_with_the_reference_on_a_gpu_with_little_shared_memory() {
+    agree::<bf16>(Limits { processors: 24, shared_max: 99 << 10 }, "attend");
 }

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -16,7 +17,7 @@
 #define __global__
 #define __device__
 #define __shared__ static
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
 struct dim3 {
@@ -25,6 +26,11 @@ struct dim3 {
 struct alignas(16) float4 {
     float x, y, z, w;
 };
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+struct alignas(8) float2 {
+    float x, y;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
@@ -72,6 +78,14 @@ struct Fiber {
     dim3 thread;
     bool done;
 };
+// A copy to shared memory that is under way: the target holds NaN until it is waited for.
+struct Copy {
+    char *to;
+    size_t bytes;
+    char data[16];
+};
+// A thread's groups of copies, the oldest first; the last one is not ended yet.
+using Copies = std::deque<std::vector<Copy>>;
 constexpr size_t STACK = 64 << 10;
 constexpr unsigned THREADS = 1024;
 inline char *stacks = (char *)aligned_alloc(64, STACK * THREADS);
@@ -86,6 +100,8 @@ inline void (*body)(void **);
 inline void **arguments;
 // What the lanes of a warp show each other.
 inline unsigned shown[THREADS][12];
+
+inline Copies copies[THREADS];
 
 inline void pause() {
     if (++turns > 200'000'000ul) {
@@ -128,6 +144,7 @@ inline void run_block(unsigned threads, bool backwards) {
         *--top = (void *)run_fiber;
         top -= 6;
         fibers[t] = {top, {t, 0, 0}, false};
+        copies[t].assign(1, {});
     }
     for (unsigned left = threads; left;) {
         left = 0;
@@ -181,6 +198,16 @@ template <class T> T __shfl_sync(unsigned, T x, unsigned lane) {
 template <class T> T __shfl_xor_sync(unsigned mask, T x, unsigned step) {
     return __shfl_sync(mask, x, threadIdx.x % 32 ^ step);
 }
+inline unsigned __ballot_sync(unsigned, int x) {
+    unsigned first = threadIdx.x / 32 * 32, all = 0;
+    emulate::shown[threadIdx.x][0] = x != 0;
+    __syncwarp();
+    for (unsigned i = 0; i < 32; i++) all |= emulate::shown[first + i][0] << i;
+    __syncwarp();
+    return all;
+}
+inline int __any_sync(unsigned mask, int x) { return __ballot_sync(mask, x) != 0; }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 inline unsigned atomicAdd(unsigned *at, unsigned add) {
     unsigned before = *at;
     *at += add;

@@ -74,7 +74,7 @@ pub(crate) mod cases {
     use crate::testing::{Case, Judge};
     use krasis_core::KvDtype;
 
-    cases![groups_pages_and_positions];
+    cases![groups_pages_and_positions, heads_of_models_in_steps_of_all_kinds];
 
     fn groups_pages_and_positions(on: &mut dyn Judge) {
         for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::F8E4M3] {
@@ -89,6 +89,36 @@ pub(crate) mod cases {
                 let q = all.cols(3, heads * k_dim);
                 let out = case.blank(5, heads * v_dim);
                 case.agree(on, &[out], 1e-5, |ops| ops.attend(q, &k, &v, &seqs, 1.7, out));
+            }
+        }
+    }
+
+    /// A row each over long and short pasts, few rows, many rows; scores are four wide, so that few
+    /// keys make a result and none may be missed.
+    fn heads_of_models_in_steps_of_all_kinds(on: &mut dyn Judge) {
+        let alone: Vec<(u32, u32)> = (0..37).map(|seq| (seq * 11 % 90, 1)).collect();
+        let steps = [
+            &[(700, 1)][..],
+            &[(300, 1), (0, 1), (37, 1)],
+            &[(300, 5), (0, 3)],
+            &[(103, 60), (0, 20), (45, 1), (14, 9)],
+            &alone,
+        ];
+        for dtype in [KvDtype::Bf16, KvDtype::F8E4M3] {
+            for (heads, kv_heads, dim) in [(14, 2, 64), (8, 2, 128), (17, 1, 128), (6, 3, 256)] {
+                for (parts, aside) in steps.iter().zip([0, 3, 8, 0, 1]) {
+                    let mut case = Case::new(31);
+                    let (seqs, tokens) = case.seqs(parts, 16);
+                    let rows = parts.iter().map(|(_, rows)| rows).sum();
+                    let k = case.store(tokens, kv_heads, dim, dtype, 16);
+                    let v = case.store(tokens, kv_heads, dim, dtype, 16);
+                    let (q, out) = (
+                        case.act(rows, heads * dim + aside).cols(aside, heads * dim),
+                        case.blank(rows, heads * dim + aside).cols(aside, heads * dim),
+                    );
+                    let scale = 12.0 * (dim as f32).powf(-0.5);
+                    case.agree(on, &[out], 1e-4, |ops| ops.attend(q, &k, &v, &seqs, scale, out));
+                }
             }
         }
     }

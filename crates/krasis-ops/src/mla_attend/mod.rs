@@ -52,7 +52,11 @@ pub(crate) mod cases {
     use crate::testing::{Case, Judge};
     use krasis_core::KvDtype;
 
-    cases![latent_and_rotated_parts, heads_in_tiles_and_parts];
+    cases![
+        latent_and_rotated_parts,
+        heads_in_tiles_and_parts,
+        latents_of_models_in_steps_of_all_kinds,
+    ];
 
     fn latent_and_rotated_parts(on: &mut dyn Judge) {
         for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::F8E4M3] {
@@ -65,6 +69,27 @@ pub(crate) mod cases {
                 let rope = case.store(tokens, 1, rotated, dtype, 4);
                 case.agree(on, &[out], 1e-5, |ops| {
                     ops.mla_attend(q, q_rope, &latent, &rope, &seqs, 0.8, out);
+                });
+            }
+        }
+    }
+
+    /// A row each over long and short pasts, few rows, many rows; scores are four wide.
+    fn latents_of_models_in_steps_of_all_kinds(on: &mut dyn Judge) {
+        let steps =
+            [&[(400, 1)][..], &[(260, 1), (0, 1)], &[(150, 3), (0, 2)], &[(40, 20), (9, 9)]];
+        for dtype in [KvDtype::Bf16, KvDtype::F8E4M3] {
+            for (heads, parts) in [5, 16, 40, 64].into_iter().flat_map(|h| steps.map(|s| (h, s))) {
+                let mut case = Case::new(32);
+                let (seqs, tokens) = case.seqs(parts, 16);
+                let rows = parts.iter().map(|(_, rows)| rows).sum();
+                let (latent, rope) =
+                    (case.store(tokens, 1, 512, dtype, 16), case.store(tokens, 1, 64, dtype, 16));
+                let q = case.act(rows, heads * 512 + 1).cols(1, heads * 512);
+                let q_rope = case.act(rows, heads * 64 + 8).cols(8, heads * 64);
+                let out = case.blank(rows, heads * 512);
+                case.agree(on, &[out], 1e-4, |ops| {
+                    ops.mla_attend(q, q_rope, &latent, &rope, &seqs, 0.5, out);
                 });
             }
         }
