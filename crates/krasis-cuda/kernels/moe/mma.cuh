@@ -33,8 +33,28 @@ template <int PENDING> __device__ __forceinline__ void copies_arrived() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// The block's barrier, which warps may reach at different places of the program.
-__device__ __forceinline__ void block_barrier() { asm volatile("bar.sync 0;" ::: "memory"); }
+// A barrier in shared memory for `warps` warps, each of which tells, and awaits the others later.
+__device__ __forceinline__ void expect(u32 barrier, u32 warps) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(warps) : "memory");
+}
+
+__device__ __forceinline__ void tell(u32 barrier) {
+    __syncwarp();
+    asm volatile("{ .reg .pred p; .reg .b64 state; .reg .u32 lane; mov.u32 lane, %%laneid; setp.eq.u32 p, lane, 0;\n"
+                 "@p mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(barrier)
+                 : "memory");
+}
+
+// Phases are 0 and 1 in turn.
+__device__ __forceinline__ void await(u32 barrier, u32 phase) {
+    u32 complete;
+    do {
+        asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(complete)
+                     : "r"(barrier), "r"(phase)
+                     : "memory");
+    } while (!complete);
+}
 
 __device__ __forceinline__ uint4 shared_16(u32 at) {
     uint4 x;

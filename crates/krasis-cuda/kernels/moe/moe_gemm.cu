@@ -8,15 +8,18 @@
 // once would fill the queue that they share with reads.
 //
 // Unpacking: an integer of a line, masked where it lies, is a BF16 number of integer · 2^-133, for
-// the subnormal numbers and the first normal ones are equally spaced. So one multiplication and
-// addition makes exactly `(integer - zero) · 2^-6` of it, and another multiplication puts the scale
-// on, rounded once; the sum is multiplied by 2^6 at the end.
+// the subnormal numbers and the first normal ones are equally spaced. One multiplication and
+// addition, rounded once, makes `scale · (integer - zero) · 2^-13` of it, and the sum is scaled by
+// 2^13 at the end. Scales must be less than 2^8.
 //
-// Bound: tensor cores. 16 columns by 8 outputs take a warp up to 8 products of 16 rows, 6 clocks
-// each, and about 12 other instructions. Reading x takes two thirds of shared memory's time.
+// Bound: the issue of instructions. On an H200 a product takes its quarter of a multiprocessor six
+// clocks in which neither of two warps issues anything else, and every other instruction takes one:
+// measured with registers alone, 643 TFLOP/s without unpacking, 539 and 486 with 5 and 7.5 other
+// instructions to four products. So what counts is instructions beside a product.
 //
 // BITS is 4 or 8, GROUP 32, 64 or 128. The grid is what the GPU holds, 256 threads; dynamic shared
-// memory: STEPSD_BYTES. Columns are a multiple of 8, and rows of x start at multiples of 16 bytes.
+// memory: SHARED_BYTES. Columns and strides are multiples of 8, and buffers start at multiples of 16
+// bytes. HIDDEN and INTER, if defined, are those of the call: fewer instructions.
 #include "mma.cuh"
 
 #ifndef BITS
@@ -51,15 +54,22 @@
 #define STAGE (X_BYTES + WEIGHT_BYTES + SCALE_BYTES)
 // What is known of tiles from where loading is to where sums are stored.
 #define RING (STAGES + 2)
-#define RING_BYTES (RING * (2 * TILE_ROWS + 2) * 4)
-#define STEPSD_BYTES (STAGES * STAGE + RING_BYTES)
+#define RING_BYTES (RING * (128 + TILE_ROWS + 2) * 4 + 8)
+#define SHARED_BYTES (STAGES * STAGE + RING_BYTES)
 
-// BF16 pairs: 2^127, 2^123 for high nibbles, and minus zero · 2^-6.
-#define LOW 0x7f007f00u
-#define HIGH 0x7d007d00u
-#define ZERO (BITS == 4 ? 0xbe00be00u : 0xc000c000u)
-#define UNSCALE 64.0f
-#define MINUS_NOTHING 0x80008000u
+// BF16 pairs: 2^120, and for high nibbles 2^116; minus zero · 2^-13; minus nothing.
+#define LOW 0x7b807b80u
+#define HIGH 0x79807980u
+#define ZERO (BITS == 4 ? 0xba80ba80u : 0xbc80bc80u)
+#define NOTHING 0x80008000u
+#define UNSCALE 8192.0f
+
+// Whether all tiles have all of their outputs, and all lines their columns.
+#ifdef HIDDEN
+#define WHOLE (HIDDEN % 256 == 0 && INTER % 128 == 0)
+#else
+#define WHOLE 0
+#endif
 
 // The weights that a tile may meet.
 struct Bank {
@@ -80,7 +90,8 @@ struct Kernel {
 
     // Shared memory: stages, then rows of x (in 16 bytes) and pairs of each tile, then tiles.
     u32 stages;
-    u32 (*rows)[TILE_ROWS], (*pairs)[TILE_ROWS], (*sizes)[2];
+    u32 (*rows)[16][8], (*pairs)[TILE_ROWS], (*sizes)[2];
+    u32 done, phase; // A barrier of warps that have read a stage, and what was copied.
     u32 lines, tiles_across, total;
 
     // Loading: the stage, the tile's place in the ring, steps of rows (none: nothing is left), blocks
@@ -89,6 +100,8 @@ struct Kernel {
     u32 to, load_entry, load_steps, load_before, load_line;
     int load_left;
     const u8 *load_data;
+    const u16 *load_x;
+    uint4 load_rows;
     // The tile after it: number; expert, first entry and entries; a pair that has been asked for.
     u32 next;
     uint3 next_tile;
@@ -106,7 +119,11 @@ struct Kernel {
     bf16x2 weights[2][2 * MINE][2];
     // Packed weights to come.
     uint4 words[2 * MINE][BITS / 4];
-    bf16x2 scale[2 * MINE];
+    bf16x2 low[2 * MINE], high[2 * MINE], zero[2 * MINE];
+
+    __device__ __forceinline__ static u32 word_of(const uint4 &x, u32 i) {
+        return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w;
+    }
 
     __device__ __forceinline__ static u32 after(u32 entry) { return entry == RING - 1 ? 0 : entry + 1; }
     __device__ __forceinline__ u32 stage_after(u32 stage) const {
@@ -130,7 +147,7 @@ struct Kernel {
 
     __device__ __forceinline__ void write_down(u32 entry) {
         if (thread < TILE_ROWS) {
-            rows[entry][thread] = next_pair / top_k * (x_stride / 8);
+            rows[entry][thread % 16][thread / 16] = next_pair / top_k * (x_stride / 8);
             pairs[entry][thread] = next_pair;
         }
         if (thread == 0) {
@@ -153,6 +170,7 @@ struct Kernel {
         u32 block = next % tiles_across * bank.stride, warp = thread / 32;
         load_left = (int)(bank.blocks - block - warp);
         load_before = (next_tile.x * bank.expert_blocks + block) * lines;
+        load_x = x + thread % 16 * 8;
         load_data = bank.data + (u64)(load_before + warp * lines) * BLOCK + thread % 32 * 16;
         next += gridDim.x;
         look_up();
@@ -161,7 +179,7 @@ struct Kernel {
     // After a barrier: turns to the next line, and looks ahead.
     __device__ __forceinline__ void turn() {
         if (load_steps == 0) return;
-        load_data += BLOCK;
+        load_data += BLOCK, load_x += 128;
         if (++load_line == lines) enter();
         if (load_steps != 0 && asks()) ask();
     }
@@ -171,9 +189,10 @@ struct Kernel {
 #pragma unroll
         for (u32 i = 0; i < STEPS; i++) {
             if (i * 8 / STEPS != eighth) continue;
-            u32 col = load_line * 128 + thread % 16 * 8;
-            copy_16(to + x_to + i * 16 * 256, x + col + (u64)rows[load_entry][16 * i + thread / 16] * 8,
-                    col < bank.cols ? 16 : 0, i < load_steps);
+            if (i % 4 == 0) load_rows = *(const uint4 *)&rows[load_entry][thread / 16][i];
+            bool in_row = WHOLE || load_line * 128 + thread % 16 * 8 < bank.cols;
+            copy_16(to + x_to + i * 16 * 256, load_x + (u64)word_of(load_rows, i % 4) * 8, in_row ? 16 : 0,
+                    i < load_steps);
         }
         const u32 copies = 2 * PART / 8 * (BLOCK / 512);
 #pragma unroll
@@ -182,23 +201,20 @@ struct Kernel {
             u32 half = i % (BLOCK / 512), part = i / (copies / 2), block = i / (BLOCK / 512) % (PART / 8) * 8;
             copy_16(to + weight_to + (part * PART + block) * BLOCK + half * 512,
                     load_data + (u64)((part ? bank.second : 0) + block) * lines * BLOCK + half * 512, 16,
-                    (int)(block + part * inside()) < load_left);
+                    WHOLE ? load_steps != 0 : (int)(block + part * inside()) < load_left);
         }
         if (eighth == 7) {
             u32 block = thread / LINE_SCALES, scale = thread % LINE_SCALES, part = block / PART;
             u32 line = load_before + load_line + ((part ? bank.second : 0) + block % PART) * lines;
             copy_16(to + X_BYTES + WEIGHT_BYTES + thread * 16,
                     bank.scales + (u64)(line * LINE_SCALES + scale) * 8, 16,
-                    thread < 2 * PART * LINE_SCALES && (int)(block % PART + part * inside()) < load_left + (int)(thread / 32));
+                    thread < 2 * PART * LINE_SCALES &&
+                        (WHOLE ? load_steps != 0 : (int)(block % PART + part * inside()) < load_left + (int)(thread / 32)));
         }
     }
 
     // Blocks of the matrix from a tile's first part to its second.
     __device__ __forceinline__ u32 inside() const { return bank.stride == PART ? 0 : PART; }
-
-    __device__ __forceinline__ static u32 word_of(const uint4 &x, u32 i) {
-        return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w;
-    }
 
     // Reads what the steps from `k` on are unpacked from, where that changes.
     __device__ __forceinline__ void load_packed(u32 stage, u32 k) {
@@ -213,68 +229,83 @@ struct Kernel {
             if (k % (8 / LINE_SCALES) == 0) {
                 u32 chunk = part * PART * LINE_SCALES + k / (8 / LINE_SCALES);
                 uint2 raw = shared_8(stage + scale_at + chunk * 16);
-                scale[part * MINE] = __byte_perm(raw.x, 0, odd_row ? 0x3232 : 0x1010);
-                scale[part * MINE + 1] = __byte_perm(raw.y, 0, odd_row ? 0x3232 : 0x1010);
+#pragma unroll
+                for (u32 j = 0; j < MINE; j++) {
+                    bf16x2 scale = __byte_perm(j ? raw.y : raw.x, 0, odd_row ? 0x3232 : 0x1010);
+                    low[part * MINE + j] = fma_pair(scale, LOW, NOTHING);
+                    if (BITS == 4) high[part * MINE + j] = fma_pair(scale, HIGH, NOTHING);
+                    zero[part * MINE + j] = fma_pair(scale, ZERO, NOTHING);
+                }
             }
         }
     }
 
     // Both weight registers of matrix `j` for step `k`.
     __device__ __forceinline__ void unpack(u32 j, u32 k) {
-        bf16x2 b0, b1;
         u32 first = word_of(words[j][0], k / 2) >> k % 2 * 8;
 #if BITS == 4
-        b0 = fma_pair(first & 0x000f000f, LOW, ZERO);
-        b1 = fma_pair(first & 0x00f000f0, HIGH, ZERO);
+        weights[k % 2][j][0] = fma_pair(first & 0x000f000f, low[j], zero[j]);
+        weights[k % 2][j][1] = fma_pair(first & 0x00f000f0, high[j], zero[j]);
 #else
         u32 second = word_of(words[j][1], k / 2) >> k % 2 * 8;
-        b0 = fma_pair(first & 0x00ff00ff, LOW, ZERO);
-        b1 = fma_pair(second & 0x00ff00ff, LOW, ZERO);
+        weights[k % 2][j][0] = fma_pair(first & 0x00ff00ff, low[j], zero[j]);
+        weights[k % 2][j][1] = fma_pair(second & 0x00ff00ff, low[j], zero[j]);
 #endif
-        weights[k % 2][j][0] = fma_pair(b0, scale[j], MINUS_NOTHING);
-        weights[k % 2][j][1] = fma_pair(b1, scale[j], MINUS_NOTHING);
     }
 
     // A tile's sums for a warp with COUNT steps of rows. While a step's products are under way, the
-    // next step is read and unpacked, so that neither waits for the other.
-    template <u32 COUNT>
-    __device__ __forceinline__ void tile(u32 &stage) {
-        const u32 parts = COUNT ? COUNT : 1;
+    // next step is read and unpacked, so that neither waits for the other. Between telling that a
+    // stage has been read and waiting for the others lie products of its last step.
+    template <u32 COUNT> __device__ __forceinline__ void tile(u32 &stage) {
 #pragma unroll 1
         for (u32 line = 0; line < lines; line++) {
 #pragma unroll
             for (u32 k = 0; k < 8; k++) {
                 u32 next = (k + 1) % 8;
+                const u32 before = next == 0 ? COUNT / 2 : 0, parts = COUNT > before ? COUNT - before : 1;
                 if (next == 0) {
                     copies_together();
                     settle();
                     copies_arrived<STAGES - 2>();
-                    block_barrier();
+                    tell(done);
+                }
+#pragma unroll
+                for (u32 i = 0; i < STEPS; i++)
+                    if (i < before) multiply_step(i, k);
+                if (next == 0) {
+                    await(done, phase);
+                    phase ^= 1;
                     turn();
                     to = stage;
                     stage = stage_after(stage);
                 }
-                const bool reads = COUNT != 0 || next == 0;
                 u32 x_next = stage + x_at ^ next * 32;
-                if (reads) load_packed(stage, next);
+                if (COUNT != 0 || next == 0) load_packed(stage, next);
+#pragma unroll
+                for (u32 i = 0; i < STEPS; i++)
+                    if (i < before) load_matrices(x_parts[i], x_next + i * 16 * 256);
 #pragma unroll
                 for (u32 i = 0; i < STEPS; i++) {
-                    if (i < COUNT)
-#pragma unroll
-                        for (u32 j = 0; j < 2 * MINE; j++)
-                            multiply_add(sums[i][j], x_parts[i], weights[k % 2][j][0], weights[k % 2][j][1]);
+                    if (i < before) continue;
+                    if (i < COUNT) multiply_step(i, k);
                     if (i < COUNT || next == 0) load_matrices(x_parts[i], x_next + i * 16 * 256);
-                    if (reads)
+                    if (COUNT != 0 || next == 0)
 #pragma unroll
                         for (u32 j = 0; j < 2 * MINE; j++)
-                            if (j * parts / (2 * MINE) == i) unpack(j, next);
-                    if (i == 0)
+                            if (j * parts / (2 * MINE) == i - before) unpack(j, next);
+                    if (i == before)
 #pragma unroll
                         for (u32 eighth = 0; eighth < 8; eighth++)
                             if (eighth * SPREAD / 8 == next) load(eighth);
                 }
             }
         }
+    }
+
+    __device__ __forceinline__ void multiply_step(u32 i, u32 k) {
+#pragma unroll
+        for (u32 j = 0; j < 2 * MINE; j++)
+            multiply_add(sums[i][j], x_parts[i], weights[k % 2][j][0], weights[k % 2][j][1]);
     }
 
     // Calls `store(pair, this lane's first output, sums, upper half)` for each row.
@@ -284,8 +315,9 @@ struct Kernel {
         total = tiles[0] * tiles_across;
         if (blockIdx.x >= total) return;
         stages = shared_address(shared);
-        rows = (u32(*)[TILE_ROWS])(shared + STAGES * STAGE);
-        pairs = rows + RING;
+        rows = (u32(*)[16][8])(shared + STAGES * STAGE);
+        done = stages + STAGES * STAGE + RING * (128 + TILE_ROWS + 2) * 4;
+        pairs = (u32(*)[TILE_ROWS])(rows + RING);
         sizes = (u32(*)[2])(pairs + RING);
 
         thread = thread_number();
@@ -310,17 +342,23 @@ struct Kernel {
         enter();
         if (asks()) ask();
         to = stages;
+        phase = 0;
+        if (thread == 0) expect(done, THREADS / 32);
         __syncthreads();
 #pragma unroll 1
-        for (u32 i = 0; i < STAGES; i++) {
+        for (u32 i = 0; i < STAGES - 1; i++) {
 #pragma unroll 1
             for (u32 eighth = 0; eighth < 8; eighth++) load(eighth);
             copies_together();
             settle();
             __syncthreads();
-            if (i < STAGES - 1) turn(), to += STAGE;
+            turn(), to += STAGE;
         }
-        copies_arrived<STAGES - 1>();
+        // The last stage is begun, as if after the last step of a line: the first line goes on with it.
+#pragma unroll
+        for (u32 eighth = 0; eighth < 8; eighth++)
+            if (eighth * SPREAD / 8 == 0) load(eighth);
+        copies_arrived<STAGES - 2>();
         __syncthreads();
 
         u32 stage = stages, entry = 0;
@@ -371,7 +409,7 @@ struct Kernel {
 
 // Writes four outputs, or those of them that exist.
 __device__ __forceinline__ void put(u16 *row, u32 first, u32 outputs, bf16x2 low, bf16x2 high) {
-    if (first + 4 <= outputs && ((u64)row & 7) == 0) {
+    if (WHOLE || first + 4 <= outputs) {
         *(uint2 *)(row + first) = make_uint2(low, high);
     } else {
 #pragma unroll
@@ -388,6 +426,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     moe_gate_up(const u16 *x, u32 x_stride, const u32 *sorted, const u32 *tiles, u32 top_k, const u8 *data,
                 const u16 *scales, u32 cols, u32 gate_rows, u16 *inner, u32 inner_stride, u32 inter) {
     Kernel kernel;
+#ifdef HIDDEN
+    cols = HIDDEN, inter = INTER, gate_rows = (INTER + 7) / 8 * 8;
+#endif
     kernel.bank = Bank{data, scales, cols, gate_rows / 4, gate_rows / 8, (inter + 7) / 8, PART};
     kernel.x = x, kernel.x_stride = x_stride, kernel.top_k = top_k;
     kernel.sorted = sorted, kernel.tiles = tiles;
@@ -410,6 +451,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     moe_down(const u16 *inner, u32 inner_stride, const u32 *sorted, const u32 *tiles, const float *factors,
              const u8 *data, const u16 *scales, u32 cols, u32 down_rows, u16 *out, u32 out_stride, u32 hidden) {
     Kernel kernel;
+#ifdef HIDDEN
+    cols = INTER, hidden = HIDDEN, down_rows = (HIDDEN + 7) / 8 * 8;
+#endif
     kernel.bank = Bank{data, scales, cols, down_rows / 8, PART, (hidden + 7) / 8, 2 * PART};
     kernel.x = inner, kernel.x_stride = inner_stride, kernel.top_k = 1;
     kernel.sorted = sorted, kernel.tiles = tiles;
