@@ -195,6 +195,11 @@ impl Packed<'_> {
         Format::Int4 { group: self.group }
     }
 
+    /// Names of the tensors that its numbers and scales are in.
+    pub fn tensors(&self) -> [&str; 2] {
+        [self.words.name, self.scales.name]
+    }
+
     /// Refuses any size but this one.
     pub fn expect_matrix(&self, rows: u32, cols: u32) -> Result<(), CheckpointError> {
         if (self.rows, self.cols) == (rows, cols) {

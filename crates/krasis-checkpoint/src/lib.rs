@@ -1,9 +1,11 @@
-//! Bytes on disk: a model folder as named tensors, and the weight formats they come in.
+//! Bytes on disk: a model folder as named tensors, the weight formats they come in, and the cache of
+//! what was made of them.
 //!
 //! A checkpoint is somebody else's file: everything read here is checked before it is believed, and
 //! what does not hold up becomes a [`CheckpointError`] that names the file and what to do about it.
 #![deny(unsafe_code)]
 
+pub mod cache;
 pub mod checkpoint;
 pub mod compressed_tensors;
 pub mod error;

@@ -8,6 +8,10 @@
 use half::bf16;
 use krasis_core::Format;
 
+/// Names how numbers are rounded. Caches carry it: a change of any integer or scale needs another,
+/// which `krasis-engine/tests/cache.rs` finds out.
+pub const QUANTISER: &str = "quantiser 1";
+
 /// A weight that is infinite or not a number. Such a row has no meaningful scale, and a checkpoint
 /// that contains one is broken; the caller knows which tensor and row it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

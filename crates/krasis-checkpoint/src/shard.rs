@@ -2,7 +2,7 @@
 
 use crate::error::CheckpointError;
 use crate::json::{Unique, is_lfs_pointer, open_file};
-use crate::mmap::map;
+use crate::mmap::{map, release};
 use crate::tensor::Tensor;
 use krasis_core::DType;
 use memmap2::Mmap;
@@ -84,6 +84,23 @@ impl Shard {
         let (start, end) = info.data_offsets;
         let bytes = &self.bytes[self.data + start..self.data + end];
         Ok(Some(Tensor { name, dtype, shape, bytes, file: &self.file }))
+    }
+
+    /// Gives the memory behind a tensor back.
+    pub(crate) fn release(&self, name: &str) {
+        if let Some((start, end)) = self.header.info(name).map(|info| info.data_offsets) {
+            release(&self.bytes, self.data + start..self.data + end);
+        }
+    }
+
+    /// The whole file: header and tensors.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Where the tensors' bytes begin.
+    pub(crate) fn data(&self) -> usize {
+        self.data
     }
 }
 

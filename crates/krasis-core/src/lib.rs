@@ -7,6 +7,7 @@ pub mod bytes;
 pub mod dtype;
 pub mod lines;
 pub mod quant;
+pub mod random;
 pub mod slot;
 
 pub use arena::Layout;

@@ -12,6 +12,10 @@ use crate::slot::Slot;
 use half::bf16;
 use std::fmt;
 
+/// Names where numbers lie in all formats and in a bank of experts. Caches carry it: a change of
+/// any place needs another, which `krasis-engine/tests/cache.rs` finds out.
+pub const LAYOUT: &str = "layout 1";
+
 /// How the numbers of a weight are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {

@@ -35,6 +35,13 @@ impl<T> Slot<T> {
     }
 }
 
+impl<T: bytemuck::Pod> Slot<T> {
+    /// The same memory as bytes.
+    pub const fn bytes(self) -> Slot<u8> {
+        Slot::new(self.start, self.len * size_of::<T>() as u64)
+    }
+}
+
 impl Slot<Act> {
     /// The same memory on a device whose activations are f32.
     pub const fn floats(self) -> Slot<f32> {

@@ -58,6 +58,23 @@ impl Arena {
         self.write(at).1
     }
 
+    /// The bytes of slots that lie one behind the other, all to be written at once.
+    pub fn slices_mut(&mut self, slots: &[Slot<u8>]) -> Vec<&mut [u8]> {
+        let mut rest = self.slice_mut(Slot::new(0, self.bytes as u64));
+        let mut end = 0;
+        let slice = |slot: &Slot<u8>| {
+            assert!(slot.start >= end, "slot {slot:?} begins before {end}, where another ends");
+            let skipped = rest.split_off_mut(..(slot.start - end) as usize);
+            let slice = rest.split_off_mut(..slot.len as usize);
+            end = slot.start + slot.len;
+            let (Some(_), Some(slice)) = (skipped, slice) else {
+                panic!("slot {slot:?} ends behind the arena");
+            };
+            slice
+        };
+        slots.iter().map(slice).collect()
+    }
+
     /// A slot to write, and everything else to read meanwhile.
     pub fn write<T: Pod>(&mut self, out: Slot<T>) -> (Inputs<'_>, &mut [T]) {
         let (inputs, out, _) = self.write_two(out, Slot::<u8>::EMPTY);
@@ -175,6 +192,23 @@ mod tests {
         let (mut arena, a, _) = arena();
         let (inputs, _) = arena.write(a);
         inputs.slice(Slot::<f32>::new(a.start + 4, 1));
+    }
+
+    #[test]
+    fn several_slots_are_written_at_once() {
+        let (mut arena, a, b) = arena();
+        for (i, slice) in arena.slices_mut(&[a.bytes(), b.bytes()]).into_iter().enumerate() {
+            slice.fill(i as u8 + 1);
+        }
+        assert_eq!(arena.slice(a.bytes()), [1; 40]);
+        assert_eq!(arena.slice(b.bytes()), [2; 12]);
+    }
+
+    #[test]
+    #[should_panic(expected = "another ends")]
+    fn slots_that_overlap_are_not_written_at_once() {
+        let (mut arena, a, _) = arena();
+        arena.slices_mut(&[a.bytes(), Slot::new(a.start + 39, 2)]);
     }
 
     #[test]

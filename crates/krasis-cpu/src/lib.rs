@@ -2,7 +2,10 @@
 //! kernels are built from.
 
 pub mod affinity;
+#[cfg(target_arch = "x86_64")]
+pub mod amx;
 pub mod arena;
+pub mod floats;
 pub mod isa;
 pub mod limits;
 pub mod lines;

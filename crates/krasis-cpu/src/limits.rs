@@ -24,13 +24,13 @@ pub fn read_bandwidth(team: &Team, bytes: usize) -> f64 {
 
 /// Reads all of it; the result keeps the compiler from not reading.
 pub fn read(pages: &[[u8; 4096]]) -> u64 {
-    match Isa::best() {
+    match Isa::best().vectors() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the variant holds a proof of the feature.
         Isa::Avx512Vnni(_) => unsafe { x86::read_avx512(pages) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx2(_) => unsafe { x86::read_avx2(pages) },
+        Isa::Avx2(_) | Isa::AvxVnni(_) => unsafe { x86::read_avx2(pages) },
         _ => pages.iter().flatten().fold(0, |all, &byte| all ^ u64::from(byte)),
     }
 }
@@ -39,11 +39,29 @@ pub fn read(pages: &[[u8; 4096]]) -> u64 {
 pub fn byte_products(isa: Isa, rounds: usize) -> u64 {
     match isa {
         #[cfg(target_arch = "x86_64")]
+        Isa::Amx(proof) => crate::amx::multiply_only(proof, rounds),
+        #[cfg(target_arch = "x86_64")]
         // SAFETY: the variant holds a proof of the features.
         Isa::Avx512Vnni(_) => unsafe { x86::dpbusd(rounds) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
+        Isa::AvxVnni(_) => unsafe { x86::dpbusd_256(rounds) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
         Isa::Avx2(_) => unsafe { x86::maddubs(rounds) },
+        _ => 0,
+    }
+}
+
+/// Multiplies and adds floats in registers, `rounds` times over; returns the products of one round.
+pub fn float_products(isa: Isa, rounds: usize) -> u64 {
+    match isa.vectors() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the variant holds a proof of the features.
+        Isa::Avx512Vnni(_) => unsafe { x86::fmadd512(rounds) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx2(_) | Isa::AvxVnni(_) => unsafe { x86::fmadd256(rounds) },
         _ => 0,
     }
 }
@@ -80,6 +98,32 @@ mod x86 {
     /// Independent sums, more than the instruction's latency times its rate.
     const SUMS: usize = 12;
 
+    #[target_feature(enable = "avx512f")]
+    pub fn fmadd512(rounds: usize) -> u64 {
+        let (a, b) = black_box((_mm512_set1_ps(1.0), _mm512_set1_ps(1e-9)));
+        let mut sums = [_mm512_setzero_ps(); SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(a, *sum, b);
+            }
+        }
+        black_box(sums);
+        16 * SUMS as u64
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub fn fmadd256(rounds: usize) -> u64 {
+        let (a, b) = black_box((_mm256_set1_ps(1.0), _mm256_set1_ps(1e-9)));
+        let mut sums = [_mm256_setzero_ps(); SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(a, *sum, b);
+            }
+        }
+        black_box(sums);
+        8 * SUMS as u64
+    }
+
     #[target_feature(enable = "avx512f,avx512vnni")]
     pub fn dpbusd(rounds: usize) -> u64 {
         let (a, b) = black_box((_mm512_set1_epi8(3), _mm512_set1_epi8(-5)));
@@ -91,6 +135,19 @@ mod x86 {
         }
         black_box(sums);
         64 * SUMS as u64
+    }
+
+    #[target_feature(enable = "avx2,avxvnni")]
+    pub fn dpbusd_256(rounds: usize) -> u64 {
+        let (a, b) = black_box((_mm256_set1_epi8(3), _mm256_set1_epi8(-5)));
+        let mut sums = [_mm256_setzero_si256(); SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm256_dpbusd_avx_epi32(*sum, a, b);
+            }
+        }
+        black_box(sums);
+        32 * SUMS as u64
     }
 
     /// With the addition in 16 bits, without the widening that a kernel must do now and then.

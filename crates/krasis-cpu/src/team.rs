@@ -160,6 +160,24 @@ impl Team {
         });
     }
 
+    /// Calls `work(worker, item)` with each of `0..items`, one at a time and in order: for few items
+    /// that cost unequally, dearest first.
+    pub fn each(&self, items: usize, work: impl Fn(usize, usize) + Sync) {
+        if items <= 1 || self.workers.is_empty() {
+            return (0..items).for_each(|item| work(0, item));
+        }
+        let next = AtomicUsize::new(0);
+        self.run(|worker| {
+            loop {
+                let item = next.fetch_add(1, Ordering::Relaxed);
+                if item >= items {
+                    return;
+                }
+                work(worker, item);
+            }
+        });
+    }
+
     /// Calls `work` with each row of two matrices that have equally many rows, of `a_cols` and
     /// `b_cols` elements; the second may have none.
     pub fn each_row<A: Send, B: Send>(
@@ -258,6 +276,19 @@ mod tests {
                 for i in range {
                     seen[i].fetch_add(1, Ordering::Relaxed);
                 }
+            });
+            assert!(seen.iter().all(|n| n.load(Ordering::Relaxed) == 1), "{items} items");
+        }
+    }
+
+    #[test]
+    fn each_item_comes_once() {
+        let team = Team::new(Some(3));
+        for items in [0, 1, 2, 50] {
+            let seen: Vec<AtomicUsize> = (0..items).map(|_| AtomicUsize::new(0)).collect();
+            team.each(items, |worker, item| {
+                assert!(worker < 3);
+                seen[item].fetch_add(1, Ordering::Relaxed);
             });
             assert!(seen.iter().all(|n| n.load(Ordering::Relaxed) == 1), "{items} items");
         }

@@ -80,6 +80,11 @@ for_this_machine! {
 }
 
 for_this_machine! {
+    /// Where the largest number is, the first of equals; what is no number is passed over.
+    pub fn largest(values: &[f32]) -> Option<usize> = largest_body
+}
+
+for_this_machine! {
     /// `out += scale · a`.
     pub fn add_scaled(out: &mut [f32], scale: f32, a: &[f32]) = add_scaled_body
 }
@@ -91,9 +96,55 @@ for_this_machine! {
 }
 
 for_this_machine! {
-    /// `out += Σ_j weights[j] · rows[j]`, in the order of `j`; bit for bit what [`add_scaled`] one
-    /// after the other gives, but `out` stays in registers meanwhile.
-    pub fn add_rows(out: &mut [f32], weights: &[f32], rows: &[&[f32]]) = add_rows_body
+    /// `x = x · silu(gate)`; see [`silu`].
+    pub fn times_silu(x: &mut [f32], gate: &[f32]) = times_silu_body
+}
+
+for_this_machine! {
+    /// `x = x · sigmoid(gate)`.
+    pub fn times_sigmoid(x: &mut [f32], gate: &[f32]) = times_sigmoid_body
+}
+
+for_this_machine! {
+    /// `out += a · b`, element by element.
+    pub fn add_pairs(out: &mut [f32], a: &[f32], b: &[f32]) = add_pairs_body
+}
+
+for_this_machine! {
+    /// Turns the pairs `(a[i], b[i])` by the angles of these cosines and sines.
+    pub fn rotate(a: &mut [f32], b: &mut [f32], cos: &[f32], sin: &[f32]) = rotate_body
+}
+
+for_this_machine! {
+    /// `out = a · out + b · x`.
+    pub fn blend(out: &mut [f32], a: f32, x: &[f32], b: f32) = blend_body
+}
+
+for_this_machine! {
+    /// `x = factor · x`.
+    pub fn scale(x: &mut [f32], factor: f32) = scale_body
+}
+
+for_this_machine! {
+    /// `out = scale · x`.
+    pub fn scaled(x: &[f32], scale: f32, out: &mut [f32]) = scaled_body
+}
+
+for_this_machine! {
+    /// The next scores of a softmax that is taken in pieces, to base 2 (Milakov and Gimelshein, 2018):
+    /// `top` becomes the largest so far, `x = 2^(x - top)`, and `total` includes them. Returns the
+    /// factor of everything that was weighed before.
+    pub fn weigh(x: &mut [f32], top: &mut f32, total: &mut f32) -> f32 = weigh_body
+}
+
+for_this_machine! {
+    /// `2ˣ` for `x` up to 0, within 2 units of the last place; never less than 2⁻¹²⁶.
+    pub fn exp2(x: f32) -> f32 = exp2_body
+}
+
+for_this_machine! {
+    /// `out = scale · data`, eight-bit floats as they are stored.
+    pub fn decode_f8(data: &[u8], scale: f32, out: &mut [f32]) = decode_f8_body
 }
 
 for_this_machine! {
@@ -206,6 +257,29 @@ fn total(sums: &[f32; LANES]) -> f32 {
 }
 
 #[inline(always)]
+fn largest_body<const FMA: bool>(values: &[f32]) -> Option<usize> {
+    // Several lanes at once, then where it was: one comparison after the other takes as long for
+    // the logits of 150,000 tokens as a layer does.
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (whole, rest) = values.as_chunks::<LANES>();
+    for values in whole {
+        for lane in 0..LANES {
+            lanes[lane] = if values[lane] > lanes[lane] { values[lane] } else { lanes[lane] };
+        }
+    }
+    let mut largest = f32::NEG_INFINITY;
+    for &value in rest.iter().chain(&lanes) {
+        largest = if value > largest { value } else { largest };
+    }
+    for (at, &value) in values.iter().enumerate() {
+        if value == largest {
+            return Some(at);
+        }
+    }
+    None
+}
+
+#[inline(always)]
 fn add_scaled_body<const FMA: bool>(out: &mut [f32], scale: f32, a: &[f32]) {
     for (out, &a) in out.iter_mut().zip(a) {
         *out = madd::<FMA>(scale, a, *out);
@@ -239,29 +313,129 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
 }
 
 #[inline(always)]
-fn add_rows_body<const FMA: bool>(out: &mut [f32], weights: &[f32], rows: &[&[f32]]) {
-    assert!(rows.len() == weights.len());
-    const CHUNK: usize = 2 * LANES;
-    let whole = out.len() / CHUNK * CHUNK;
-    let mut at = 0;
-    while at < whole {
-        let out = &mut out[at..at + CHUNK];
-        let mut sums = [0.0f32; CHUNK];
-        sums.copy_from_slice(out);
-        for (weight, row) in weights.iter().zip(rows) {
-            let row = &row[at..at + CHUNK];
-            for lane in 0..CHUNK {
-                sums[lane] = madd::<FMA>(*weight, row[lane], sums[lane]);
-            }
-        }
-        out.copy_from_slice(&sums);
-        at += CHUNK;
+fn times_silu_body<const FMA: bool>(x: &mut [f32], gate: &[f32]) {
+    for (x, &gate) in x.iter_mut().zip(gate) {
+        *x *= gate / (1.0 + exp::<FMA>(-gate));
     }
-    for (weight, row) in weights.iter().zip(rows) {
-        let tail = out[whole..].iter_mut().zip(&row[whole..]);
-        for (out, x) in tail {
-            *out = madd::<FMA>(*weight, *x, *out);
+}
+
+#[inline(always)]
+fn times_sigmoid_body<const FMA: bool>(x: &mut [f32], gate: &[f32]) {
+    for (x, &gate) in x.iter_mut().zip(gate) {
+        *x /= 1.0 + exp::<FMA>(-gate);
+    }
+}
+
+#[inline(always)]
+fn add_pairs_body<const FMA: bool>(out: &mut [f32], a: &[f32], b: &[f32]) {
+    for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
+        *out = madd::<FMA>(a, b, *out);
+    }
+}
+
+#[inline(always)]
+fn rotate_body<const FMA: bool>(a: &mut [f32], b: &mut [f32], cos: &[f32], sin: &[f32]) {
+    assert!(b.len() == a.len() && cos.len() == a.len() && sin.len() == a.len());
+    for i in 0..a.len() {
+        let (x, y) = (a[i], b[i]);
+        a[i] = madd::<FMA>(x, cos[i], -(y * sin[i]));
+        b[i] = madd::<FMA>(y, cos[i], x * sin[i]);
+    }
+}
+
+#[inline(always)]
+fn blend_body<const FMA: bool>(out: &mut [f32], a: f32, x: &[f32], b: f32) {
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = madd::<FMA>(b, x, a * *out);
+    }
+}
+
+#[inline(always)]
+fn scale_body<const FMA: bool>(x: &mut [f32], factor: f32) {
+    for x in x {
+        *x *= factor;
+    }
+}
+
+#[inline(always)]
+fn scaled_body<const FMA: bool>(x: &[f32], scale: f32, out: &mut [f32]) {
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = x * scale;
+    }
+}
+
+#[inline(always)]
+fn weigh_body<const FMA: bool>(x: &mut [f32], top: &mut f32, total: &mut f32) -> f32 {
+    let before = *top;
+    let mut tops = [before; LANES];
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            tops[lane] = larger(chunk[lane], tops[lane]);
         }
+    }
+    for (lane, &x) in tail.iter().enumerate() {
+        tops[lane] = larger(x, tops[lane]);
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            tops[lane] = larger(tops[lane + half], tops[lane]);
+        }
+        half /= 2;
+    }
+    let now = tops[0];
+    let mut sums = [0.0f32; LANES];
+    let (chunks, tail) = x.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            chunk[lane] = exp2_body::<FMA>(chunk[lane] - now);
+            sums[lane] += chunk[lane];
+        }
+    }
+    for (lane, x) in tail.iter_mut().enumerate() {
+        *x = exp2_body::<FMA>(*x - now);
+        sums[lane] += *x;
+    }
+    let factor = if now == before { 1.0 } else { exp2_body::<FMA>(before - now) };
+    *top = now;
+    *total = madd::<FMA>(*total, factor, self::total(&sums));
+    factor
+}
+
+/// `b` if either is NaN, as vector hardware has it.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+/// As `exp` above, to base 2, where the remainder is exact: Cephes' `exp2f`.
+#[inline(always)]
+fn exp2_body<const FMA: bool>(x: f32) -> f32 {
+    let x = if x < -126.0 { -126.0 } else { x };
+    const MAGIC: f32 = 12_582_912.0;
+    let n = (x + MAGIC) - MAGIC;
+    let r = x - n;
+    let p = madd::<FMA>(1.535_336_2e-4, r, 1.339_887_5e-3);
+    let p = madd::<FMA>(p, r, 9.618_437e-3);
+    let p = madd::<FMA>(p, r, 5.550_332_5e-2);
+    let p = madd::<FMA>(p, r, 2.402_264_8e-1);
+    let p = madd::<FMA>(p, r, std::f32::consts::LN_2);
+    let p = madd::<FMA>(p, r, 1.0);
+    p * f32::from_bits((((n + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32 + 127) << 23) as u32)
+}
+
+/// Exponent and mantissa move to where f32 has them, eight places up; numbers below the smallest
+/// normal one get there with a leading one too many, which is subtracted again.
+#[inline(always)]
+fn decode_f8_body<const FMA: bool>(data: &[u8], scale: f32, out: &mut [f32]) {
+    for (out, &byte) in out.iter_mut().zip(data) {
+        let bits = u32::from(byte & 0x7f) << 20;
+        let normal = f32::from_bits(bits + (120 << 23));
+        let small = f32::from_bits(bits + (121 << 23)) - 0.015_625;
+        let x = if bits < 1 << 23 { small } else { normal };
+        let x = if bits == 0x7f << 20 { f32::NAN } else { x };
+        *out = f32::from_bits(x.to_bits() | u32::from(byte & 0x80) << 24) * scale;
     }
 }
 
@@ -341,6 +515,53 @@ mod tests {
     }
 
     #[test]
+    fn softmax_in_pieces_is_softmax() {
+        for len in [1, 16, 31, 32, 33, 100] {
+            let x: Vec<f32> = ramp(len, 0.7);
+            let wanted = |x: f32| f64::from(x - 35.0).exp2();
+            let all: f64 = x.iter().map(|x| wanted(*x)).sum();
+            for cut in [0, 1, len / 2] {
+                let (mut top, mut total) = (f32::NEG_INFINITY, 0.0);
+                let mut weights = x.clone();
+                let (first, second) = weights.split_at_mut(cut);
+                if cut > 0 {
+                    weigh(first, &mut top, &mut total);
+                }
+                let factor = weigh(second, &mut top, &mut total);
+                first.iter_mut().for_each(|x| *x *= factor);
+                for (x, got) in x.iter().zip(&weights) {
+                    let share = wanted(*x) / all;
+                    let got = f64::from(got / total);
+                    // The difference of two numbers below 64 is rounded to 2⁻¹⁸ at worst.
+                    assert!((got - share).abs() < 4e-6 * share + 1e-30, "{len}: {got}, {share}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn powers_of_two() {
+        for i in 0..12900 {
+            let x = i as f32 * -0.0097;
+            let (got, wanted) = (f64::from(exp2(x)), f64::from(x).exp2());
+            assert!((got - wanted).abs() <= 2.5e-7 * wanted, "{x}: {got} for {wanted}");
+        }
+        assert!(exp2(f32::NAN).is_nan() && exp2(0.0) == 1.0);
+        assert!(exp2(f32::NEG_INFINITY) <= f32::MIN_POSITIVE);
+    }
+
+    #[test]
+    fn eight_bit_floats_are_exact() {
+        let all: Vec<u8> = (0..=255).collect();
+        let mut out = [0.0; 256];
+        decode_f8(&all, 0.37, &mut out);
+        for (&byte, got) in all.iter().zip(out) {
+            let wanted = krasis_core::F8E4M3(byte).to_f32() * 0.37;
+            assert!(got.to_bits() == wanted.to_bits() || got.is_nan() && wanted.is_nan(), "{byte}");
+        }
+    }
+
+    #[test]
     fn dot4_is_dot_bit_for_bit() {
         for len in [1, 31, 32, 33, 100, 257] {
             let a = ramp(len, 0.013);
@@ -350,6 +571,20 @@ mod tests {
                 assert_eq!(four[i].to_bits(), dot(&a, &b[i]).to_bits(), "{len}");
             }
         }
+    }
+
+    #[test]
+    fn the_first_of_the_largest_is_found() {
+        for len in [1, 31, 32, 33, 100] {
+            let mut values: Vec<f32> = (0..len).map(|i| (i * 37 % 101) as f32).collect();
+            values[len / 2] = f32::NAN;
+            values[len - 1] = 200.0;
+            assert_eq!(largest(&values), Some(len - 1));
+            values[len / 3] = 200.0;
+            assert_eq!(largest(&values), Some(len / 3));
+        }
+        assert_eq!(largest(&[f32::NAN, f32::NEG_INFINITY]), Some(1));
+        assert_eq!((largest(&[f32::NAN]), largest(&[])), (None, None));
     }
 
     #[test]
@@ -375,22 +610,6 @@ mod tests {
                 let got = dot_row(format, &data, &scales, &x);
                 assert_eq!(got.to_bits(), dot(&row, &x).to_bits(), "{format} of {cols}");
             }
-        }
-    }
-
-    #[test]
-    fn add_rows_is_add_scaled_bit_for_bit() {
-        for len in [1, 63, 64, 65, 128, 200] {
-            let rows: Vec<Vec<f32>> = (1..6).map(|i| ramp(len, 0.011 * i as f32)).collect();
-            let weights = ramp(5, 0.1);
-            let (mut together, mut singly) = (ramp(len, 0.5), ramp(len, 0.5));
-            let slices: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
-            add_rows(&mut together, &weights, &slices);
-            weights
-                .iter()
-                .zip(&rows)
-                .for_each(|(weight, row)| add_scaled(&mut singly, *weight, row));
-            assert_eq!(together, singly, "{len}");
         }
     }
 

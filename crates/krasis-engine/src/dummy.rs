@@ -3,10 +3,12 @@
 
 use crate::error::StartError;
 use crate::load::{Stock, Stored};
+use crate::skew::popularity_bias;
 use half::{bf16, f16};
+use krasis_core::random::SplitMix64;
 use krasis_core::{DType, Format, Weight};
 use krasis_cpu::Team;
-use krasis_model::{Experts, Origin, Source};
+use krasis_model::{Experts, Ffn, Model, Origin, Source};
 use krasis_ops::{Bank, Memory};
 
 /// A checkpoint that does not exist: BF16 weights of every shape.
@@ -58,17 +60,26 @@ impl Stock for Dummy {
     }
 }
 
+/// Gives every router a bias that makes some experts popular.
+pub fn skew_routers(model: &mut Model<Source>, skew: f64) {
+    for (seed, layer) in (1..).zip(&mut model.layers) {
+        if let Ffn::Moe(moe) = &mut layer.ffn {
+            let bias = popularity_bias(&moe.routing, moe.experts.count, skew, seed);
+            moe.router_bias = Some(Source::numbers(bias));
+        }
+    }
+}
+
 /// Fills a weight so that a product with numbers of size one has size one again.
 fn random<D: Memory>(device: &mut D, weight: &Weight, seed: u32) {
     let size = (f64::from(weight.cols)).powf(-0.5) as f32;
-    let mut state = u64::from(seed) + 1;
+    let mut random = SplitMix64(u64::from(seed) + 1);
     // The same pseudo-random piece over and over: large models would wait for minutes otherwise,
     // and an odd length keeps rows from repeating in step.
     let piece: Vec<u8> = match weight.format {
         Format::Float(dtype) => {
-            let number = |state: &mut u64| (next(state) >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
-            let numbers =
-                (0..PIECE / dtype.bytes()).map(|_| number(&mut state) * size * 3f32.sqrt());
+            let spread = 2.0 * size * 3f32.sqrt();
+            let numbers = (0..PIECE / dtype.bytes()).map(|_| (random.uniform() - 0.5) * spread);
             match dtype {
                 DType::F32 => numbers.flat_map(f32::to_le_bytes).collect(),
                 DType::F16 => numbers.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
@@ -76,7 +87,7 @@ fn random<D: Memory>(device: &mut D, weight: &Weight, seed: u32) {
             }
         }
         Format::Int8 { .. } | Format::Int4 { .. } | Format::Lines(_) => {
-            (0..PIECE / 8).flat_map(|_| next(&mut state).to_le_bytes()).collect()
+            (0..PIECE / 8).flat_map(|_| random.bits().to_le_bytes()).collect()
         }
     };
     let element = match weight.format {
@@ -99,13 +110,4 @@ fn random<D: Memory>(device: &mut D, weight: &Weight, seed: u32) {
             &vec![bf16::from_f32(size / spread); weight.scales.len as usize],
         );
     }
-}
-
-/// SplitMix64 (Steele et al., 2014).
-fn next(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

@@ -1,23 +1,25 @@
 //! The step, and the thread that makes it.
 
-use crate::dummy::Dummy;
+use crate::device::{self, Home, Watched};
+use crate::dummy::{self, Dummy};
 use crate::error::StartError;
 use crate::handle::{Facts, Handle, Submission};
 use crate::kv::Pages;
-use crate::load::Stock;
-use crate::options::{DeviceKind, Options};
+use crate::load::{Built, Peak, PeakMeter, Placed, Shelf, Stock, Unwatched, Watch};
+use crate::options::{Activations, CacheUse, DeviceKind, Options};
 use crate::plan::{Plan, pages_hold_everything};
 use crate::runner::Runner;
-use crate::scheduler::Scheduler;
+use crate::scheduler::{Batch, Limits, Scheduler};
 use crate::sequence::Sequence;
+use half::bf16;
 use krasis_checkpoint::{Checkpoint, compressed_tensors};
 use krasis_core::{Bytes, Layout};
-use krasis_cpu::{Arena, OutOfMemory, Team};
+use krasis_cpu::Team;
 use krasis_model::{Config, Model, Source, describe};
-use krasis_ops::{Cpu, Memory, Ops, Reference};
+use krasis_ops::{Cpu, Memory, Ops};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A model in service. It stops when the last [`Handle`] is dropped.
 pub struct Running {
@@ -27,40 +29,115 @@ pub struct Running {
     pub regions: Vec<(&'static str, Bytes)>,
     /// Bytes of weights that a decoded token reads.
     pub decode_bytes: Bytes,
+    /// What loading took.
+    pub loading: Loading,
+}
+
+/// What loading took.
+#[derive(Clone, Copy, Debug)]
+pub struct Loading {
+    /// All weights.
+    pub bytes: Bytes,
+    /// Those that were read from a cache.
+    pub cached: Bytes,
+    /// Time to bring them into memory, that of building the cache aside.
+    pub time: Duration,
+    /// Memory at that time.
+    pub peak: Peak,
 }
 
 /// Loads the checkpoint in `dir` and starts its thread.
 pub fn start(dir: &Path, options: &Options) -> Result<Running, StartError> {
-    match options.device {
-        DeviceKind::Cpu => {
-            let device = |arena| Cpu::new(arena, Team::new(options.threads));
-            launch(Engine::load(dir, options, device)?)
-        }
-        DeviceKind::Reference => launch(Engine::load(dir, options, Reference::new)?),
+    start_watched(dir, options, &Unwatched)
+}
+
+/// The same for those who want to see how far it is.
+pub fn start_watched(
+    dir: &Path,
+    options: &Options,
+    watch: &dyn Watch,
+) -> Result<Running, StartError> {
+    let (ck, source) = describe_checkpoint(dir)?;
+    start_described(&ck, &source, options, watch)
+}
+
+/// Builds the cache of a checkpoint's weights, or finds it; nothing if it cannot be built, which is
+/// told as a warning. The memory that running the model takes is not asked for.
+pub fn build_cache(
+    dir: &Path,
+    options: &Options,
+    watch: &dyn Watch,
+) -> Result<Option<Built>, StartError> {
+    let (ck, source) = describe_checkpoint(dir)?;
+    let placed = Placed::plan(&source, &ck, options, &mut Layout::new(Cpu::ACT_BYTES))?;
+    match Shelf::of(&placed, &ck, options)? {
+        Some(shelf) => shelf.find(options.cache, &placed, &ck, &Team::new(options.threads), watch),
+        None => Err(StartError::NothingQuantised),
     }
 }
 
+fn describe_checkpoint(dir: &Path) -> Result<(Checkpoint, Model<Source>), StartError> {
+    let ck = Checkpoint::open(dir)?;
+    compressed_tensors::quantization(ck.config())?;
+    let source = describe(ck.config(), |name| ck.contains(name))?;
+    Ok((ck, source))
+}
+
 /// Starts a model of random weights in the shapes of a `config.json`: for measuring speed without
-/// a checkpoint.
-pub fn start_dummy(config: &Config, options: &Options) -> Result<Running, StartError> {
-    let source = describe(config, |_| false)?;
+/// a checkpoint. Its experts are equally popular, or as unequally as `skew` says (see
+/// [`crate::skew`]).
+pub fn start_dummy(
+    config: &Config,
+    skew: Option<f64>,
+    options: &Options,
+) -> Result<Running, StartError> {
+    let mut source = describe(config, |_| false)?;
+    if let Some(skew) = skew {
+        dummy::skew_routers(&mut source, skew);
+    }
+    start_described(&Dummy, &source, options, &Unwatched)
+}
+
+fn start_described(
+    stock: &impl Stock,
+    source: &Model<Source>,
+    options: &Options,
+    watch: &dyn Watch,
+) -> Result<Running, StartError> {
     match options.device {
-        DeviceKind::Cpu => {
-            let device = |arena| Cpu::new(arena, Team::new(options.threads));
-            launch(Engine::load_described(&Dummy, &source, options, device)?)
+        DeviceKind::Cpu => start_at(stock, source, options, device::cpu(options), watch),
+        DeviceKind::Reference => start_at(stock, source, options, device::reference(), watch),
+        DeviceKind::Cuda(Activations::Bf16) => {
+            start_at(stock, source, options, device::gpu::<bf16>(options)?, watch)
         }
-        DeviceKind::Reference => {
-            launch(Engine::load_described(&Dummy, &source, options, Reference::new)?)
+        DeviceKind::Cuda(Activations::F32) => {
+            start_at(stock, source, options, device::gpu::<f32>(options)?, watch)
+        }
+    }
+}
+
+fn start_at(
+    stock: &impl Stock,
+    source: &Model<Source>,
+    options: &Options,
+    home: impl Home,
+    watch: &dyn Watch,
+) -> Result<Running, StartError> {
+    match &options.trace {
+        None => launch(Engine::load_described(stock, source, options, home, watch)?),
+        Some(spans) => {
+            let home = Watched { home, spans: spans.clone() };
+            launch(Engine::load_described(stock, source, options, home, watch)?)
         }
     }
 }
 
 fn launch<D: Ops + Memory + Send + 'static>(loaded: Loaded<D>) -> Result<Running, StartError> {
-    let Loaded { mut engine, handle, submissions, regions, decode_bytes } = loaded;
+    let Loaded { mut engine, handle, submissions, regions, decode_bytes, loading } = loaded;
     std::thread::Builder::new()
         .name("krasis-engine".into())
         .spawn(move || engine.serve(&submissions))?;
-    Ok(Running { handle, regions, decode_bytes })
+    Ok(Running { handle, regions, decode_bytes, loading })
 }
 
 /// An engine that has not started yet.
@@ -75,6 +152,8 @@ pub struct Loaded<D> {
     pub regions: Vec<(&'static str, Bytes)>,
     /// Bytes of weights that a decoded token reads.
     pub decode_bytes: Bytes,
+    /// What loading took.
+    pub loading: Loading,
 }
 
 /// One thread owns everything: there are no locks below.
@@ -82,6 +161,8 @@ pub struct Engine<D> {
     scheduler: Scheduler,
     /// The model on its device.
     pub runner: Runner<D>,
+    /// The step's work, kept for its memory.
+    batch: Batch,
     /// Of requests that name no seed.
     seeds: u64,
 }
@@ -91,12 +172,20 @@ impl<D: Ops + Memory> Engine<D> {
     pub fn load(
         dir: &Path,
         options: &Options,
-        device: impl FnOnce(Arena) -> D,
+        home: impl Home<Device = D>,
     ) -> Result<Loaded<D>, StartError> {
-        let ck = Checkpoint::open(dir)?;
-        compressed_tensors::quantization(ck.config())?;
-        let source = describe(ck.config(), |name| ck.contains(name))?;
-        Engine::load_described(&ck, &source, options, device)
+        Engine::load_watched(dir, options, home, &Unwatched)
+    }
+
+    /// The same for those who want to see how far it is.
+    pub fn load_watched(
+        dir: &Path,
+        options: &Options,
+        home: impl Home<Device = D>,
+        watch: &dyn Watch,
+    ) -> Result<Loaded<D>, StartError> {
+        let (ck, source) = describe_checkpoint(dir)?;
+        Engine::load_described(&ck, &source, options, home, watch)
     }
 
     /// Plans, allocates and fills a model from its description.
@@ -104,15 +193,62 @@ impl<D: Ops + Memory> Engine<D> {
         stock: &impl Stock,
         source: &Model<Source>,
         options: &Options,
-        device: impl FnOnce(Arena) -> D,
+        home: impl Home<Device = D>,
+        watch: &dyn Watch,
     ) -> Result<Loaded<D>, StartError> {
-        let plan = Plan::new(source, stock, options, D::ACT_BYTES)?;
+        let plan = Plan::new(source, stock, options, D::ACT_BYTES, home.available())?;
+        let shelf = match options.cache {
+            CacheUse::Off => None,
+            _ => stock.shelf(&plan.placed, options)?,
+        };
+        Engine::fill(stock, source, plan, shelf.as_ref(), options, home, watch)
+    }
+
+    fn fill(
+        stock: &impl Stock,
+        source: &Model<Source>,
+        plan: Plan,
+        shelf: Option<&Shelf>,
+        options: &Options,
+        home: impl Home<Device = D>,
+        watch: &dyn Watch,
+    ) -> Result<Loaded<D>, StartError> {
         for (region, bytes) in &plan.regions {
             tracing::info!(%region, %bytes, "planned");
         }
-        let mut device = device(allocate(&plan.layout)?);
-        let model = plan.placed.fill(&mut device, stock, &Team::new(options.threads))?;
-        Ok(Engine::assemble(device, model, source, plan, options))
+        let (placed, team) = (&plan.placed, Team::new(options.threads));
+        let find = |cache| match shelf {
+            Some(shelf) => shelf.find(cache, placed, stock, &team, watch),
+            None => Ok(None),
+        };
+        let mut cache = find(options.cache)?;
+        let mut device = home.build(&plan.layout)?;
+        let (mut start, mut meter) = (Instant::now(), PeakMeter::start());
+        let mut model =
+            placed.fill(&mut device, stock, cache.as_ref().map(|cache| &cache.file), &team, watch);
+        // A cache is found damaged as it is read: another one, and if that is damaged too, none.
+        for again in [CacheUse::Rebuild, CacheUse::Off] {
+            let Err(StartError::Cache(error)) = &model else { break };
+            tracing::warn!("{error}");
+            cache = find(again)?;
+            (start, meter) = (Instant::now(), PeakMeter::start());
+            model = placed.fill(
+                &mut device,
+                stock,
+                cache.as_ref().map(|cache| &cache.file),
+                &team,
+                watch,
+            );
+        }
+        let model = model?;
+        let loading = Loading {
+            bytes: placed.bytes(),
+            cached: cache.as_ref().map_or(Bytes(0), |cache| cache.file.contents().bytes()),
+            time: start.elapsed(),
+            peak: meter.stop(placed.fill_peak(stock, cache.is_some())?),
+        };
+        loading.log();
+        Ok(Engine::assemble(device, model, source, plan, loading, options))
     }
 
     fn assemble(
@@ -120,13 +256,19 @@ impl<D: Ops + Memory> Engine<D> {
         model: Model<krasis_core::Weight>,
         source: &Model<Source>,
         plan: Plan,
+        loading: Loading,
         options: &Options,
     ) -> Loaded<D> {
         let facts = Facts { vocab: model.vocab, context_max: plan.context_max };
         let (handle, submissions) = Handle::new(facts, options.queue_max);
         let pages = Pages::new(plan.cache.pages, plan.cache.page, pages_hold_everything(source));
-        let scheduler =
-            Scheduler::new(pages, plan.cache.places, options.prefill_chunk, plan.context_max);
+        let limits = Limits {
+            places: plan.cache.places,
+            pages_max: plan.step.pages_max(),
+            prefill_chunk: options.prefill_chunk,
+            context_max: plan.context_max,
+        };
+        let scheduler = Scheduler::new(pages, limits);
         let seeds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
         let decode_bytes = plan.placed.decode_bytes();
         let banks = plan.placed.banks;
@@ -137,9 +279,10 @@ impl<D: Ops + Memory> Engine<D> {
             caches: plan.caches,
             buffers: plan.buffers,
             step: plan.step,
+            logits: Vec::new(),
         };
-        let engine = Engine { scheduler, runner, seeds };
-        Loaded { engine, handle, submissions, regions: plan.regions, decode_bytes }
+        let engine = Engine { scheduler, runner, batch: Batch::default(), seeds };
+        Loaded { engine, handle, submissions, regions: plan.regions, decode_bytes, loading }
     }
 
     /// Works until all handles are gone and all requests are answered.
@@ -153,16 +296,18 @@ impl<D: Ops + Memory> Engine<D> {
 
     /// One forward pass over whatever is due.
     pub fn step(&mut self) {
-        let Some(batch) = self.scheduler.next_batch() else { return };
+        let (scheduler, batch) = (&mut self.scheduler, &mut self.batch);
+        if !scheduler.next_batch(batch) {
+            return;
+        }
         self.runner.forward(&batch.input);
-        let scheduler = &mut self.scheduler;
-        self.runner.logits(&batch.rows, |index, logits| scheduler.hear(&batch, index, logits));
-        self.scheduler.commit(&batch);
+        self.runner.logits(&batch.rows, |index, logits| scheduler.hear(batch, index, logits));
+        scheduler.commit(batch);
     }
 
     /// Takes requests while there is room for them; with nothing to do, waits for one. False once
     /// there can be no more.
-    fn listen(&mut self, submissions: &Receiver<Submission>) -> bool {
+    pub fn listen(&mut self, submissions: &Receiver<Submission>) -> bool {
         while self.scheduler.has_room() {
             let submission = if self.scheduler.is_busy() {
                 match submissions.try_recv() {
@@ -184,11 +329,13 @@ impl<D: Ops + Memory> Engine<D> {
     }
 }
 
-fn allocate(layout: &Layout) -> Result<Arena, StartError> {
-    Arena::new(layout).map_err(|OutOfMemory { wanted }| StartError::Shortfall {
-        region: "the plan",
-        wanted,
-        available: krasis_cpu::memory::available().unwrap_or_default(),
-        remedy: "free memory or lower --context-max",
-    })
+impl Loading {
+    fn log(&self) {
+        let Loading { bytes, cached, time, peak } = self;
+        let seconds = time.as_secs_f64();
+        let rate = bytes.0 as f64 / seconds / 1e9;
+        tracing::info!(
+            "loaded {bytes}, {cached} of it from the cache, in {seconds:.2} s ({rate:.2} GB/s); {peak}"
+        );
+    }
 }

@@ -1,7 +1,9 @@
 //! Why a model cannot be started.
 
 use krasis_checkpoint::CheckpointError;
+use krasis_checkpoint::cache::CacheError;
 use krasis_core::Bytes;
+use krasis_cuda::CudaError;
 use krasis_model::ConfigError;
 
 /// Every message is a sentence that names what is wrong and what to do.
@@ -13,6 +15,18 @@ pub enum StartError {
     /// A setting in its config.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A cache of quantised weights. Models are loaded without it then; this is for those who want
+    /// the cache itself.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// A cache that would be empty.
+    #[error(
+        "these settings quantise nothing, so there is nothing to cache: choose --cpu-expert-bits 4, for example"
+    )]
+    NothingQuantised,
+    /// The GPU, its driver or its compiler.
+    #[error(transparent)]
+    Gpu(#[from] CudaError),
     /// A weight that is no number.
     #[error(
         "tensor {tensor} holds an infinite number or NaN in row {row}, so it cannot be quantised: the checkpoint is damaged"

@@ -2,6 +2,7 @@
 //! [`Handle`].
 #![forbid(unsafe_code)]
 
+pub mod device;
 pub mod dummy;
 pub mod engine;
 pub mod error;
@@ -15,9 +16,14 @@ pub mod runner;
 pub mod sample;
 pub mod scheduler;
 pub mod sequence;
+pub mod skew;
 
-pub use engine::{Engine, Loaded, Running, start, start_dummy};
+pub use engine::{
+    Engine, Loaded, Loading, Running, build_cache, start, start_dummy, start_watched,
+};
 pub use error::StartError;
 pub use handle::{Facts, Handle, Sink, Submission, SubmitError, Ticket};
-pub use options::{DeviceKind, ExpertBits, Options, Quant};
+pub use krasis_ops::Span;
+pub use load::{Built, Peak, Phase, Unwatched, Watch, cache_folders};
+pub use options::{Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant};
 pub use request::{Event, Finish, InvalidRequest, Logprob, Request, Sampling, Usage};

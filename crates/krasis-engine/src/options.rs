@@ -1,14 +1,28 @@
 //! What the user may choose. Flags, and later a config file, the launcher and Python, fill this in.
 
 use krasis_core::KvDtype;
+use krasis_ops::Span;
+use std::path::PathBuf;
+use std::sync::mpsc::Sender;
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
     /// Vector loops on all cores.
     Cpu,
+    /// An NVIDIA GPU.
+    Cuda(Activations),
     /// The plain loops that other devices are compared with: slow.
     Reference,
+}
+
+/// The type of activations on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activations {
+    /// What models are made for.
+    Bf16,
+    /// For comparing with the CPU: a few times slower.
+    F32,
 }
 
 /// How weights outside the routed experts are stored.
@@ -33,8 +47,19 @@ pub enum ExpertBits {
     AsStored,
 }
 
+/// What becomes of weights once they are quantised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheUse {
+    /// They are kept in a file, and read from there at the next start.
+    Auto,
+    /// They are quantised again, and kept.
+    Rebuild,
+    /// They are quantised at every start.
+    Off,
+}
+
 /// Everything that can be chosen about a running model.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Where it runs.
     pub device: DeviceKind,
@@ -50,6 +75,10 @@ pub struct Options {
     pub dense_mlp: Quant,
     /// Output matrix.
     pub lm_head: Quant,
+    /// Whether quantised weights are kept.
+    pub cache: CacheUse,
+    /// Where they are kept if the model's folder cannot be written.
+    pub cache_home: Option<PathBuf>,
     /// Element type of the KV cache; without a wish, that of the device's activations.
     pub kv: Option<KvDtype>,
     /// Threads of the CPU device; without a wish, all that this process may use.
@@ -64,6 +93,10 @@ pub struct Options {
     pub sequences_max: u32,
     /// Requests that may wait.
     pub queue_max: usize,
+    /// Who wants to know how long each operation takes.
+    pub trace: Option<Sender<Span>>,
+    /// Folder of compiled GPU kernels; without one they are compiled for every start.
+    pub kernel_cache: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -76,6 +109,8 @@ impl Default for Options {
             shared_expert: Quant::AsStored,
             dense_mlp: Quant::AsStored,
             lm_head: Quant::AsStored,
+            cache: CacheUse::Auto,
+            cache_home: None,
             kv: None,
             threads: None,
             context_max: None,
@@ -83,6 +118,8 @@ impl Default for Options {
             prefill_chunk: 512,
             sequences_max: 8,
             queue_max: 64,
+            trace: None,
+            kernel_cache: None,
         }
     }
 }

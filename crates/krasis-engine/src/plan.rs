@@ -5,7 +5,6 @@ use crate::load::{Placed, Stock};
 use crate::options::Options;
 use crate::runner::StepSlots;
 use krasis_core::{Bytes, KvDtype, Layout};
-use krasis_cpu::memory;
 use krasis_model::{Buffers, Cache, CacheShape, Mixer, Model, Source};
 
 /// Tokens of a KV page: small enough that a shared prefix is found almost whole.
@@ -40,14 +39,14 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans `model` for a device whose activations take `act_bytes`.
+    /// Plans `model` for a device whose activations take `act_bytes`, in `available` memory.
     pub fn new(
         model: &Model<Source>,
         stock: &impl Stock,
         options: &Options,
         act_bytes: u32,
+        available: Bytes,
     ) -> Result<Plan, StartError> {
-        let available = memory::available().unwrap_or(Bytes(u64::MAX));
         let mut layout = Layout::new(act_bytes);
         let mut regions = Vec::new();
         let mut mark = |name, layout: &Layout| {
@@ -70,7 +69,11 @@ impl Plan {
             });
         }
 
-        let (context_max, cache) = cache_shape(model, options, Bytes(available.0 - fixed.0))?;
+        // Without a wish, keys and values are kept as they are computed.
+        let own = if act_bytes == 2 { KvDtype::Bf16 } else { KvDtype::F32 };
+        let dtype = options.kv.unwrap_or(own);
+        let left = Bytes(available.0 - fixed.0);
+        let (context_max, cache) = cache_shape(model, options, dtype, left)?;
         let step = StepSlots::plan(
             rows_max,
             options.sequences_max.max(1),
@@ -87,9 +90,9 @@ impl Plan {
 fn cache_shape(
     model: &Model<Source>,
     options: &Options,
+    dtype: KvDtype,
     available: Bytes,
 ) -> Result<(u32, CacheShape), StartError> {
-    let dtype = options.kv.unwrap_or(KvDtype::F32);
     let page_bytes = Cache::page_bytes(model, PAGE, dtype).0.max(1);
     // Half of what is left: the other half is the system's and the file cache's.
     let fits =

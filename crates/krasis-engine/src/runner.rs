@@ -9,7 +9,7 @@ use krasis_ops::{Bank, Memory, Ops, Seqs};
 const LOGIT_ROWS: u32 = 32;
 
 /// What is uploaded for a step; the fields of [`Seqs`] say what each list holds.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct StepInput {
     /// `[rows]`.
     pub tokens: Vec<u32>,
@@ -19,8 +19,8 @@ pub struct StepInput {
     pub row_seq: Vec<u32>,
     /// `[sequences + 1]`.
     pub first_row: Vec<u32>,
-    /// Page lists of the sequences.
-    pub pages: Vec<Vec<u32>>,
+    /// `[sequences, pages_max]` page lists, zeros behind their ends.
+    pub pages: Vec<u32>,
     /// `[sequences]`.
     pub state: Vec<u32>,
 }
@@ -63,6 +63,13 @@ impl StepSlots {
     }
 }
 
+impl StepSlots {
+    /// Entries of a sequence's page list.
+    pub const fn pages_max(&self) -> u32 {
+        self.seqs.pages_max
+    }
+}
+
 /// A loaded model on its device.
 pub struct Runner<D> {
     /// Where it runs.
@@ -77,6 +84,8 @@ pub struct Runner<D> {
     pub buffers: Buffers,
     /// What changes from step to step.
     pub step: StepSlots,
+    /// Logits on their way to the host.
+    pub logits: Vec<f32>,
 }
 
 impl<D: Ops + Memory> Runner<D> {
@@ -94,19 +103,14 @@ impl<D: Ops + Memory> Runner<D> {
     pub fn begin(&mut self, input: &StepInput) -> (Step, Buffers) {
         let s = &self.step;
         let rows = input.tokens.len() as u32;
-        let pages_max = s.seqs.pages_max as usize;
-        let mut pages = vec![0; input.pages.len() * pages_max];
-        for (list, pages) in input.pages.iter().zip(pages.chunks_exact_mut(pages_max)) {
-            pages[..list.len()].copy_from_slice(list);
-        }
         let d = &mut self.device;
         d.upload(s.tokens, &input.tokens);
         d.upload(s.seqs.positions, &input.positions);
         d.upload(s.seqs.row_seq, &input.row_seq);
         d.upload(s.seqs.first_row, &input.first_row);
         d.upload(s.seqs.state, &input.state);
-        d.upload(s.seqs.pages, &pages);
-        let seqs = Seqs { count: input.pages.len() as u32, ..s.seqs };
+        d.upload(s.seqs.pages, &input.pages);
+        let seqs = Seqs { count: input.state.len() as u32, ..s.seqs };
         // The token list is shorter than planned; operations take as many rows as they write.
         let tokens = Slot::new(s.tokens.start, u64::from(rows));
         (Step { rows, tokens, seqs }, self.buffers.first(rows))
@@ -146,8 +150,8 @@ impl<D: Ops + Memory> Runner<D> {
                 gathered,
                 logits,
             );
-            let values = self.device.download_act(logits);
-            for (i, logits) in values.chunks_exact(vocab).enumerate() {
+            self.device.download_act_to(logits, &mut self.logits);
+            for (i, logits) in self.logits.chunks_exact(vocab).enumerate() {
                 hear(piece * LOGIT_ROWS as usize + i, logits);
             }
         }

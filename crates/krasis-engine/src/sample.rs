@@ -1,6 +1,8 @@
 //! Logits to a token.
 
 use crate::request::{Logprob, Sampling};
+use krasis_core::random::SplitMix64;
+use krasis_cpu::vector::largest;
 use std::borrow::Cow;
 
 /// What sampling needs to know of a sequence.
@@ -96,18 +98,7 @@ pub fn logprob(logits: &[f32], token: u32, alternatives: u32) -> Logprob {
 
 /// The largest, the first of equals; a logit that is no number is never chosen.
 fn best(logits: &[f32]) -> u32 {
-    // Several lanes at once, then where it was: one comparison after the other takes as long for
-    // 150,000 tokens as a layer does.
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let (whole, rest) = logits.as_chunks::<16>();
-    for sixteen in whole {
-        for (lane, &logit) in lanes.iter_mut().zip(sixteen) {
-            *lane = if logit > *lane { logit } else { *lane };
-        }
-    }
-    let largest =
-        rest.iter().chain(&lanes).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
-    logits.iter().position(|&logit| logit == largest).unwrap_or(0) as u32
+    largest(logits).unwrap_or(0) as u32
 }
 
 fn penalise(logits: &mut [f32], how: &Sampling, history: &History) {
@@ -138,13 +129,13 @@ fn distinct<'a>(tokens: impl Iterator<Item = &'a u32>) -> std::collections::Hash
     counts
 }
 
-/// In [0, 1): SplitMix64 (Steele et al., 2014) of a seed and a position.
+/// In [0, 1), from a seed and a position.
 fn uniform(seed: u64, position: u64) -> f32 {
-    let mut z = seed.wrapping_add(position.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 40) as f32 / (1u32 << 24) as f32
+    SplitMix64(seed.wrapping_add(position.wrapping_mul(STEP))).uniform()
 }
+
+/// An odd number, so that positions of one seed do not meet those of the next.
+const STEP: u64 = 0xd134_2543_de82_ef95;
 
 #[cfg(test)]
 mod tests {

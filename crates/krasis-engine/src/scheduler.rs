@@ -18,11 +18,24 @@ pub struct Scheduler {
     running: Vec<Sequence>,
     pages: Pages,
     places: Vec<u32>,
-    prefill_chunk: usize,
-    context_max: usize,
+    limits: Limits,
+}
+
+/// How much there may be of what.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Places of recurrent state: sequences that run at a time.
+    pub places: u32,
+    /// Entries of a sequence's page list.
+    pub pages_max: u32,
+    /// Prompt tokens of a step.
+    pub prefill_chunk: u32,
+    /// Tokens of a sequence.
+    pub context_max: u32,
 }
 
 /// One step's work.
+#[derive(Debug, Default)]
 pub struct Batch {
     /// For the device.
     pub input: StepInput,
@@ -35,21 +48,21 @@ pub struct Batch {
 }
 
 /// The logits of a row, and whose they are.
+#[derive(Debug)]
 struct Wanted {
     sequence: usize,
     position: usize,
 }
 
 impl Scheduler {
-    /// Shares `pages` and `places` places of recurrent state.
-    pub fn new(pages: Pages, places: u32, prefill_chunk: u32, context_max: u32) -> Scheduler {
+    /// Shares `pages` and `limits.places` places of recurrent state.
+    pub fn new(pages: Pages, limits: Limits) -> Scheduler {
         Scheduler {
             waiting: VecDeque::new(),
             running: Vec::new(),
             pages,
-            places: (0..places).rev().collect(),
-            prefill_chunk: prefill_chunk.max(1) as usize,
-            context_max: context_max as usize,
+            places: (0..limits.places).rev().collect(),
+            limits: Limits { prefill_chunk: limits.prefill_chunk.max(1), ..limits },
         }
     }
 
@@ -68,12 +81,13 @@ impl Scheduler {
         !self.waiting.is_empty() || !self.running.is_empty()
     }
 
-    /// The next step, or nothing if there is nothing to do.
-    pub fn next_batch(&mut self) -> Option<Batch> {
+    /// Puts the next step into `batch`; false if there is nothing to do.
+    pub fn next_batch(&mut self, batch: &mut Batch) -> bool {
         self.drop_cancelled();
         self.admit();
         self.grow();
-        (!self.running.is_empty()).then(|| self.batch())
+        self.fill(batch);
+        !self.running.is_empty()
     }
 
     /// Hands over the logits of `batch.rows[index]`.
@@ -98,7 +112,7 @@ impl Scheduler {
             if rows == 0 {
                 continue;
             }
-            let outcome = sequence.advance(rows, self.context_max);
+            let outcome = sequence.advance(rows, self.limits.context_max as usize);
             let held = sequence.held.as_mut().expect("running sequences hold memory");
             self.pages.filled(&mut held.prefix, &sequence.tokens[..sequence.computed]);
             finished.extend(outcome.map(|finish| (index, finish)));
@@ -112,6 +126,9 @@ impl Scheduler {
     }
 
     fn drop_cancelled(&mut self) {
+        if !self.waiting.iter().chain(&self.running).any(Sequence::is_cancelled) {
+            return;
+        }
         let (gone, waiting): (VecDeque<_>, _) =
             self.waiting.drain(..).partition(Sequence::is_cancelled);
         self.waiting = waiting;
@@ -140,6 +157,11 @@ impl Scheduler {
             }
             self.places.pop();
             let mut sequence = self.waiting.pop_front().expect("it was looked at");
+            // All the room it may need: a decode step allocates nothing.
+            let answer = sequence.request.tokens_max.min(self.limits.context_max) as usize;
+            let tokens = sequence.request.prompt.len() + answer;
+            sequence.tokens.reserve(tokens.saturating_sub(sequence.tokens.len()));
+            prefix.pages.reserve(self.limits.pages_max as usize - prefix.pages.len());
             sequence.admit(Held { prefix, place }, covered);
             self.running.push(sequence);
         }
@@ -161,10 +183,9 @@ impl Scheduler {
         }
     }
 
-    fn batch(&self) -> Batch {
-        let mut batch =
-            Batch { input: StepInput::default(), rows: vec![], wanted: vec![], parts: vec![] };
-        let mut budget = self.prefill_chunk;
+    fn fill(&self, batch: &mut Batch) {
+        batch.clear();
+        let mut budget = self.limits.prefill_chunk as usize;
         for (index, s) in self.running.iter().enumerate() {
             // Decoding is never kept waiting by prompts.
             let rows = if s.pending() == 1 { 1 } else { s.pending().min(budget) };
@@ -173,11 +194,10 @@ impl Scheduler {
             }
             batch.parts.push(rows);
             if rows > 0 {
-                batch.push(index, s, rows);
+                batch.push(index, s, rows, self.limits.pages_max as usize);
             }
         }
         batch.input.first_row.push(batch.input.tokens.len() as u32);
-        batch
     }
 
     fn release(&mut self, sequence: &mut Sequence) {
@@ -190,12 +210,22 @@ impl Scheduler {
 }
 
 impl Batch {
-    fn push(&mut self, index: usize, s: &Sequence, rows: usize) {
+    /// Keeps the memory: a decode step allocates nothing.
+    fn clear(&mut self) {
+        let StepInput { tokens, positions, row_seq, first_row, pages, state } = &mut self.input;
+        let lists = [tokens, positions, row_seq, first_row, pages, state, &mut self.rows];
+        lists.into_iter().for_each(Vec::clear);
+        self.wanted.clear();
+        self.parts.clear();
+    }
+
+    fn push(&mut self, index: usize, s: &Sequence, rows: usize, pages_max: usize) {
         let held = s.held.as_ref().expect("running sequences hold memory");
         let input = &mut self.input;
-        let seq = input.pages.len() as u32;
+        let seq = input.state.len() as u32;
         input.first_row.push(input.tokens.len() as u32);
-        input.pages.push(held.prefix.pages.clone());
+        input.pages.extend_from_slice(&held.prefix.pages);
+        input.pages.resize((seq as usize + 1) * pages_max, 0);
         input.state.push(held.place);
         for position in s.computed..s.computed + rows {
             if s.wants_prompt_logprob(position) || s.wants_token(position) {

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{FIXTURES, dir};
-use krasis_engine::{DeviceKind, Options, start};
+use krasis_engine::{CacheUse, DeviceKind, Options, start};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,6 +23,7 @@ fn options() -> Options {
     Options {
         device: DeviceKind::Cpu,
         threads: Some(1),
+        cache: CacheUse::Off,
         context_max: Some(64),
         ..Options::default()
     }

@@ -3,9 +3,10 @@
 mod common;
 
 use common::{FIXTURES, Golden, answer, differences, dir, engine, greedy, logprobs};
+use krasis_engine::device::reference;
 use krasis_engine::runner::StepInput;
 use krasis_engine::{DeviceKind, Engine, Options};
-use krasis_ops::{Memory, Reference};
+use krasis_ops::Memory;
 
 fn on(device: DeviceKind) -> Options {
     Options { device, ..common::defaults() }
@@ -45,8 +46,7 @@ fn greedy_text_is_that_of_transformers() {
 fn every_layer_leaves_the_residual_stream_of_transformers() {
     for fixture in FIXTURES {
         let golden = Golden::of(fixture);
-        let loaded =
-            Engine::load(&dir(fixture), &on(DeviceKind::Reference), Reference::new).unwrap();
+        let loaded = Engine::load(&dir(fixture), &on(DeviceKind::Reference), reference()).unwrap();
         let mut engine = loaded.engine;
         let runner = &mut engine.runner;
         let rows = 24;
@@ -55,7 +55,7 @@ fn every_layer_leaves_the_residual_stream_of_transformers() {
             positions: (0..rows as u32).collect(),
             row_seq: vec![0; rows],
             first_row: vec![0, rows as u32],
-            pages: vec![(0..2).collect()],
+            pages: vec![0, 1],
             state: vec![0],
         };
         let (step, b) = runner.begin(&input);

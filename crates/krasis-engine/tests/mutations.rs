@@ -7,10 +7,10 @@ mod common;
 
 use common::{Golden, differences, dir, greedy};
 use krasis_checkpoint::Checkpoint;
-use krasis_cpu::Team;
-use krasis_engine::{Engine, Loaded, Request};
+use krasis_engine::device::cpu;
+use krasis_engine::{Engine, Loaded, Request, Unwatched};
 use krasis_model::{Class, Ffn, Gqa, Mixer, Mla, Model, Moe, Origin, Query, Run, Source, describe};
-use krasis_ops::{Cpu, GroupScore, Score};
+use krasis_ops::{GroupScore, Score};
 
 /// Ten times what `golden.rs` allows a right model.
 const VISIBLE: f32 = 1e-3;
@@ -171,9 +171,8 @@ fn mean_difference(fixture: &str, mutate: impl FnOnce(&mut Model<Source>)) -> f3
     let mut model = describe(ck.config(), |name| ck.contains(name)).unwrap();
     mutate(&mut model);
     let options = common::defaults();
-    let device = |arena| Cpu::new(arena, Team::new(Some(1)));
     let Loaded { mut engine, handle, submissions, .. } =
-        Engine::load_described(&ck, &model, &options, device).unwrap();
+        Engine::load_described(&ck, &model, &options, cpu(&options), &Unwatched).unwrap();
     let request = Request { prompt_logprobs: Some(0), ..greedy(&golden.tokens, 0) };
     let pending = common::submit(&handle, request);
     drop(handle);

@@ -73,7 +73,7 @@ fn vectors(arena: &Arena, data: Slot<u8>, scales: Slot<bf16>, team: &Team) {
         let w = matrix(arena, data, scales, lines, BYTES);
         let bytes = w.blocks() * bytes_of_block(lines);
         for isa in Isa::all().into_iter().skip(1) {
-            for count in [1, 2, 4, 8] {
+            for count in [1, 2, 3, 4, 8] {
                 let x = tokens(isa, team, lines, count);
                 let mut out = vec![0.0; count * w.blocks() * ROWS];
                 let (mut rates, mut limits) = (vec![], vec![]);
@@ -93,20 +93,30 @@ fn vectors(arena: &Arena, data: Slot<u8>, scales: Slot<bf16>, team: &Team) {
     }
 }
 
-/// Many tokens: operations per second against products of registers alone.
+/// Many tokens: operations per second against products of registers alone. 32 tokens come once more to
+/// weights from memory, as they do in the prefill of a model of many experts.
 fn batches(arena: &Arena, data: Slot<u8>, scales: Slot<bf16>, team: &Team) {
+    // An expert of Qwen3-30B-A3B is this large, and its rows meet all tokens.
+    const EXPERT: usize = 768 * 2 * COLS / 2;
+    const CASES: [(usize, usize, &str); 6] = [
+        (4, EXPERT, "cache"),
+        (8, EXPERT, "cache"),
+        (32, EXPERT, "cache"),
+        (128, EXPERT, "cache"),
+        (512, EXPERT, "cache"),
+        (32, BYTES / 8, "memory"),
+    ];
     for lines in formats() {
-        // An expert of Qwen3-30B-A3B is this large, and its rows meet all tokens.
-        let w = matrix(arena, data, scales, lines, 768 * 2 * COLS / 2);
         for isa in Isa::all().into_iter().skip(1) {
-            for count in [32, 128, 512] {
+            for (count, bytes, place) in CASES {
+                let w = matrix(arena, data, scales, lines, bytes);
                 let x = tokens(isa, team, lines, count);
                 let mut out = vec![0.0; count * w.blocks() * ROWS];
                 let (mut rates, mut limits) = (vec![], vec![]);
                 let operations = (2 * w.blocks() * ROWS * COLS * count) as f64;
                 for _ in 0..RUNS {
                     limits.push(peak(isa, team));
-                    let repeat = 2048 / count;
+                    let repeat = (2048 * EXPERT / count / bytes).max(1);
                     let seconds = time(|| {
                         (0..repeat).for_each(|_| product(isa, &w, &x, count, team, &mut out));
                     });
@@ -117,7 +127,9 @@ fn batches(arena: &Arena, data: Slot<u8>, scales: Slot<bf16>, team: &Team) {
                 let share = middle(shares.collect());
                 let (rate, limit) = (middle(rates), middle(limits));
                 let isa = isa.name();
-                println!("  {lines} x {count}, {isa}: {rate:.0} Gop/s of {limit:.0}, {share:.0} %");
+                println!(
+                    "  {lines} x {count} from {place}, {isa}: {rate:.0} Gop/s of {limit:.0}, {share:.0} %"
+                );
             }
         }
     }

@@ -4,8 +4,10 @@ use crate::*;
 use bytemuck::Pod;
 use half::bf16;
 use krasis_core::{DType, Format, Lines};
+use krasis_cpu::floats::Floats;
 use krasis_cpu::lines::{Matrix, Tokens};
 use krasis_cpu::{Arena, Inputs, Isa, Team, vector};
+use std::ops::Range;
 
 /// Host memory and the threads that work on it.
 pub struct Cpu {
@@ -14,6 +16,12 @@ pub struct Cpu {
     pub(crate) isa: Isa,
     /// Activations on their way to a weight in lines; kept because fresh memory costs page faults.
     pub(crate) tokens: Tokens,
+    /// Who chose which expert; kept because a decode step allocates nothing.
+    pub(crate) groups: experts::Groups,
+    /// Each thread's own memory while an operation runs, kept for the same reason.
+    pub(crate) workers: Floats,
+    /// What attention keeps besides.
+    pub(crate) desk: attend::Desk,
 }
 
 impl Cpu {
@@ -24,7 +32,15 @@ impl Cpu {
 
     /// A device that uses these instructions for products in integers.
     pub fn with_isa(arena: Arena, team: Team, isa: Isa) -> Cpu {
-        Cpu { arena, team, isa, tokens: Tokens::new() }
+        Cpu {
+            arena,
+            team,
+            isa,
+            tokens: Tokens::new(),
+            groups: experts::Groups::default(),
+            workers: Floats::default(),
+            desk: attend::Desk::default(),
+        }
     }
 }
 
@@ -45,6 +61,18 @@ impl<'a> Rows<'a> {
         Rows { format: w.format, cols: w.cols, data, scales }
     }
 
+    /// Some rows as f32, one after the other. Rows of floats lie so, and short ones are many.
+    pub(crate) fn decode_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+        if let Format::Float(_) = self.format {
+            let bytes = self.format.row_bytes(self.cols) as usize;
+            let data = &self.data[rows.start * bytes..rows.end * bytes];
+            return vector::decode_row(self.format, data, &[], out);
+        }
+        for (row, out) in rows.zip(out.chunks_exact_mut(self.cols as usize)) {
+            self.decode(row, out);
+        }
+    }
+
     /// Row `row` as f32.
     pub(crate) fn decode(&self, row: usize, out: &mut [f32]) {
         if let Format::Lines(lines) = self.format {
@@ -59,8 +87,13 @@ impl<'a> Rows<'a> {
         vector::decode_row(self.format, data, scales, out);
     }
 
-    /// `Σ row · x` of a weight that is not in lines.
+    /// `Σ row · x`.
     pub(crate) fn dot(&self, row: usize, x: &[f32]) -> f32 {
+        if let Format::Lines(_) = self.format {
+            let mut decoded = vec![0.0; x.len()];
+            self.decode(row, &mut decoded);
+            return vector::dot(&decoded, x);
+        }
         let (data, scales) = self.stored(row);
         vector::dot_row(self.format, data, scales, x)
     }
@@ -86,14 +119,22 @@ pub(crate) fn vector_of<'a>(w: &Weight, inputs: &Inputs<'a>) -> &'a [f32] {
 impl Memory for Cpu {
     const ACT_BYTES: u32 = 4;
     fn upload<T: Pod>(&mut self, at: Slot<T>, values: &[T]) {
-        self.arena.slice_mut(at)[..values.len()].copy_from_slice(values);
+        self.arena.upload(at, values);
     }
     fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T> {
-        self.arena.slice(at).to_vec()
+        self.arena.download(at)
     }
-    fn download_act(&mut self, from: Mat<Act>) -> Vec<f32> {
-        let all = self.arena.slice(from.at.floats());
-        (0..from.rows).flat_map(|row| &all[from.row_range(row)]).copied().collect()
+    fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>) {
+        self.arena.download_act_to(from, to);
+    }
+    fn receive(
+        &mut self,
+        slots: &[Slot<u8>],
+        piece: usize,
+        team: &Team,
+        write: impl Fn(usize, u64, &mut [u8]) + Sync,
+    ) {
+        self.arena.receive(slots, piece, team, write);
     }
 }
 

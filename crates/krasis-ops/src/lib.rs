@@ -5,12 +5,14 @@
 //! outlives the call, and treat every token row alone: a row's result never depends on how many
 //! other rows came with it.
 
+#[macro_use]
+pub mod testing;
+
 pub mod cpu;
 pub mod memory;
 pub mod reference;
 pub mod step;
-#[cfg(test)]
-mod testing;
+pub mod traced;
 
 pub mod add_rms_norm;
 pub mod attend;
@@ -39,6 +41,7 @@ pub use memory::Memory;
 pub use reference::Reference;
 pub use route::{GroupScore, Groups, Routes, Routing, Score};
 pub use step::{KvStore, Seqs, StateStore};
+pub use traced::{Span, Traced};
 
 use krasis_core::{Act, Mat, Slot, Weight};
 

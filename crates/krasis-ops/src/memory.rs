@@ -2,6 +2,8 @@
 
 use bytemuck::Pod;
 use krasis_core::{Act, Mat, Slot};
+use krasis_cpu::{Arena, Team};
+use std::sync::Mutex;
 
 /// A device's memory, seen from the host.
 pub trait Memory {
@@ -11,6 +13,101 @@ pub trait Memory {
     fn upload<T: Pod>(&mut self, at: Slot<T>, values: &[T]);
     /// Copies a slot to the host.
     fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T>;
+    /// Copies activations to the host as f32, row by row, in place of what `to` holds.
+    fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>);
     /// Copies activations to the host as f32, row by row.
-    fn download_act(&mut self, from: Mat<Act>) -> Vec<f32>;
+    fn download_act(&mut self, from: Mat<Act>) -> Vec<f32> {
+        let mut values = Vec::new();
+        self.download_act_to(from, &mut values);
+        values
+    }
+
+    /// Has `write` fill slots that lie one behind the other, `piece` bytes at a time: it is given the
+    /// slot's index, the first byte in the slot and the bytes. Here they are uploaded in turn; host
+    /// memory is written where it lies, by the whole team.
+    fn receive(
+        &mut self,
+        slots: &[Slot<u8>],
+        piece: usize,
+        _team: &Team,
+        write: impl Fn(usize, u64, &mut [u8]) + Sync,
+    ) {
+        let mut bytes = vec![0; piece];
+        for (index, slot) in slots.iter().enumerate() {
+            for first in (0..slot.len).step_by(piece) {
+                let len = (slot.len - first).min(piece as u64);
+                let bytes = &mut bytes[..len as usize];
+                write(index, first, bytes);
+                self.upload(Slot::new(slot.start + first, len), bytes);
+            }
+        }
+    }
+}
+
+/// Host memory without any operations: what is built here is written to a file.
+impl Memory for Arena {
+    const ACT_BYTES: u32 = 4;
+
+    fn upload<T: Pod>(&mut self, at: Slot<T>, values: &[T]) {
+        self.slice_mut(at)[..values.len()].copy_from_slice(values);
+    }
+
+    fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T> {
+        self.slice(at).to_vec()
+    }
+
+    fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>) {
+        let all = self.slice(from.at.floats());
+        to.clear();
+        (0..from.rows).for_each(|row| to.extend_from_slice(&all[from.row_range(row)]));
+    }
+
+    fn receive(
+        &mut self,
+        slots: &[Slot<u8>],
+        piece: usize,
+        team: &Team,
+        write: impl Fn(usize, u64, &mut [u8]) + Sync,
+    ) {
+        let slots = self.slices_mut(slots).into_iter().enumerate();
+        let pieces = Mutex::new(slots.flat_map(|(index, bytes)| {
+            let firsts = (0u64..).step_by(piece);
+            bytes.chunks_mut(piece).zip(firsts).map(move |(bytes, first)| (index, first, bytes))
+        }));
+        let next = || pieces.lock().expect("taking a piece does not panic").next();
+        team.run(|_| {
+            while let Some((index, first, bytes)) = next() {
+                write(index, first, bytes);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Cpu, Reference};
+    use krasis_core::Layout;
+
+    /// Three slots, the middle one skipped, in pieces that divide none of them.
+    fn check<D: Memory>(device: impl Fn(Arena) -> D) {
+        let mut layout = Layout::new(4);
+        let [a, b, c] = [10, 100, 333].map(|len| layout.slot::<u8>(len));
+        let mut device = device(Arena::new(&layout).unwrap());
+        device.receive(&[a, c], 7, &Team::new(Some(2)), |slot, first, bytes| {
+            let numbers = (first..).map(|at| (100 * (slot as u64 + 1) + at) as u8);
+            bytes.iter_mut().zip(numbers).for_each(|(byte, number)| *byte = number);
+        });
+        let numbers = |from: u64, len: u64| (from..from + len).map(|n| n as u8).collect::<Vec<_>>();
+        assert_eq!(device.download(a), numbers(100, 10));
+        assert_eq!(device.download(b), [0; 100]);
+        assert_eq!(device.download(c), numbers(200, 333));
+    }
+
+    #[test]
+    fn every_byte_is_received_at_its_place() {
+        check(|arena| arena);
+        check(|arena| Cpu::new(arena, Team::new(Some(1))));
+        check(Reference::new);
+    }
 }

@@ -91,8 +91,8 @@ impl Memory for Reference {
     fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T> {
         self.arena.slice(at).to_vec()
     }
-    fn download_act(&mut self, from: Mat<Act>) -> Vec<f32> {
-        self.rows(from).concat()
+    fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>) {
+        *to = self.rows(from).concat();
     }
 }
 

@@ -1,4 +1,7 @@
 //! Random inputs in one arena, run on every device, results compared with the reference's.
+//!
+//! Each operation lists its cases in its own folder. The CPU runs them as tests of this crate;
+//! devices elsewhere are a [`Judge`] and run [`all`] of them.
 
 use crate::{Cpu, KvStore, Memory, Ops, Reference, Seqs, StateStore};
 use bytemuck::{Pod, cast_slice};
@@ -9,9 +12,79 @@ use krasis_cpu::{Arena, Isa, Team};
 
 /// One call's memory: what is laid out, and what it holds before the call.
 pub struct Case {
-    layout: Layout,
-    uploads: Vec<(u64, Vec<u8>)>,
+    /// Activations take four bytes each here; a device with shorter ones leaves the rest alone.
+    pub layout: Layout,
+    /// What the memory holds.
+    pub uploads: Vec<Upload>,
     random: u64,
+}
+
+/// Part of a case's memory.
+pub struct Upload {
+    /// Where it begins.
+    pub start: u64,
+    /// What it holds; activations as f32.
+    pub bytes: Vec<u8>,
+    /// Whether it is activations, which each device keeps in a type of its own.
+    pub acts: bool,
+}
+
+/// A device, or several, under test.
+pub trait Judge {
+    /// Runs `case` and compares `outs` with what the reference wanted, within `tolerance` (absolute
+    /// up to 1, relative beyond) and what the device's own activations cost.
+    fn judge(
+        &mut self,
+        case: &Case,
+        outs: &[Mat<Act>],
+        wanted: &[Vec<f32>],
+        tolerance: f32,
+        run: &dyn Fn(&mut dyn Ops),
+    );
+}
+
+/// A case of an operation: its name and what runs it.
+pub type Named = (&'static str, fn(&mut dyn Judge));
+
+/// Names the cases of an operation, which are functions in the same module, and makes each a test
+/// on the CPU.
+macro_rules! cases {
+    ($($name:ident),+ $(,)?) => {
+        /// All of them.
+        pub(crate) const ALL: &[$crate::testing::Named] =
+            &[$((concat!(module_path!(), "::", stringify!($name)), $name)),+];
+
+        #[cfg(test)]
+        mod tests {
+            $(#[test] fn $name() { super::$name(&mut crate::testing::Cpus); })+
+        }
+    };
+}
+
+/// The cases of all operations, simple ones first.
+pub fn all() -> Vec<Named> {
+    use crate::*;
+    [
+        gather::cases::ALL,
+        sigmoid_gate::cases::ALL,
+        silu_mul::cases::ALL,
+        add_rms_norm::cases::ALL,
+        head_norm::cases::ALL,
+        gated_norm::cases::ALL,
+        rope::cases::ALL,
+        combine::cases::ALL,
+        embed::cases::ALL,
+        linear::cases::ALL,
+        linear_heads::cases::ALL,
+        route::cases::ALL,
+        kv_append::cases::ALL,
+        attend::cases::ALL,
+        mla_attend::cases::ALL,
+        causal_conv::cases::ALL,
+        delta_rule::cases::ALL,
+        experts::cases::ALL,
+    ]
+    .concat()
 }
 
 /// Formats that every operation with weights is tried in; the groups leave a tail.
@@ -35,6 +108,7 @@ pub fn tolerance(format: Format, exact: f32, rounded: f32) -> f32 {
 }
 
 impl Case {
+    /// An empty one.
     pub fn new(seed: u64) -> Case {
         Case { layout: Layout::new(4), uploads: Vec::new(), random: seed }
     }
@@ -59,10 +133,12 @@ impl Case {
 
     fn hold<T: Pod>(&mut self, values: &[T]) -> Slot<T> {
         let slot = self.layout.slot(values.len() as u64);
-        self.uploads.push((slot.start, cast_slice(values).to_vec()));
+        let bytes = cast_slice(values).to_vec();
+        self.uploads.push(Upload { start: slot.start, bytes, acts: false });
         slot
     }
 
+    /// Given numbers.
     pub fn u32s(&mut self, values: &[u32]) -> Slot<u32> {
         self.hold(values)
     }
@@ -73,10 +149,28 @@ impl Case {
         self.act_of(rows, cols, &values)
     }
 
-    /// Given activations.
+    /// Given activations, rounded to BF16 so that all devices begin with the same numbers.
     pub fn act_of(&mut self, rows: u32, cols: u32, values: &[f32]) -> Mat<Act> {
-        let slot = self.hold(values);
+        let values: Vec<f32> = values.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
+        let slot = self.hold(&values);
+        self.uploads.last_mut().expect("just held").acts = true;
         Mat::new(Slot::new(slot.start, slot.len), rows, cols)
+    }
+
+    /// A matrix that is f32 on every device.
+    pub fn floats_of(&mut self, rows: u32, cols: u32, values: &[f32]) -> Mat<f32> {
+        Mat::new(self.hold(values), rows, cols)
+    }
+
+    /// The same, of random numbers.
+    pub fn random_floats(&mut self, rows: u32, cols: u32) -> Mat<f32> {
+        let values = self.floats((rows * cols) as usize);
+        self.floats_of(rows, cols, &values)
+    }
+
+    /// Whether an output of a case is activations; if not, it is f32.
+    pub fn is_act(&self, out: Mat<Act>) -> bool {
+        self.uploads.iter().any(|upload| upload.start == out.at.start && upload.acts)
     }
 
     /// An output, poisoned: what is left unwritten shows.
@@ -126,6 +220,10 @@ impl Case {
             positions.extend(at..at + rows);
             first_row.push(first_row.last().unwrap() + rows);
         }
+        // Slots are planned for the largest step: what an earlier one left stands behind.
+        row_seq.push(count);
+        positions.push(9999);
+        first_row.push(u32::MAX);
         // Page 0 of sequence 0 comes last: an implementation that ignores the table is found out.
         let pages: Vec<u32> = (0..count * pages_max).rev().collect();
         let state: Vec<u32> = (0..count).rev().collect();
@@ -139,6 +237,41 @@ impl Case {
             state: self.u32s(&state),
         };
         (seqs, count * pages_max * page)
+    }
+
+    /// A step of some rows of one sequence of [`Case::seqs`] and nothing else, over the same pages:
+    /// `parts` and `page` are what it was made of.
+    pub fn some_rows(
+        &mut self,
+        parts: &[(u32, u32)],
+        page: u32,
+        seq: usize,
+        rows: std::ops::Range<u32>,
+    ) -> Seqs {
+        let pages_max =
+            parts.iter().map(|(at, rows)| (at + rows).div_ceil(page)).max().unwrap() + 1;
+        let count = parts.len() as u32;
+        let pages: Vec<u32> = (0..count * pages_max).rev().collect();
+        let at = parts[seq].0;
+        let positions: Vec<u32> = rows.clone().map(|row| at + row).collect();
+        Seqs {
+            count: 1,
+            row_seq: self.u32s(&vec![0; rows.len()]),
+            positions: self.u32s(&positions),
+            first_row: self.u32s(&[0, rows.len() as u32]),
+            pages: self.u32s(&pages[seq * pages_max as usize..][..pages_max as usize]),
+            pages_max,
+            state: self.u32s(&[count - 1 - seq as u32]),
+        }
+    }
+
+    /// A CPU device of its own for each instruction set and each of these numbers of threads.
+    pub fn cpus(&self, threads: &[usize]) -> Vec<Cpu> {
+        let all = Isa::all();
+        let pairs = all.iter().flat_map(|isa| threads.iter().map(move |threads| (*isa, *threads)));
+        pairs
+            .map(|(isa, threads)| Cpu::with_isa(self.arena(), Team::new(Some(threads)), isa))
+            .collect()
     }
 
     /// A KV store full of random numbers.
@@ -172,7 +305,7 @@ impl Case {
 
     fn arena(&self) -> Arena {
         let mut arena = Arena::new(&self.layout).unwrap();
-        for (start, bytes) in &self.uploads {
+        for Upload { start, bytes, .. } in &self.uploads {
             arena.slice_mut(Slot::<u8>::new(*start, bytes.len() as u64)).copy_from_slice(bytes);
         }
         arena
@@ -183,10 +316,11 @@ impl Case {
         Cpu::new(self.arena(), Team::new(Some(2)))
     }
 
-    /// Runs on every device, compares `outs` with the reference's within `tolerance` (absolute
-    /// up to 1, relative beyond), and returns the reference's.
+    /// Runs on the reference and on the devices under test, which compare `outs` with its results
+    /// within `tolerance` (absolute up to 1, relative beyond). Returns the reference's.
     pub fn agree(
         &self,
+        on: &mut dyn Judge,
         outs: &[Mat<Act>],
         tolerance: f32,
         run: impl Fn(&mut dyn Ops),
@@ -194,12 +328,29 @@ impl Case {
         let mut reference = Reference::new(self.arena());
         run(&mut reference);
         let wanted: Vec<Vec<f32>> = outs.iter().map(|out| reference.download_act(*out)).collect();
+        on.judge(self, outs, &wanted, tolerance, &run);
+        wanted
+    }
+}
+
+/// The CPU with every instruction set that the machine has.
+pub struct Cpus;
+
+impl Judge for Cpus {
+    fn judge(
+        &mut self,
+        case: &Case,
+        outs: &[Mat<Act>],
+        wanted: &[Vec<f32>],
+        tolerance: f32,
+        run: &dyn Fn(&mut dyn Ops),
+    ) {
         let mut devices = vec![(1, Isa::best())];
         devices.extend(Isa::all().into_iter().map(|isa| (3, isa)));
         for (threads, isa) in devices {
-            let mut cpu = Cpu::with_isa(self.arena(), Team::new(Some(threads)), isa);
+            let mut cpu = Cpu::with_isa(case.arena(), Team::new(Some(threads)), isa);
             run(&mut cpu);
-            for (out, wanted) in outs.iter().zip(&wanted) {
+            for (out, wanted) in outs.iter().zip(wanted) {
                 for (i, (got, wanted)) in cpu.download_act(*out).iter().zip(wanted).enumerate() {
                     let (row, col) = (i / out.cols as usize, i % out.cols as usize);
                     // Written this way round, NaN fails.
@@ -211,7 +362,6 @@ impl Case {
                 }
             }
         }
-        wanted
     }
 }
 

@@ -1,13 +1,17 @@
 //! `krasis bench`: prefill and decode speed of a model, or of random weights in its shapes.
 
+use crate::bar::Bar;
 use crate::exit::Failure;
 use crate::options::ModelArguments;
 use crate::submit::{self, Answer};
+use crate::trace;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use krasis_engine::{Handle, Request, Running, Sampling};
+use krasis_core::random::SplitMix64;
+use krasis_engine::{Handle, Options, Request, Running, Sampling, Span};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Sender, channel};
 
 /// Arguments of `krasis bench`.
 #[derive(Args)]
@@ -20,6 +24,9 @@ pub struct Bench {
     /// Changes a field of the config before dummy weights are made, as in num_hidden_layers=12
     #[arg(long, value_name = "FIELD=JSON", value_parser = field)]
     config_override: Vec<(String, Value)>,
+    /// Makes dummy experts unequally popular: the r-th is chosen r^-S times as often as the first
+    #[arg(long, value_name = "S")]
+    expert_skew: Option<f64>,
     /// Prompt lengths to read
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "512")]
     prefill: Vec<u32>,
@@ -32,6 +39,10 @@ pub struct Bench {
     /// Runs of each, after one that does not count
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
+    /// Writes when each operation ran to a file that chrome://tracing and ui.perfetto.dev show, and
+    /// a summary to stderr; measuring makes decoding a little slower
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Writes all runs to a file, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -68,13 +79,14 @@ struct Measured {
 impl Bench {
     /// Loads the model and measures.
     pub fn execute(self) -> Result<(), Failure> {
-        let running = self.start()?;
+        let (sender, spans) = channel();
+        let running = self.start(self.trace.is_some().then_some(sender))?;
         for (region, bytes) in &running.regions {
             eprintln!("{region}: {bytes}");
         }
         let bandwidth = self.bandwidth()?;
         eprintln!("memory read: {:.1} GB/s", bandwidth / 1e9);
-        let mut prompts = Prompts { vocab: running.handle.facts.vocab, state: 1 };
+        let mut prompts = Prompts { vocab: running.handle.facts.vocab, random: SplitMix64(1) };
         let mut all = Vec::new();
         for &tokens in &self.prefill {
             let rates = self.measure(&running.handle, 1, &mut prompts, tokens, 1, |answer| {
@@ -98,18 +110,22 @@ impl Bench {
             let token_bytes = (self.batch == 1).then_some(running.decode_bytes.0);
             all.push(Measured { test, rates, token_bytes });
         }
+        eprintln!("krasis {} of commit {}", env!("CARGO_PKG_VERSION"), env!("KRASIS_COMMIT"));
         print_table(&all, bandwidth);
+        if let Some(file) = &self.trace {
+            trace::write(file, &spans.try_iter().collect::<Vec<_>>())?;
+        }
         match &self.json {
             Some(file) => self.write(file, &all, bandwidth),
             None => Ok(()),
         }
     }
 
-    fn start(&self) -> Result<Running, Failure> {
-        let mut options = self.model.options()?;
+    fn start(&self, trace: Option<Sender<Span>>) -> Result<Running, Failure> {
+        let mut options = Options { trace, ..self.model.options()? };
         options.sequences_max = options.sequences_max.max(self.batch);
         if self.load_format == LoadFormat::Checkpoint {
-            return Ok(krasis_engine::start(&self.model.folder()?, &options)?);
+            return Ok(krasis_engine::start_watched(&self.model.folder()?, &options, &Bar::new())?);
         }
         // Shapes alone: the config of a folder, or a file of any name.
         let file = match &self.model.model_path {
@@ -126,7 +142,7 @@ impl Bench {
             let section = if nested { &mut config["text_config"] } else { &mut config };
             section[field] = value.clone();
         }
-        Ok(krasis_engine::start_dummy(&config, &options)?)
+        Ok(krasis_engine::start_dummy(&config, self.expert_skew, &options)?)
     }
 
     /// What decoding is held against, measured in the same run by as many threads.
@@ -168,6 +184,7 @@ impl Bench {
         let tests = all.iter().map(|m| json!({"test": m.test, "tokens_per_second": m.rates, "bytes_per_token": m.token_bytes}));
         let record = json!({
             "krasis": env!("CARGO_PKG_VERSION"),
+            "commit": env!("KRASIS_COMMIT"),
             "machine": {"cpu": cpu_name(), "cores": krasis_cpu::affinity::cores().len(), "read_bytes_per_second": bandwidth},
             "tests": tests.collect::<Vec<_>>(),
         });
@@ -181,20 +198,13 @@ impl Bench {
 /// Random tokens, never the same twice: a known prefix would not be read again.
 struct Prompts {
     vocab: u32,
-    state: u64,
+    random: SplitMix64,
 }
 
 impl Prompts {
     fn next(&mut self, tokens: u32) -> Vec<u32> {
-        let token = |_| {
-            // A linear congruence (Knuth's MMIX) is random enough to route tokens apart.
-            self.state = self
-                .state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            ((self.state >> 33) % u64::from(self.vocab)) as u32
-        };
-        (0..tokens).map(token).collect()
+        let vocab = u64::from(self.vocab);
+        (0..tokens).map(|_| (self.random.bits() % vocab) as u32).collect()
     }
 }
 
@@ -218,7 +228,8 @@ fn print_table(all: &[Measured], bandwidth: f64) {
     }
 }
 
-fn cpu_name() -> String {
+/// The processor, as the kernel calls it.
+pub fn cpu_name() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     name.map_or("CPU".to_owned(), |(_, name)| name.to_owned())

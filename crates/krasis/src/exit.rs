@@ -1,5 +1,6 @@
 //! How the program ends: one table of exit codes, for scripts.
 
+use krasis_cuda::CudaError;
 use krasis_engine::StartError;
 use krasis_server::GenerationError;
 use krasis_text::TextError;
@@ -20,7 +21,9 @@ Exit codes:
   130  interrupted
 
 Logging: KRASIS_LOG=info|debug|... (as RUST_LOG)
-KRASIS_HOME: folder whose models/krasis-demo is the default model";
+KRASIS_HOME: folder whose models/krasis-demo is the default model, whose cache takes the caches of
+models whose own folder cannot be written, and whose kernels/ keeps compiled GPU kernels [default
+of the last two: ~/.cache/krasis]";
 
 /// An error and the code that tells scripts what kind it is.
 #[derive(Debug)]
@@ -91,8 +94,11 @@ impl From<StartError> for Failure {
             StartError::Checkpoint(_) | StartError::Config(_) | StartError::NotFinite { .. } => {
                 Failure::MODEL
             }
-            StartError::Shortfall { .. } => Failure::MEMORY,
-            StartError::Context { .. } => Failure::CONFIG,
+            StartError::Shortfall { .. } | StartError::Gpu(CudaError::OutOfMemory { .. }) => {
+                Failure::MEMORY
+            }
+            StartError::Gpu(_) => Failure::GPU,
+            StartError::Context { .. } | StartError::NothingQuantised => Failure::CONFIG,
             _ => Failure::FAILED,
         };
         Failure::new(code, error)

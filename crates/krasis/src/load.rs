@@ -1,5 +1,6 @@
 //! A model with everything that turns text into tokens and back.
 
+use crate::bar::Bar;
 use crate::exit::Failure;
 use krasis_engine::{Handle, Options, Running};
 use krasis_server::{Generation, Loaded};
@@ -38,7 +39,7 @@ impl Texts {
 /// Reads a model and starts its engine.
 pub fn load(dir: &Path, options: &Options) -> Result<Loaded, Failure> {
     let texts = Texts::read(dir)?;
-    let Running { handle, .. } = krasis_engine::start(dir, options)?;
+    let Running { handle, .. } = krasis_engine::start_watched(dir, options, &Bar::new())?;
     Ok(with_engine(texts, handle, options))
 }
 

@@ -1,7 +1,10 @@
 //! The program `krasis`.
 #![forbid(unsafe_code)]
 
+mod bar;
 mod bench;
+mod cache;
+mod doctor;
 mod eval;
 mod exit;
 mod load;
@@ -9,6 +12,7 @@ mod options;
 mod run;
 mod serve;
 mod submit;
+mod trace;
 
 use clap::{Parser, Subcommand};
 use std::io::IsTerminal;
@@ -37,6 +41,12 @@ enum Command {
     /// Measure the speed of a model, or of random weights in its shapes.
     #[command(after_help = exit::CODES)]
     Bench(bench::Bench),
+    /// Keep the quantised weights of a model, so that it starts at the disk's speed.
+    #[command(after_help = exit::CODES)]
+    Cache(cache::Cache),
+    /// Look at this machine: processor, memory, GPUs and what they lack.
+    #[command(after_help = exit::CODES)]
+    Doctor(doctor::Doctor),
 }
 
 fn main() -> ExitCode {
@@ -56,6 +66,8 @@ fn main() -> ExitCode {
         Command::Serve(serve) => serve.execute(),
         Command::Eval(eval) => eval.execute(),
         Command::Bench(bench) => bench.execute(),
+        Command::Cache(cache) => cache.execute(),
+        Command::Doctor(doctor) => doctor.execute(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,7 +4,7 @@ use crate::exit::Failure;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use krasis_core::KvDtype;
-use krasis_engine::{DeviceKind, ExpertBits, Options, Quant};
+use krasis_engine::{Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant};
 use std::path::{Path, PathBuf};
 
 /// Which model, where and how precisely.
@@ -37,6 +37,12 @@ pub struct ModelArguments {
     /// Elements of the KV cache
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = KvChoice::Auto)]
     kv_dtype: KvChoice,
+    /// Quantise weights again and replace the cache that is kept of them
+    #[arg(long)]
+    force_load: bool,
+    /// Quantise weights at every start and keep nothing
+    #[arg(long, conflicts_with = "force_load")]
+    no_cache: bool,
     /// Threads of the CPU device [default: all that this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     krasis_threads: Option<u32>,
@@ -46,8 +52,8 @@ pub struct ModelArguments {
     /// Prompt tokens per step
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     prefill_chunk: Option<u32>,
-    /// cpu, or reference: plain loops that everything else is compared with
-    #[arg(long, value_name = "NAME", value_enum, default_value_t = DeviceChoice::Cpu)]
+    /// Where the model runs
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = DeviceChoice::Auto)]
     device: DeviceChoice,
 }
 
@@ -78,7 +84,15 @@ enum KvChoice {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum DeviceChoice {
+    /// The CPU, until models are planned over several devices
+    Auto,
+    /// Vector loops on all cores
     Cpu,
+    /// The first NVIDIA GPU, which must hold the whole model
+    Cuda,
+    /// The same with f32 activations, to compare with the CPU: slower
+    CudaF32,
+    /// Plain loops that everything else is compared with: slow
     Reference,
 }
 
@@ -90,10 +104,14 @@ fn group() -> impl TypedValueParser<Value = u32> {
 impl ModelArguments {
     /// The engine's options. Those of a server keep their defaults.
     pub fn options(&self) -> Result<Options, Failure> {
-        if let Some(gpus @ 1..) = self.num_gpus {
+        let most = match self.device {
+            DeviceChoice::Cuda | DeviceChoice::CudaF32 => 1,
+            _ => 0,
+        };
+        if let Some(gpus) = self.num_gpus.filter(|&gpus| gpus > most) {
             let message = format!(
-                "--num-gpus {gpus}: this version runs on the CPU only; use --num-gpus 0 or leave \
-                 it out"
+                "--num-gpus {gpus}: this version runs on the CPU, or with --device cuda on one GPU; \
+                 use --num-gpus {most} or leave it out"
             );
             return Err(Failure::say(Failure::GPU, message));
         }
@@ -105,7 +123,9 @@ impl ModelArguments {
         let defaults = Options::default();
         Ok(Options {
             device: match self.device {
-                DeviceChoice::Cpu => DeviceKind::Cpu,
+                DeviceChoice::Auto | DeviceChoice::Cpu => DeviceKind::Cpu,
+                DeviceChoice::Cuda => DeviceKind::Cuda(Activations::Bf16),
+                DeviceChoice::CudaF32 => DeviceKind::Cuda(Activations::F32),
                 DeviceChoice::Reference => DeviceKind::Reference,
             },
             expert_bits: match self.cpu_expert_bits {
@@ -118,6 +138,12 @@ impl ModelArguments {
             shared_expert: quant(self.shared_expert_quant),
             dense_mlp: quant(self.dense_mlp_quant),
             lm_head: quant(self.lm_head_quant),
+            cache: match (self.no_cache, self.force_load) {
+                (true, _) => CacheUse::Off,
+                (_, true) => CacheUse::Rebuild,
+                _ => CacheUse::Auto,
+            },
+            cache_home: cache_home(),
             kv: match self.kv_dtype {
                 KvChoice::Auto => None,
                 KvChoice::Bf16 => Some(KvDtype::Bf16),
@@ -126,25 +152,53 @@ impl ModelArguments {
             threads: self.krasis_threads.map(|threads| threads as usize),
             context_max: self.context_max,
             prefill_chunk: self.prefill_chunk.unwrap_or(defaults.prefill_chunk),
+            kernel_cache: kernel_cache(),
             ..defaults
         })
     }
 
-    /// The model's folder: the one given, or the demo's wherever the program was started from.
+    /// The model's folder.
     pub fn folder(&self) -> Result<PathBuf, Failure> {
-        match &self.model_path {
-            Some(dir) if dir.is_dir() => Ok(dir.clone()),
-            Some(dir) => {
-                let message = format!("--model-path {}: there is no such folder", dir.display());
-                Err(Failure::say(Failure::MODEL, message))
-            }
-            None => demo().ok_or_else(|| {
-                let message = "the demo model was not found (in $KRASIS_HOME/models/krasis-demo \
-                               and demo/model beside the program): give --model-path DIR";
-                Failure::say(Failure::MODEL, message)
-            }),
-        }
+        folder(self.model_path.as_deref())
     }
+}
+
+/// A model's folder: the one given, or the demo's wherever the program was started from.
+pub fn folder(model_path: Option<&Path>) -> Result<PathBuf, Failure> {
+    match model_path {
+        Some(dir) if dir.is_dir() => Ok(dir.to_owned()),
+        Some(dir) => {
+            let message = format!("--model-path {}: there is no such folder", dir.display());
+            Err(Failure::say(Failure::MODEL, message))
+        }
+        None => demo().ok_or_else(|| {
+            let message = "the demo model was not found (in $KRASIS_HOME/models/krasis-demo \
+                           and demo/model beside the program): give --model-path DIR";
+            Failure::say(Failure::MODEL, message)
+        }),
+    }
+}
+
+/// Where caches go if a model's folder cannot be written.
+pub fn cache_home() -> Option<PathBuf> {
+    let home = variable("KRASIS_HOME").map(|home| home.join("cache"));
+    home.or_else(user_cache)
+}
+
+/// Where compiled GPU kernels are kept.
+fn kernel_cache() -> Option<PathBuf> {
+    let home = variable("KRASIS_HOME").or_else(user_cache);
+    home.map(|home| home.join("kernels"))
+}
+
+/// Our part of the user's folder for what can be made again.
+fn user_cache() -> Option<PathBuf> {
+    let user = || Some(variable("HOME")?.join(".cache"));
+    Some(variable("XDG_CACHE_HOME").or_else(user)?.join("krasis"))
+}
+
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 /// Where the demo model may lie: the user's folder, then the checkout that the program was built

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 fn krasis(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_krasis"));
-    command.args(arguments).stdin(Stdio::null());
+    // Where there is a GPU, these tests do not see it.
+    command.args(arguments).stdin(Stdio::null()).env("CUDA_VISIBLE_DEVICES", "");
     command
 }
 
@@ -18,11 +19,16 @@ fn output(arguments: &[&str]) -> Output {
 }
 
 fn refused(arguments: &[&str], code: i32, sentence: &str) {
+    assert!(refused_with_output(arguments, code, sentence).stdout.is_empty());
+}
+
+/// The same for a command that has said something before.
+fn refused_with_output(arguments: &[&str], code: i32, sentence: &str) -> Output {
     let output = output(arguments);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
     assert!(said.contains(sentence), "{arguments:?}: {said}");
-    assert!(output.stdout.is_empty());
+    output
 }
 
 /// The fixture of a Qwen3 MoE with a tokenizer of 240 bytes, `<s>` and `</s>`.
@@ -73,11 +79,24 @@ fn the_help_lists_exit_codes() {
 }
 
 #[test]
+fn the_doctor_finds_a_machine_without_a_gpu_healthy() {
+    let output = output(&["doctor"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(
+        said.contains("CPU: ") && said.contains("GPU: ") && said.contains("memory: "),
+        "{said}"
+    );
+    refused_with_output(&["doctor", "--gpu"], 6, "NVIDIA driver");
+}
+
+#[test]
 fn every_failure_has_its_code_and_sentence() {
     refused(&["frobnicate"], 2, "unrecognized subcommand");
     refused(&["run", "hi", "--cpu-expert-bits", "5"], 2, "4, 8, 16");
     refused(&["run", "hi", "--group-size", "48"], 2, "32, 64, 128");
     refused(&["run", "hi", "--num-gpus", "1"], 6, "--num-gpus 0");
+    refused(&["run", "hi", "--device", "cuda"], 6, "NVIDIA driver");
     refused(&["run", "hi", "--model-path", "/nowhere"], 4, "there is no such folder");
     let empty = tempfile::tempdir().unwrap();
     let empty = empty.path().to_str().unwrap();

@@ -39,8 +39,16 @@ fn what_a_newcomer_asks_is_answered() {
 fn rounded_experts_keep_the_perplexity() {
     let texts = heldout("text.jsonl");
     let perplexity = |bits| {
-        let arguments =
-            ["eval", "--limit", "60", "--text", texts.to_str().unwrap(), "--cpu-expert-bits", bits];
+        let arguments = [
+            "eval",
+            "--limit",
+            "60",
+            "--no-cache",
+            "--text",
+            texts.to_str().unwrap(),
+            "--cpu-expert-bits",
+            bits,
+        ];
         let perplexity = number(&krasis(&arguments), "perplexity");
         println!("{bits} bits: perplexity {perplexity}");
         perplexity

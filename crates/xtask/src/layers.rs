@@ -24,18 +24,31 @@ const fn library(name: &'static str, uses: &'static [&'static str]) -> Layer {
 }
 
 /// The architecture, bottom up.
-pub const LAYERS: [Layer; 10] = [
+pub const LAYERS: [Layer; 11] = [
     library("krasis-core", &[]),
     Layer { unsafe_in: &["src/mmap.rs"], ..library("krasis-checkpoint", &["krasis-core"]) },
     Layer { unsafe_in: &[""], ..library("krasis-cpu", &["krasis-core"]) },
     Layer { unsafe_in: &[""], ..library("krasis-ops", &["krasis-core", "krasis-cpu"]) },
+    // Its tests run whole models on kernels that are compiled as C++.
+    Layer {
+        unsafe_in: &[""],
+        tests_use: &["krasis-cpu", "krasis-engine"],
+        ..library("krasis-cuda", &["krasis-core", "krasis-ops"])
+    },
     Layer {
         tests_use: &["krasis-checkpoint", "krasis-cpu"],
         ..library("krasis-model", &["krasis-core", "krasis-ops"])
     },
     library(
         "krasis-engine",
-        &["krasis-checkpoint", "krasis-core", "krasis-cpu", "krasis-model", "krasis-ops"],
+        &[
+            "krasis-checkpoint",
+            "krasis-core",
+            "krasis-cpu",
+            "krasis-cuda",
+            "krasis-model",
+            "krasis-ops",
+        ],
     ),
     library("krasis-text", &[]),
     library("krasis-server", &["krasis-engine", "krasis-text"]),
@@ -44,7 +57,7 @@ pub const LAYERS: [Layer; 10] = [
 ];
 
 /// Crates from elsewhere that belong to some layers only, and why.
-const KEPT: [(&[&str], &[&str], &str); 4] = [
+const KEPT: [(&[&str], &[&str], &str); 5] = [
     (
         &["tokio", "axum", "hyper", "tower", "tower-http"],
         &["krasis-server", "krasis"],
@@ -56,6 +69,7 @@ const KEPT: [(&[&str], &[&str], &str); 4] = [
         &["krasis-checkpoint", "krasis-model", "krasis-text", "krasis-server", "krasis", "xtask"],
         "the engine knows no JSON",
     ),
+    (&["cudarc"], &["krasis-cuda"], "the driver is the GPU's"),
     (&["memmap2", "safetensors"], &["krasis-checkpoint"], "files of weights are the checkpoint's"),
 ];
 

@@ -1,8 +1,11 @@
 //! Automation of the repository: `cargo xt tidy` checks its rules, `cargo xt readme` prints the
-//! commands that its README promises.
+//! commands that its README promises, `cargo xt kernels` compiles the GPU's kernels, and
+//! `cargo xt gpu-pack` collects what a GPU machine needs to test them.
 #![forbid(unsafe_code)]
 
 mod docs;
+mod gpu_pack;
+mod kernels;
 mod layers;
 mod mask;
 mod source;
@@ -40,7 +43,12 @@ fn main() -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        _ => bail!("say `cargo xt tidy` or `cargo xt readme`"),
+        Some("kernels") => {
+            let target = metadata["target_directory"].as_str().context("cargo names a folder")?;
+            kernels::kernels(Path::new(target))
+        }
+        Some("gpu-pack") => gpu_pack::gpu_pack(Path::new(root)),
+        _ => bail!("say `cargo xt tidy`, `readme`, `kernels` or `gpu-pack`"),
     }
 }
 

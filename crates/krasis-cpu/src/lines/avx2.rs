@@ -3,13 +3,16 @@
 //! A pair of INT4 products is at most 3,810, so eight may be added before 16 bits overflow. INT8 takes
 //! the sign to the activation, `|w| · (±x)`, whose pairs are at most 32,512 and are widened at once;
 //! its integers are signed again here, so the corrections are not needed.
+//!
+//! AVX-VNNI adds `vpdpbusd`, four products straight into 32 bits: the same kernels with `VNNI`.
 
 use super::panel::{PANEL_BLOCKS, Panel, Sums};
-use super::prefetch::prefetch;
+use super::prefetch::{prefetch, prefetch_panel};
 use super::{Matrix, Span, Tokens};
-use crate::isa::Avx2;
+use crate::isa::{Avx2, AvxVnni};
 use half::bf16;
-use krasis_core::lines::{Bits, PLANE, ROWS};
+use krasis_core::lines::{Bits, COLS, PLANE, ROWS};
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -17,12 +20,19 @@ use std::ops::Range;
 pub fn vector(_: Avx2, w: &Matrix, block: usize, x: &[Span]) -> [f32; ROWS] {
     let (planes, scales) = w.block(block);
     // SAFETY: the proof says that the features were detected.
-    unsafe { by_format!(w.lines, vector_body(planes, scales, x)) }
+    unsafe { by_format!(w.lines, vector_body(planes, scales, x), false) }
+}
+
+/// The same with AVX-VNNI.
+pub fn vector_vnni(_: AvxVnni, w: &Matrix, block: usize, x: &[Span]) -> [f32; ROWS] {
+    let (planes, scales) = w.block(block);
+    // SAFETY: as above.
+    unsafe { by_format!(w.lines, vector_body(planes, scales, x), true) }
 }
 
 /// `STORED` planes of eight lines (INT4 stores both of a line in one), `SCALES` of a line.
 #[target_feature(enable = "avx2,fma")]
-fn vector_body<const STORED: usize, const SCALES: usize>(
+fn vector_body<const STORED: usize, const SCALES: usize, const VNNI: bool>(
     planes: &[[u8; PLANE]],
     scales: &[[bf16; ROWS]],
     x: &[Span],
@@ -30,20 +40,43 @@ fn vector_body<const STORED: usize, const SCALES: usize>(
     let mut sums = _mm256_setzero_ps();
     let groups = planes.as_chunks::<STORED>().0.iter().zip(scales.as_chunks::<SCALES>().0);
     for ((planes, scales), x) in groups.zip(x) {
-        let products = if STORED == ROWS {
+        let products = if VNNI {
+            reduce::<SCALES>(products_vnni(planes, x))
+        } else if STORED == ROWS {
             products4::<STORED, SCALES>(planes, x)
         } else {
             reduce::<SCALES>(products8(planes, x))
         };
         prefetch(planes);
         for s in 0..SCALES {
-            let correction = if STORED == ROWS { x.corrections[s] } else { 0 };
+            let correction = if VNNI || STORED == ROWS { x.corrections[s] } else { 0 };
             let product = _mm256_sub_epi32(products[s], _mm256_set1_epi32(correction));
             let scale = _mm256_mul_ps(floats(&scales[s]), _mm256_set1_ps(x.scale));
             sums = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), scale, sums);
         }
     }
     bytemuck::must_cast(sums)
+}
+
+/// Sums of each row, words `4 · lane + slab` of both halves together.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn products_vnni<const STORED: usize>(planes: &[[u8; PLANE]; STORED], x: &Span) -> [__m256i; ROWS] {
+    let x = activations(x);
+    let mut rows = [_mm256_setzero_si256(); ROWS];
+    for row in 0..ROWS {
+        let parts = if STORED == ROWS {
+            let [a, b] = halves(&planes[row]);
+            [low(a), low(b), high(a), high(b)]
+        } else {
+            let ([a, b], [c, d]) = (halves(&planes[2 * row]), halves(&planes[2 * row + 1]));
+            [a, b, c, d]
+        };
+        for part in 0..4 {
+            rows[row] = dpbusd(rows[row], parts[part], x[part]);
+        }
+    }
+    rows
 }
 
 /// INT4: sums of eight rows under each scale.
@@ -54,11 +87,8 @@ fn products4<const STORED: usize, const SCALES: usize>(
     x: &Span,
 ) -> [__m256i; 4] {
     let x = activations(x);
-    let mask = _mm256_set1_epi8(15);
     let ones = _mm256_set1_epi16(1);
     let mut rows = [_mm256_setzero_si256(); ROWS];
-    let low = |v| _mm256_and_si256(v, mask);
-    let high = |v| _mm256_and_si256(_mm256_srli_epi16::<4>(v), mask);
     for row in 0..ROWS {
         let [a, b] = halves(&planes[row]);
         let first = _mm256_add_epi16(
@@ -87,7 +117,7 @@ fn products4<const STORED: usize, const SCALES: usize>(
     [all, none, none, none]
 }
 
-/// INT8: sums of each row, words `4 · lane + slab` of both halves together.
+/// INT8: as [`products_vnni`].
 #[inline]
 #[target_feature(enable = "avx2")]
 fn products8<const STORED: usize>(planes: &[[u8; PLANE]; STORED], x: &Span) -> [__m256i; ROWS] {
@@ -145,21 +175,38 @@ pub fn panel(
     assert!(blocks.len() <= PANEL_BLOCKS && blocks.end <= w.blocks(), "blocks of a panel");
     panel.begin(tokens.len());
     // SAFETY: the proof says that the features were detected.
-    unsafe { by_format!(w.lines, panel_body(w, blocks, x, tokens, panel)) }
+    unsafe { by_format!(w.lines, panel_body(w, blocks, x, tokens, panel), false) }
 }
 
-#[target_feature(enable = "avx2,fma")]
-fn panel_body<const STORED: usize, const SCALES: usize>(
+/// The same with AVX-VNNI.
+pub fn panel_vnni(
+    _: AvxVnni,
     w: &Matrix,
     blocks: Range<usize>,
     x: &Tokens,
     tokens: &[u32],
     panel: &mut Panel,
 ) {
-    for group in 0..w.cols.div_ceil(krasis_core::lines::COLS) {
+    assert!(blocks.len() <= PANEL_BLOCKS && blocks.end <= w.blocks(), "blocks of a panel");
+    panel.begin(tokens.len());
+    // SAFETY: as above.
+    unsafe { by_format!(w.lines, panel_body(w, blocks, x, tokens, panel), true) }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn panel_body<const STORED: usize, const SCALES: usize, const VNNI: bool>(
+    w: &Matrix,
+    blocks: Range<usize>,
+    x: &Tokens,
+    tokens: &[u32],
+    panel: &mut Panel,
+) {
+    let groups = w.cols.div_ceil(COLS);
+    for group in 0..groups {
         for (at, block) in blocks.clone().enumerate() {
+            prefetch_panel(w, blocks.end, PANEL_BLOCKS * group + at, PANEL_BLOCKS * groups);
             let (planes, scales) = w.block(block);
-            unpack::<STORED>(&planes.as_chunks().0[group], at, panel);
+            unpack::<STORED, VNNI>(&planes.as_chunks().0[group], at, panel);
             for (s, scales) in scales.as_chunks::<SCALES>().0[group].iter().enumerate() {
                 panel.scales[s].as_chunks_mut::<ROWS>().0[at] = bytemuck::must_cast(floats(scales));
             }
@@ -168,21 +215,24 @@ fn panel_body<const STORED: usize, const SCALES: usize>(
             let mut at = 0;
             while at < tokens.len() {
                 at += match tokens.len() - at {
-                    4.. => tile::<4, STORED, SCALES>(x, tokens, group, at, rows, panel),
-                    2 | 3 => tile::<2, STORED, SCALES>(x, tokens, group, at, rows, panel),
-                    _ => tile::<1, STORED, SCALES>(x, tokens, group, at, rows, panel),
+                    4.. => tile::<4, STORED, SCALES, VNNI>(x, tokens, group, at, rows, panel),
+                    2 | 3 => tile::<2, STORED, SCALES, VNNI>(x, tokens, group, at, rows, panel),
+                    _ => tile::<1, STORED, SCALES, VNNI>(x, tokens, group, at, rows, panel),
                 };
             }
         }
     }
 }
 
-/// Turns a block of lines into words of 8 rows; INT8 becomes signed.
+/// Turns a block of lines into words of 8 rows; INT8 becomes signed without VNNI.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn unpack<const STORED: usize>(planes: &[[u8; PLANE]; STORED], at: usize, panel: &mut Panel) {
+fn unpack<const STORED: usize, const VNNI: bool>(
+    planes: &[[u8; PLANE]; STORED],
+    at: usize,
+    panel: &mut Panel,
+) {
     let per_line = STORED / ROWS;
-    prefetch(planes);
     for part in 0..2 * per_line {
         let (stored, half) = (part / 2, part % 2);
         let mut lines = [_mm256_setzero_si256(); ROWS];
@@ -193,14 +243,11 @@ fn unpack<const STORED: usize>(planes: &[[u8; PLANE]; STORED], at: usize, panel:
         for word in 0..ROWS {
             let to = half * 8 + word;
             if STORED == ROWS {
-                let mask = _mm256_set1_epi8(15);
-                let low = _mm256_and_si256(turned[word], mask);
-                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(turned[word]), mask);
-                panel.words[to].0.as_chunks_mut().0[at] = each_row(low);
-                panel.words[16 + to].0.as_chunks_mut().0[at] = each_row(high);
+                panel.words[to].0.as_chunks_mut().0[at] = each_row(low(turned[word]));
+                panel.words[16 + to].0.as_chunks_mut().0[at] = each_row(high(turned[word]));
             } else {
-                panel.words[16 * stored + to].0.as_chunks_mut().0[at] =
-                    each_row(signed(turned[word]));
+                let word = if VNNI { turned[word] } else { signed(turned[word]) };
+                panel.words[16 * stored + to].0.as_chunks_mut().0[at] = each_row(word);
             }
         }
     }
@@ -235,7 +282,7 @@ fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
 /// One group of 16 rows of the panel times `T` tokens from `tokens[at]`; returns `T`.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn tile<const T: usize, const STORED: usize, const SCALES: usize>(
+fn tile<const T: usize, const STORED: usize, const SCALES: usize, const VNNI: bool>(
     x: &Tokens,
     tokens: &[u32],
     group: usize,
@@ -249,7 +296,7 @@ fn tile<const T: usize, const STORED: usize, const SCALES: usize>(
     let zero = _mm256_setzero_si256();
     for s in 0..SCALES {
         let mut products = [[zero; 2]; T];
-        if STORED == ROWS {
+        if VNNI || STORED == ROWS {
             for t in 0..T {
                 products[t] = [_mm256_set1_epi32(x[t].corrections[s].wrapping_neg()); 2];
             }
@@ -263,7 +310,9 @@ fn tile<const T: usize, const STORED: usize, const SCALES: usize>(
                 for t in 0..T {
                     let x = _mm256_set1_epi32(x[t].word(word));
                     for i in 0..2 {
-                        if STORED == ROWS {
+                        if VNNI {
+                            products[t][i] = dpbusd(products[t][i], w[i], x);
+                        } else if STORED == ROWS {
                             let product = _mm256_maddubs_epi16(w[i], x);
                             pairs[t][i] = _mm256_add_epi16(pairs[t][i], product);
                         } else {
@@ -275,7 +324,7 @@ fn tile<const T: usize, const STORED: usize, const SCALES: usize>(
                     }
                 }
             }
-            if STORED == ROWS {
+            if !VNNI && STORED == ROWS {
                 for t in 0..T {
                     for i in 0..2 {
                         let product = _mm256_madd_epi16(pairs[t][i], ones);
@@ -297,6 +346,38 @@ fn tile<const T: usize, const STORED: usize, const SCALES: usize>(
         }
     }
     T
+}
+
+/// Adds the products of unsigned `w` and signed `x`, by fours.
+///
+/// The instruction by name: called by intrinsic, it would ask for AVX-VNNI of everyone above it, and
+/// AVX2 could not share these kernels. Only bodies with `VNNI` come here.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn dpbusd(mut sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
+    // SAFETY: registers only; the callers' callers hold a proof of the instruction.
+    unsafe {
+        asm!(
+            "{{vex}} vpdpbusd {sum}, {w}, {x}",
+            sum = inout(ymm_reg) sum, w = in(ymm_reg) w, x = in(ymm_reg) x,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    sum
+}
+
+/// The low nibble of each byte.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn low(both: __m256i) -> __m256i {
+    _mm256_and_si256(both, _mm256_set1_epi8(15))
+}
+
+/// The high nibble of each byte.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn high(both: __m256i) -> __m256i {
+    low(_mm256_srli_epi16::<4>(both))
 }
 
 /// Low plane in two halves, then the high plane.

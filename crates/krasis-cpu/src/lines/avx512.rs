@@ -1,58 +1,70 @@
 //! AVX-512 VNNI: `vpdpbusd` multiplies 64 stored integers with 64 activations and adds fours of them.
 //!
-//! One token: a row's 128 columns are two `vpdpbusd` into one register; the eight rows' registers
-//! are then summed across lanes together, 24 instructions for all. That is 65 instructions for 512
-//! bytes of INT4, about 32 cycles, of which memory takes three times as long.
+//! One to three tokens: a row's 128 columns are two `vpdpbusd` into one register; the eight rows'
+//! registers are then summed across lanes together, 24 instructions for all. For one token that is 65
+//! instructions for 512 bytes of INT4, about 24 cycles, of which memory takes three times as long.
 //!
 //! A tile of tokens: 64 rows by 6 tokens in 24 accumulators, and every word of a [`Panel`] meets a
 //! word of a token 6 times: 10 loads for 24 `vpdpbusd`.
 
-use super::panel::{PANEL_BLOCKS, PANEL_ROWS, Panel, Sums};
-use super::prefetch::prefetch;
+use super::panel::{PANEL_BLOCKS, PANEL_ROWS, Panel, Sums, WORDS};
+use super::prefetch::{prefetch, prefetch_panel};
 use super::{Matrix, Span, Tokens};
 use crate::isa::Avx512Vnni;
 use half::bf16;
-use krasis_core::lines::{Bits, PLANE, ROWS};
+use krasis_core::lines::{Bits, COLS, PLANE, ROWS};
 use std::arch::x86_64::*;
+use std::hint::black_box;
 use std::ops::Range;
 
 /// Registers of a panel's rows.
 const WIDE: usize = PANEL_ROWS / 16;
 
-/// The rows of one block times one token.
-pub fn vector(_: Avx512Vnni, w: &Matrix, block: usize, x: &[Span]) -> [f32; ROWS] {
+/// The rows of one block times up to three tokens.
+pub fn vectors<const T: usize>(
+    _: Avx512Vnni,
+    w: &Matrix,
+    block: usize,
+    x: [&[Span]; T],
+) -> [[f32; ROWS]; T] {
+    const { assert!(T <= 3, "four tokens' sums leave no registers") };
     let (planes, scales) = w.block(block);
     // SAFETY: the proof says that the features were detected.
-    unsafe { by_format!(w.lines, vector_body(planes, scales, x)) }
+    unsafe { by_format!(w.lines, vector_body(planes, scales, x), T) }
 }
 
 /// `STORED` planes of eight lines (INT4 stores both of a line in one), `SCALES` of a line.
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn vector_body<const STORED: usize, const SCALES: usize>(
+fn vector_body<const STORED: usize, const SCALES: usize, const T: usize>(
     planes: &[[u8; PLANE]],
     scales: &[[bf16; ROWS]],
-    x: &[Span],
-) -> [f32; ROWS] {
-    let mut sums = _mm256_setzero_ps();
+    x: [&[Span]; T],
+) -> [[f32; ROWS]; T] {
+    let mut sums = [_mm256_setzero_ps(); T];
     let groups = planes.as_chunks::<STORED>().0.iter().zip(scales.as_chunks::<SCALES>().0);
-    for ((planes, scales), x) in groups.zip(x) {
-        let (x_low, x_high) = (load(&x.integers, 0), load(&x.integers, 1));
-        let mut rows = [_mm512_setzero_si512(); ROWS];
+    for (group, (planes, scales)) in groups.enumerate() {
+        let x = x.map(|x| &x[group]);
+        let mut rows = [[_mm512_setzero_si512(); ROWS]; T];
         for row in 0..ROWS {
             let (low, high) = line::<STORED>(planes, row);
-            rows[row] = _mm512_dpbusd_epi32(rows[row], low, x_low);
-            rows[row] = _mm512_dpbusd_epi32(rows[row], high, x_high);
+            for t in 0..T {
+                let [x_low, x_high] = [load(&x[t].integers, 0), load(&x[t].integers, 1)];
+                rows[t][row] = _mm512_dpbusd_epi32(rows[t][row], low, x_low);
+                rows[t][row] = _mm512_dpbusd_epi32(rows[t][row], high, x_high);
+            }
         }
         prefetch(planes);
-        let products = reduce::<SCALES>(rows);
-        for s in 0..SCALES {
-            let correction = _mm256_set1_epi32(x.corrections[s]);
-            let product = _mm256_cvtepi32_ps(_mm256_sub_epi32(products[s], correction));
-            let scale = _mm256_mul_ps(floats(&scales[s]), _mm256_set1_ps(x.scale));
-            sums = _mm256_fmadd_ps(product, scale, sums);
+        for t in 0..T {
+            let products = reduce::<SCALES>(rows[t]);
+            for s in 0..SCALES {
+                let correction = _mm256_set1_epi32(x[t].corrections[s]);
+                let product = _mm256_cvtepi32_ps(_mm256_sub_epi32(products[s], correction));
+                let scale = _mm256_mul_ps(floats(&scales[s]), _mm256_set1_ps(x[t].scale));
+                sums[t] = _mm256_fmadd_ps(product, scale, sums[t]);
+            }
         }
     }
-    bytemuck::must_cast(sums)
+    sums.map(bytemuck::must_cast)
 }
 
 /// Both planes of a line, unpacked.
@@ -135,8 +147,10 @@ fn panel_body<const STORED: usize, const SCALES: usize>(
     tokens: &[u32],
     panel: &mut Panel,
 ) {
-    for group in 0..w.cols.div_ceil(krasis_core::lines::COLS) {
+    let groups = w.cols.div_ceil(COLS);
+    for group in 0..groups {
         for (pair, first) in blocks.clone().step_by(2).enumerate() {
+            prefetch_panel(w, blocks.end, 4 * group + pair, 4 * groups);
             // An odd block stands in for the one that is missing; nobody looks at its rows.
             let second = (first + 1).min(blocks.end - 1);
             let part = |block| {
@@ -153,10 +167,13 @@ fn panel_body<const STORED: usize, const SCALES: usize>(
         }
         let mut at = 0;
         while at < tokens.len() {
+            // The last two tiles share what is left: a small one waits for its own sums.
             at += match tokens.len() - at {
-                6.. => tile::<6, SCALES>(x, tokens, group, at, panel),
-                4 | 5 => tile::<4, SCALES>(x, tokens, group, at, panel),
-                2 | 3 => tile::<2, SCALES>(x, tokens, group, at, panel),
+                6 | 11.. => tile::<6, SCALES>(x, tokens, group, at, panel),
+                5 | 9 | 10 => tile::<5, SCALES>(x, tokens, group, at, panel),
+                4 | 7 | 8 => tile::<4, SCALES>(x, tokens, group, at, panel),
+                3 => tile::<3, SCALES>(x, tokens, group, at, panel),
+                2 => tile::<2, SCALES>(x, tokens, group, at, panel),
                 _ => tile::<1, SCALES>(x, tokens, group, at, panel),
             };
         }
@@ -172,55 +189,45 @@ fn unpack<const STORED: usize>(
     panel: &mut Panel,
 ) {
     let per_line = STORED / ROWS;
-    blocks.iter().for_each(|planes| prefetch(*planes));
     for stored in 0..per_line {
-        let mut lines = [_mm512_setzero_si512(); 16];
-        for row in 0..16 {
-            lines[row] = bytes(&blocks[row / ROWS][row % ROWS * per_line + stored]);
-        }
-        let turned = transpose(lines);
-        for word in 0..16 {
-            if STORED == ROWS {
-                let (low, high) = nibbles(turned[word]);
-                panel.words[word].0.as_chunks_mut().0[pair] = each_row(low);
-                panel.words[16 + word].0.as_chunks_mut().0[pair] = each_row(high);
-            } else {
-                panel.words[16 * stored + word].0.as_chunks_mut().0[pair] = each_row(turned[word]);
+        for lane in 0..4 {
+            let turned = transpose(lane, |row| &blocks[row / ROWS][row % ROWS * per_line + stored]);
+            for slab in 0..4 {
+                let word = 4 * lane + slab;
+                if STORED == ROWS {
+                    let (low, high) = nibbles(turned[slab]);
+                    panel.words[word].0.as_chunks_mut().0[pair] = each_row(low);
+                    panel.words[16 + word].0.as_chunks_mut().0[pair] = each_row(high);
+                } else {
+                    let word = 16 * stored + word;
+                    panel.words[word].0.as_chunks_mut().0[pair] = each_row(turned[slab]);
+                }
             }
         }
     }
 }
 
-/// Word `w` of row `r` becomes word `r` of row `w`.
+/// The four words of a lane of 16 planes, each of all of them.
 #[inline]
 #[target_feature(enable = "avx2,avx512f")]
-fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
-    let mut a = [_mm512_setzero_si512(); 16];
-    for i in 0..8 {
-        a[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-        a[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+pub fn transpose<'a>(lane: usize, plane: impl Fn(usize) -> &'a [u8; PLANE]) -> [__m512i; 4] {
+    // Rows i, 4 + i, 8 + i and 12 + i: memory puts them side by side, which no shuffle needs to.
+    let mut r = [_mm512_setzero_si512(); 4];
+    for i in 0..4 {
+        let part = |row: usize| bytemuck::must_cast(plane(row).as_chunks::<16>().0[lane]);
+        r[i] = _mm512_castsi128_si512(part(i));
+        r[i] = _mm512_inserti32x4::<1>(r[i], part(4 + i));
+        r[i] = _mm512_inserti32x4::<2>(r[i], part(8 + i));
+        r[i] = _mm512_inserti32x4::<3>(r[i], part(12 + i));
     }
-    // b[4·q + j]: word j of each lane, of rows 4·q to 4·q + 3.
-    let mut b = a;
-    for q in 0..4 {
-        let a = &a[4 * q..][..4];
-        b[4 * q] = _mm512_unpacklo_epi64(a[0], a[2]);
-        b[4 * q + 1] = _mm512_unpackhi_epi64(a[0], a[2]);
-        b[4 * q + 2] = _mm512_unpacklo_epi64(a[1], a[3]);
-        b[4 * q + 3] = _mm512_unpackhi_epi64(a[1], a[3]);
-    }
-    let mut out = a;
-    for j in 0..4 {
-        let even01 = _mm512_shuffle_i32x4::<0x88>(b[j], b[4 + j]);
-        let odd01 = _mm512_shuffle_i32x4::<0xdd>(b[j], b[4 + j]);
-        let even23 = _mm512_shuffle_i32x4::<0x88>(b[8 + j], b[12 + j]);
-        let odd23 = _mm512_shuffle_i32x4::<0xdd>(b[8 + j], b[12 + j]);
-        out[j] = _mm512_shuffle_i32x4::<0x88>(even01, even23);
-        out[8 + j] = _mm512_shuffle_i32x4::<0xdd>(even01, even23);
-        out[4 + j] = _mm512_shuffle_i32x4::<0x88>(odd01, odd23);
-        out[12 + j] = _mm512_shuffle_i32x4::<0xdd>(odd01, odd23);
-    }
-    out
+    let low = [_mm512_unpacklo_epi32(r[0], r[1]), _mm512_unpacklo_epi32(r[2], r[3])];
+    let high = [_mm512_unpackhi_epi32(r[0], r[1]), _mm512_unpackhi_epi32(r[2], r[3])];
+    [
+        _mm512_unpacklo_epi64(low[0], low[1]),
+        _mm512_unpackhi_epi64(low[0], low[1]),
+        _mm512_unpacklo_epi64(high[0], high[1]),
+        _mm512_unpackhi_epi64(high[0], high[1]),
+    ]
 }
 
 /// One group of the panel times `T` tokens from `tokens[at]`; returns `T`.
@@ -235,21 +242,21 @@ fn tile<const T: usize, const SCALES: usize>(
 ) -> usize {
     let x: [&Span; T] = std::array::from_fn(|t| &x.row(tokens[at + t] as usize)[group]);
     let sums: &mut [Sums; T] = (&mut panel.sums[at..at + T]).try_into().expect("T tokens");
+    let slabs = 4 / SCALES;
     for s in 0..SCALES {
         let mut products = [[_mm512_setzero_si512(); WIDE]; T];
         for t in 0..T {
             products[t] = [_mm512_set1_epi32(x[t].corrections[s].wrapping_neg()); WIDE];
         }
-        for slab in s * 4 / SCALES..(s + 1) * 4 / SCALES {
-            for step in 0..8 {
-                let word = step * 4 + slab;
-                let rows = panel.words[word].0.as_chunks::<16>().0;
-                let w = [words(&rows[0]), words(&rows[1]), words(&rows[2]), words(&rows[3])];
-                for t in 0..T {
-                    let x = _mm512_set1_epi32(x[t].word(word));
-                    for i in 0..WIDE {
-                        products[t][i] = _mm512_dpbusd_epi32(products[t][i], w[i], x);
-                    }
+        // Unrolled, sums would be kept in memory: the compiler shall not know how often.
+        for i in 0..black_box(WORDS / SCALES) {
+            let word = i / slabs * 4 + s * slabs + i % slabs;
+            let rows = panel.words[word].0.as_chunks::<16>().0;
+            let w = [words(&rows[0]), words(&rows[1]), words(&rows[2]), words(&rows[3])];
+            for t in 0..T {
+                let x = _mm512_set1_epi32(x[t].word(word));
+                for i in 0..WIDE {
+                    products[t][i] = _mm512_dpbusd_epi32(products[t][i], w[i], x);
                 }
             }
         }

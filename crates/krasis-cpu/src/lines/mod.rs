@@ -10,21 +10,23 @@
 //! set, and whatever other rows and tokens it works on at the same time.
 
 /// Calls the variant of a kernel for the lines at hand: its parameters are the 64-byte planes of
-/// eight lines (INT4 keeps two in one) and the scales of a line.
+/// eight lines (INT4 keeps two in one) and the scales of a line, then one of its own if need be.
 #[cfg(target_arch = "x86_64")]
 macro_rules! by_format {
-    ($lines:expr, $kernel:ident($($argument:expr),*)) => {
+    ($lines:expr, $kernel:ident($($argument:expr),*) $(, $more:tt)?) => {
         match ($lines.bits, $lines.line_scales()) {
-            (Bits::Four, 1) => $kernel::<8, 1>($($argument),*),
-            (Bits::Four, 2) => $kernel::<8, 2>($($argument),*),
-            (Bits::Four, _) => $kernel::<8, 4>($($argument),*),
-            (Bits::Eight, 1) => $kernel::<16, 1>($($argument),*),
-            (Bits::Eight, 2) => $kernel::<16, 2>($($argument),*),
-            (Bits::Eight, _) => $kernel::<16, 4>($($argument),*),
+            (Bits::Four, 1) => $kernel::<8, 1 $(, $more)?>($($argument),*),
+            (Bits::Four, 2) => $kernel::<8, 2 $(, $more)?>($($argument),*),
+            (Bits::Four, _) => $kernel::<8, 4 $(, $more)?>($($argument),*),
+            (Bits::Eight, 1) => $kernel::<16, 1 $(, $more)?>($($argument),*),
+            (Bits::Eight, 2) => $kernel::<16, 2 $(, $more)?>($($argument),*),
+            (Bits::Eight, _) => $kernel::<16, 4 $(, $more)?>($($argument),*),
         }
     };
 }
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -90,7 +92,7 @@ impl<'a> Matrix<'a> {
 /// Multiplies rows of `w` with `tokens` of `x`. Hands out `put(i, row, sums)`: the products of
 /// `tokens[i]` with consecutive rows of the weight from `row` on; padding rows are among them.
 ///
-/// Bytes: the blocks once (each 96 tokens), and the tokens from cache.
+/// Bytes: the blocks once for every 96 tokens (64 with AMX), and the tokens from cache.
 pub fn multiply(
     isa: Isa,
     w: &Matrix,
@@ -101,10 +103,20 @@ pub fn multiply(
 ) {
     assert_eq!(x.lines(), w.lines, "activations were prepared for another format");
     assert!(blocks.end <= w.blocks(), "blocks {blocks:?} of {}", w.blocks());
+    #[cfg(target_arch = "x86_64")]
+    if let Isa::Amx(proof) = isa
+        && tokens.len() >= amx::TOKENS_LEAST
+    {
+        return amx::multiply(proof, w, blocks, x, tokens, put);
+    }
+    let isa = isa.vectors();
     if tokens.len() <= tokens_alone(isa) {
         for block in blocks {
-            for (i, &token) in tokens.iter().enumerate() {
-                put(i, block * ROWS, &vector(isa, w, block, x.row(token as usize)));
+            let mut at = 0;
+            while at < tokens.len() {
+                at += few(isa, w, block, x, &tokens[at..], |i, sums| {
+                    put(at + i, block * ROWS, sums);
+                });
             }
         }
         return;
@@ -126,19 +138,39 @@ pub fn multiply(
 fn tokens_alone(isa: Isa) -> usize {
     match isa {
         Isa::Plain => usize::MAX,
-        Isa::Avx2(_) => 3,
-        Isa::Avx512Vnni(_) => 1,
+        Isa::Avx2(_) => 4,
+        Isa::AvxVnni(_) => 3,
+        Isa::Avx512Vnni(_) | Isa::Amx(_) => 4,
     }
 }
 
-/// The rows of one block times one token.
-fn vector(isa: Isa, w: &Matrix, block: usize, x: &[Span]) -> [f32; ROWS] {
+/// The rows of one block times the first few tokens, as many as registers allow and the rest needs;
+/// returns how many.
+fn few(
+    isa: Isa,
+    w: &Matrix,
+    block: usize,
+    x: &Tokens,
+    tokens: &[u32],
+    mut put: impl FnMut(usize, &[f32]),
+) -> usize {
+    let token = |i: usize| x.row(tokens[i] as usize);
+    let mut put = |sums: &[[f32; ROWS]]| {
+        sums.iter().enumerate().for_each(|(i, sums)| put(i, sums));
+        sums.len()
+    };
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni(proof) => avx512::vector(proof, w, block, x),
+        Isa::Avx512Vnni(proof) => match tokens.len() {
+            1 => put(&avx512::vectors(proof, w, block, [token(0)])),
+            2 | 4 => put(&avx512::vectors(proof, w, block, [token(0), token(1)])),
+            _ => put(&avx512::vectors(proof, w, block, [token(0), token(1), token(2)])),
+        },
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(proof) => avx2::vector(proof, w, block, x),
-        _ => plain::vector(w, block, x),
+        Isa::AvxVnni(proof) => put(&[avx2::vector_vnni(proof, w, block, token(0))]),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(proof) => put(&[avx2::vector(proof, w, block, token(0))]),
+        _ => put(&[plain::vector(w, block, token(0))]),
     }
 }
 
@@ -154,6 +186,8 @@ fn panel_sums<'p>(
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni(proof) => avx512::panel(proof, w, blocks, x, tokens, panel),
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni(proof) => avx2::panel_vnni(proof, w, blocks, x, tokens, panel),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2(proof) => avx2::panel(proof, w, blocks, x, tokens, panel),
         _ => unreachable!("the plain kernel has no panels"),

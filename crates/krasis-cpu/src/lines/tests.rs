@@ -73,11 +73,28 @@ impl Case {
 
     /// `[token][row]`, of the tokens that are asked for.
     fn products(&self, isa: Isa, tokens: &[u32]) -> Vec<Vec<f32>> {
+        self.collect(tokens.len(), |w, put| {
+            multiply(isa, w, 0..w.blocks(), &self.tokens(isa), tokens, put);
+        })
+    }
+
+    /// The same from the kernel for AMX on an emulated unit.
+    #[cfg(target_arch = "x86_64")]
+    fn products_of_tiles(&self, vectors: crate::isa::Gfni, tokens: &[u32]) -> Vec<Vec<f32>> {
+        self.collect(tokens.len(), |w, put| {
+            let x = self.tokens(Isa::best());
+            amx::multiply_emulated(vectors, w, 0..w.blocks(), &x, tokens, put);
+        })
+    }
+
+    fn collect(
+        &self,
+        tokens: usize,
+        multiply: impl FnOnce(&Matrix, &mut dyn FnMut(usize, usize, &[f32])),
+    ) -> Vec<Vec<f32>> {
         let w = self.matrix();
-        let mut out = vec![vec![f32::NAN; w.blocks() * ROWS]; tokens.len()];
-        multiply(isa, &w, 0..w.blocks(), &self.tokens(isa), tokens, |i, row, sums| {
-            out[i][row..row + sums.len()].copy_from_slice(sums);
-        });
+        let mut out = vec![vec![f32::NAN; w.blocks() * ROWS]; tokens];
+        multiply(&w, &mut |i, row, sums| out[i][row..row + sums.len()].copy_from_slice(sums));
         out.iter().map(|row| row[..self.rows].to_vec()).collect()
     }
 }
@@ -115,6 +132,28 @@ fn tokens_may_come_in_any_order_and_more_than_a_tile_at_once() {
         let wanted = case.products(Isa::Plain, &tokens);
         for isa in Isa::all() {
             assert_eq!(case.products(isa, &tokens), wanted, "{} {lines}", isa.name());
+        }
+    });
+}
+
+/// So that all but the instructions themselves is tested where there are none.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn tiles_give_the_same_bits_on_an_emulated_unit() {
+    let Some(vectors) = crate::isa::Gfni::detect() else { return };
+    each_format(|lines| {
+        for (rows, cols, count) in [(1, 1, 1), (8, 128, 16), (61, 129, 17), (136, 640, 50)] {
+            let case = Case::new(lines, rows, cols, count);
+            let tokens: Vec<u32> = (0..count as u32).rev().collect();
+            let got = case.products_of_tiles(vectors, &tokens);
+            assert_eq!(got, case.products(Isa::Plain, &tokens), "{lines} {rows}x{cols}");
+        }
+        // More than a batch of tokens, and its end: one tile, whole and not, and two.
+        let case = Case::new(lines, 72, 256, 40);
+        for count in [65, 80, 81, 130] {
+            let tokens: Vec<u32> = (0..count).map(|i| (i * i + 7) % 40).collect();
+            let got = case.products_of_tiles(vectors, &tokens);
+            assert_eq!(got, case.products(Isa::Plain, &tokens), "{lines}, {count} tokens");
         }
     });
 }

@@ -31,6 +31,8 @@ pub struct Tokens {
     lines: Lines,
     spans: Vec<Span>,
     each: usize,
+    /// 0, 1, 2 and so on.
+    all: Vec<u32>,
 }
 
 /// Below it a reciprocal could leave f32; activations that small are nothing.
@@ -46,7 +48,7 @@ impl Tokens {
     /// Room that grows with what it is filled with.
     pub const fn new() -> Tokens {
         let lines = Lines::new(Bits::Four, COLS as u32).expect("a line is a group");
-        Tokens { lines, spans: Vec::new(), each: 0 }
+        Tokens { lines, spans: Vec::new(), each: 0, all: Vec::new() }
     }
 
     /// Prepares `count` rows of `cols` activations for weights in `lines`.
@@ -63,6 +65,8 @@ impl Tokens {
         self.lines = lines;
         self.each = cols.div_ceil(COLS);
         self.spans.resize(count * self.each, EMPTY);
+        self.all.clear();
+        self.all.extend(0..count as u32);
         // A span takes some tens of nanoseconds (estimated): a thread is worth waking for a thousand.
         let spans = crate::Tiles::new(&mut self.spans, self.each);
         team.split(count, 1000usize.div_ceil(self.each), |rows| {
@@ -77,6 +81,11 @@ impl Tokens {
     /// The format that they were prepared for.
     pub fn lines(&self) -> Lines {
         self.lines
+    }
+
+    /// The numbers of all tokens, for products with each of them.
+    pub fn all(&self) -> &[u32] {
+        &self.all
     }
 
     /// One token.

@@ -6,13 +6,14 @@
 //! needed, the least recently used first.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Names the content of a page and all pages before it. Never reused, so a stale link leads nowhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Node(u64);
 
-/// A full page: the one before it, and its tokens.
-type Key = (Node, Box<[u32]>);
+/// A full page: the one before it, and a hash of its tokens, which are compared as well.
+type Key = (Node, u64);
 
 /// The empty prefix.
 const ROOT: Node = Node(0);
@@ -27,8 +28,11 @@ pub struct Pages {
     free: Vec<u32>,
     /// Pages that hold a known prefix but no sequence, by the time of their release.
     idle: BTreeMap<u64, u32>,
-    /// Full pages by their predecessor and their tokens.
+    /// Full pages by their predecessor and their tokens. Room for all is made at once: a decode
+    /// step allocates nothing.
     known: HashMap<Key, (Node, u32)>,
+    /// `[pages, page]` the tokens of known pages.
+    tokens: Vec<u32>,
     nodes: u64,
     clock: u64,
 }
@@ -62,7 +66,8 @@ impl Pages {
             pages: vec![Page::default(); count as usize],
             free: (0..count).rev().collect(),
             idle: BTreeMap::new(),
-            known: HashMap::new(),
+            known: HashMap::with_capacity(if reusable { count as usize } else { 0 }),
+            tokens: vec![0; if reusable { count as usize * page as usize } else { 0 }],
             nodes: 0,
             clock: 0,
         }
@@ -79,9 +84,7 @@ impl Pages {
         let mut prefix = Prefix { pages: vec![], last: ROOT, known: 0 };
         if self.reusable {
             for chunk in tokens[..tokens.len().saturating_sub(1)].chunks_exact(self.page) {
-                let Some(&(node, page)) = self.known.get(&(prefix.last, chunk.into())) else {
-                    break;
-                };
+                let Some((node, page)) = self.same(prefix.last, chunk) else { break };
                 self.take(page);
                 prefix.pages.push(page);
                 prefix.last = node;
@@ -110,20 +113,37 @@ impl Pages {
             return;
         }
         for chunk in tokens.chunks_exact(self.page).skip(prefix.known) {
-            let (key, page) = ((prefix.last, Box::from(chunk)), prefix.pages[prefix.known]);
-            prefix.last = match self.known.get(&key) {
+            let page = prefix.pages[prefix.known];
+            prefix.last = match self.same(prefix.last, chunk) {
                 // Another sequence has computed the same; ours stays nameless.
-                Some((node, _)) => *node,
-                None => {
-                    self.nodes += 1;
-                    let node = Node(self.nodes);
-                    self.known.insert(key.clone(), (node, page));
-                    self.pages[page as usize].key = Some(key);
-                    node
-                }
+                Some((node, _)) => node,
+                None => self.learn(prefix.last, chunk, page),
             };
             prefix.known += 1;
         }
+    }
+
+    /// The known page of these tokens after that prefix.
+    fn same(&self, last: Node, tokens: &[u32]) -> Option<(Node, u32)> {
+        let &(node, page) = self.known.get(&key(last, tokens))?;
+        (self.tokens_of(page) == tokens).then_some((node, page))
+    }
+
+    fn learn(&mut self, last: Node, tokens: &[u32], page: u32) -> Node {
+        self.nodes += 1;
+        let (key, node) = (key(last, tokens), Node(self.nodes));
+        // Other tokens of the same hash keep their place, and nobody finds ours.
+        if !self.known.contains_key(&key) {
+            self.known.insert(key, (node, page));
+            self.pages[page as usize].key = Some(key);
+            let at = page as usize * self.page;
+            self.tokens[at..at + self.page].copy_from_slice(tokens);
+        }
+        node
+    }
+
+    fn tokens_of(&self, page: u32) -> &[u32] {
+        &self.tokens[page as usize * self.page..][..self.page]
     }
 
     /// Gives a sequence's pages back. The last ones are forgotten first: a prefix is of use
@@ -159,6 +179,12 @@ impl Pages {
         self.known.remove(&key);
         Some(page)
     }
+}
+
+fn key(last: Node, tokens: &[u32]) -> Key {
+    let mut hasher = DefaultHasher::new();
+    tokens.hash(&mut hasher);
+    (last, hasher.finish())
 }
 
 #[cfg(test)]

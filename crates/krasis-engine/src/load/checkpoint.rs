@@ -1,8 +1,9 @@
 //! Weights of a checkpoint: reads the rows that a [`Source`] describes, or packed experts.
 
 use super::encode::{encode, encode_row};
-use super::{Stock, Stored};
+use super::{Placed, Shelf, Stock, Stored};
 use crate::error::StartError;
+use crate::options::Options;
 use krasis_checkpoint::compressed_tensors::{self, Packed};
 use krasis_checkpoint::{Checkpoint, Tensor};
 use krasis_core::{DType, Weight};
@@ -35,7 +36,10 @@ impl Stock for Checkpoint {
         weight: &Weight,
         team: &Team,
     ) -> Result<(), StartError> {
-        RowSource::open(source, self)?.fill(device, weight, team)
+        let source = RowSource::open(source, self)?;
+        source.fill(device, weight, team)?;
+        source.parts.iter().for_each(|(_, tensor)| self.release(tensor.name));
+        Ok(())
     }
 
     fn fill_bank<D: Memory>(
@@ -46,6 +50,10 @@ impl Stock for Checkpoint {
         team: &Team,
     ) -> Result<(), StartError> {
         fill_bank(device, experts, bank, self, team)
+    }
+
+    fn shelf(&self, placed: &Placed, options: &Options) -> Result<Option<Shelf>, StartError> {
+        Shelf::of(placed, self, options)
     }
 }
 
@@ -64,8 +72,14 @@ fn fill_bank<D: Memory>(
         ];
         for (proj, weight) in parts {
             match ExpertMatrix::open(experts, expert, proj, weight.rows, weight.cols, ck)? {
-                ExpertMatrix::Float(rows) => rows.fill(device, &weight, team)?,
-                ExpertMatrix::Packed(packed) => fill_packed(device, &packed, &weight, team)?,
+                ExpertMatrix::Float(rows) => {
+                    rows.fill(device, &weight, team)?;
+                    rows.parts.iter().for_each(|(_, tensor)| ck.release(tensor.name));
+                }
+                ExpertMatrix::Packed(packed) => {
+                    fill_packed(device, &packed, &weight, team)?;
+                    packed.tensors().into_iter().for_each(|name| ck.release(name));
+                }
             }
         }
     }

@@ -1,15 +1,26 @@
-//! `Source` to `Weight`: decides each weight's format, plans its place, and has it filled, one
-//! matrix at a time.
+//! `Source` to `Weight`: decides each weight's format, plans its place, and has it filled: one matrix
+//! at a time from the checkpoint, or at once from the cache of those that were quantised before.
 
 mod checkpoint;
 mod encode;
+mod kept;
+mod peak;
+mod shelf;
+mod watch;
+
+pub use peak::{Peak, PeakMeter};
+pub use shelf::{Built, Shelf, cache_folders};
+pub use watch::{Phase, Unwatched, Watch};
 
 use crate::error::StartError;
 use crate::options::{ExpertBits, Options, Quant};
+use krasis_checkpoint::cache::CacheFile;
 use krasis_core::{Bytes, DType, Format, Layout, Slot, Weight};
 use krasis_cpu::Team;
-use krasis_model::{Class, Experts, Ffn, Layer, Model, Origin, Source};
+use krasis_model::{Class, Experts, Ffn, Model, Origin, Source};
 use krasis_ops::{Bank, Memory};
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A weight on its way: where it comes from and where it goes.
 #[derive(Clone, Debug)]
@@ -23,6 +34,8 @@ pub struct Placed {
     model: Model<Leaf>,
     /// The routed experts of each layer; none for dense layers.
     pub banks: Vec<Option<Bank>>,
+    /// Whether a layer's experts are stored in other formats than they will lie in.
+    converted: Vec<bool>,
 }
 
 /// Where weights come from: a checkpoint, or nowhere ([`crate::dummy`]).
@@ -53,6 +66,11 @@ pub trait Stock {
         bank: &Bank,
         team: &Team,
     ) -> Result<(), StartError>;
+    /// Where what is quantised of it may be kept for the next start; nothing if nowhere.
+    fn shelf(&self, placed: &Placed, options: &Options) -> Result<Option<Shelf>, StartError> {
+        let _ = (placed, options);
+        Ok(None)
+    }
 }
 
 /// How a checkpoint stores its routed experts.
@@ -61,6 +79,23 @@ pub enum Stored {
     Float(DType),
     /// Quantised already.
     Packed(Format),
+}
+
+impl Stored {
+    /// The same as a format of weights.
+    fn format(&self) -> Format {
+        match *self {
+            Stored::Float(dtype) => Format::Float(dtype),
+            Stored::Packed(format) => format,
+        }
+    }
+}
+
+impl Leaf {
+    /// Whether it is worth keeping: no checkpoint stores these formats.
+    fn is_kept(&self) -> bool {
+        !matches!(self.weight.format, Format::Float(_))
+    }
 }
 
 impl Placed {
@@ -86,54 +121,108 @@ impl Placed {
             }
             Ok::<_, StartError>(Leaf { source: source.clone(), weight })
         })?;
-        let bank = |layer: &Layer<Source>| match &layer.ffn {
-            Ffn::Dense(_) => Ok(None),
-            Ffn::Moe(moe) => {
-                place_bank(&moe.experts, model.hidden, stock, options, layout).map(Some)
-            }
-        };
-        let banks = model.layers.iter().map(bank).collect::<Result<_, _>>()?;
-        Ok(Placed { model: placed, banks })
+        let (mut banks, mut converted) = (Vec::new(), Vec::new());
+        for layer in &model.layers {
+            let Ffn::Moe(moe) = &layer.ffn else {
+                banks.push(None);
+                converted.push(false);
+                continue;
+            };
+            let stored = stored_experts(&moe.experts, model.hidden, stock)?;
+            let bank = place_bank(&moe.experts, model.hidden, &stored, options, layout);
+            let formats = [bank.gate_up.format, bank.down.format];
+            converted.push(stored.map(|stored| stored.format()) != formats);
+            banks.push(Some(bank));
+        }
+        Ok(Placed { model: placed, banks, converted })
     }
 
-    /// Fills the device's memory, `team` helping, and hands the model over.
+    /// Fills the device's memory, `team` helping, and hands the model over: what was kept from `cache`
+    /// if there is one, everything else from `stock`.
     pub fn fill<D: Memory>(
         &self,
         device: &mut D,
         stock: &impl Stock,
+        cache: Option<&CacheFile>,
         team: &Team,
+        watch: &dyn Watch,
     ) -> Result<Model<Weight>, StartError> {
+        let of = self.bytes();
+        let done = AtomicU64::new(0);
+        let read = |bytes: u64| {
+            let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+            watch.progress(Phase::Loading, Bytes(done.min(of.0)), of);
+        };
+        read(0);
         let model = self.model.try_map(|leaf| {
-            stock.fill(device, &leaf.source, &leaf.weight, team)?;
+            if !self.is_shared(leaf) && (cache.is_none() || !leaf.is_kept()) {
+                stock.fill(device, &leaf.source, &leaf.weight, team)?;
+                read(bytes_of(&leaf.weight).0);
+            }
             Ok::<_, StartError>(leaf.weight)
         })?;
-        for (layer, bank) in model.layers.iter().zip(&self.banks) {
-            if let (Ffn::Moe(moe), Some(bank)) = (&layer.ffn, bank) {
-                stock.fill_bank(device, &moe.experts, bank, team)?;
+        for (layer, converted) in self.experts().zip(&self.converted) {
+            if let Some((experts, bank)) = layer
+                && !(*converted && cache.is_some())
+            {
+                stock.fill_bank(device, experts, bank, team)?;
+                read((bytes_of(&bank.gate_up) + bytes_of(&bank.down)).0);
             }
         }
+        if let Some(cache) = cache {
+            kept::read(self, cache, device, team, read)?;
+        }
+        watch.progress(Phase::Loading, of, of);
         Ok(model)
+    }
+
+    /// The routed experts of each layer, and where they go.
+    fn experts(&self) -> impl Iterator<Item = Option<(&Experts, &Bank)>> {
+        self.model.layers.iter().zip(&self.banks).map(|(layer, bank)| match (&layer.ffn, bank) {
+            (Ffn::Moe(moe), Some(bank)) => Some((&moe.experts, bank)),
+            _ => None,
+        })
+    }
+
+    /// Whether a weight is the embedding once more.
+    fn is_shared(&self, leaf: &Leaf) -> bool {
+        leaf.source.class != Class::Embedding && leaf.weight == self.model.embed.weight
+    }
+
+    /// Bytes of all weights.
+    pub fn bytes(&self) -> Bytes {
+        let mut all = Bytes(0);
+        let Ok(_) = self.model.try_map(|leaf| {
+            if !self.is_shared(leaf) {
+                all += bytes_of(&leaf.weight);
+            }
+            Ok::<_, Infallible>(())
+        });
+        let banks = self.banks.iter().flatten();
+        all + banks.map(|bank| bytes_of(&bank.gate_up) + bytes_of(&bank.down)).sum()
     }
 
     /// Bytes of weights that one decoded token reads: all but the embedding, and of each layer's
     /// experts those that it is routed to.
     pub fn decode_bytes(&self) -> Bytes {
-        let of = |w: &Weight| w.format.bytes(w.rows, w.cols);
         let mut all = Vec::new();
-        let walked = self.model.try_map(|leaf| {
+        let Ok(_) = self.model.try_map(|leaf| {
             if leaf.source.class != Class::Embedding {
-                all.push(of(&leaf.weight));
+                all.push(bytes_of(&leaf.weight));
             }
-            Ok::<_, std::convert::Infallible>(())
+            Ok::<_, Infallible>(())
         });
-        let Ok(_) = walked;
         let experts = self.model.layers.iter().zip(&self.banks).filter_map(|(layer, bank)| {
             let (Ffn::Moe(moe), Some(bank)) = (&layer.ffn, bank) else { return None };
-            let bytes = of(&bank.gate_up) + of(&bank.down);
+            let bytes = bytes_of(&bank.gate_up) + bytes_of(&bank.down);
             Some(Bytes(bytes.0 * u64::from(moe.routing.top_k) / u64::from(bank.experts)))
         });
         experts.chain(all.iter().copied()).sum()
     }
+}
+
+fn bytes_of(w: &Weight) -> Bytes {
+    w.format.bytes(w.rows, w.cols)
 }
 
 fn place(format: Format, rows: u32, cols: u32, layout: &mut Layout) -> Weight {
@@ -167,28 +256,37 @@ fn format_of(source: &Source, stock: &impl Stock, options: &Options) -> Result<F
 
 /// INT4 and INT8 that were asked for lie in lines, whose kernels round activations to INT8. What a
 /// checkpoint has packed itself stays exact until then.
-fn expert_format(stored: Stored, options: &Options) -> Format {
+fn expert_format(stored: &Stored, options: &Options) -> Format {
     let group = options.group;
     match (options.expert_bits, stored) {
-        (ExpertBits::AsStored, Stored::Float(dtype)) => Format::Float(dtype),
-        (ExpertBits::AsStored, Stored::Packed(format)) => format,
+        (ExpertBits::AsStored, stored) => stored.format(),
         (ExpertBits::Int4, Stored::Packed(format)) => format.in_lines(),
         (ExpertBits::Int4, Stored::Float(_)) => Format::Int4 { group }.in_lines(),
         (ExpertBits::Int8, _) => Format::Int8 { group }.in_lines(),
     }
 }
 
-fn place_bank(
+/// How a layer's experts are stored: gate and up, and down.
+fn stored_experts(
     experts: &Experts,
     hidden: u32,
     stock: &impl Stock,
+) -> Result<[Stored; 2], StartError> {
+    Ok([
+        stock.expert(experts, "gate_proj", experts.inter, hidden)?,
+        stock.expert(experts, "down_proj", hidden, experts.inter)?,
+    ])
+}
+
+fn place_bank(
+    experts: &Experts,
+    hidden: u32,
+    stored: &[Stored; 2],
     options: &Options,
     layout: &mut Layout,
-) -> Result<Bank, StartError> {
-    let gate_up =
-        expert_format(stock.expert(experts, "gate_proj", experts.inter, hidden)?, options);
-    let down = expert_format(stock.expert(experts, "down_proj", hidden, experts.inter)?, options);
-    Ok(Bank {
+) -> Bank {
+    let [gate_up, down] = stored.each_ref().map(|stored| expert_format(stored, options));
+    Bank {
         gate_up: place(
             gate_up,
             experts.count * 2 * Bank::rows_of(gate_up, experts.inter),
@@ -198,5 +296,5 @@ fn place_bank(
         down: place(down, experts.count * Bank::rows_of(down, hidden), experts.inter, layout),
         experts: experts.count,
         inter: experts.inter,
-    })
+    }
 }

@@ -2,7 +2,9 @@
 //! them in float32 (`fixtures/tiny/README.md`).
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use krasis_engine::{Event, Finish, Handle, Logprob, Options, Request, Sampling, Usage, start};
+use krasis_engine::{
+    CacheUse, Event, Finish, Handle, Logprob, Options, Request, Sampling, Usage, start,
+};
 use safetensors::SafeTensors;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
@@ -21,13 +23,17 @@ pub const FIXTURES: [&str; 10] = [
     "qwen3_next",
 ];
 
+/// In the checkout that the test was built in, or, where there is none, below the current folder:
+/// a GPU machine gets the fixtures and a test program, but no Rust.
 pub fn dir(fixture: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/tiny").join(fixture)
+    let built = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/tiny");
+    let tiny = if built.is_dir() { built } else { PathBuf::from("fixtures/tiny") };
+    tiny.join(fixture)
 }
 
 /// One thread: tests run side by side, and more threads than cores only wait for each other.
 pub fn defaults() -> Options {
-    Options { threads: Some(1), ..Options::default() }
+    Options { threads: Some(1), cache: CacheUse::Off, ..Options::default() }
 }
 
 /// What transformers says.
@@ -74,6 +80,25 @@ impl Golden {
             greedy: ids("greedy"),
         }
     }
+}
+
+/// What a device computes of a fixture, beside what transformers does.
+pub struct Compared {
+    /// Mean difference of log-probabilities.
+    pub mean: f32,
+    /// The largest.
+    pub worst: f32,
+    /// Greedy tokens that are the same, of 24.
+    pub same: usize,
+}
+
+/// Compares a running fixture with its golden values.
+pub fn compare(fixture: &str, handle: &Handle) -> Compared {
+    let golden = Golden::of(fixture);
+    let (mean, worst) = differences(&logprobs(handle, &golden.tokens), &golden.logprobs);
+    let got = answer(handle, greedy(&golden.greedy_prompt, 24)).tokens;
+    let same = got.iter().zip(&golden.greedy).filter(|(a, b)| a == b).count();
+    Compared { mean, worst, same }
 }
 
 pub fn engine(fixture: &str, options: &Options) -> Handle {

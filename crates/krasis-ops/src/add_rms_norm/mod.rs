@@ -66,36 +66,36 @@ pub(crate) fn cpu(
     });
 }
 
-#[cfg(test)]
-mod tests {
-    use crate::testing::Case;
+pub(crate) mod cases {
+    use crate::testing::{Case, Judge};
 
-    #[test]
-    fn sum_and_norm() {
+    cases![sum_and_norm, epsilon_is_inside_the_root];
+
+    fn sum_and_norm(on: &mut dyn Judge) {
         for (rows, cols) in [(1, 1), (1, 33), (5, 72), (40, 24)] {
             let mut case = Case::new(2);
             let (add, residual, w) =
                 (case.act(rows, cols), case.act(rows, cols), case.vector(cols));
             let out = case.blank(rows, cols);
-            case.agree(&[out, residual], 1e-5, |ops| {
+            case.agree(on, &[out, residual], 1e-5, |ops| {
                 ops.add_rms_norm(Some(add), residual, &w, 1e-3, out);
             });
-            case.agree(&[out, residual], 1e-5, |ops| {
+            case.agree(on, &[out, residual], 1e-5, |ops| {
                 ops.add_rms_norm(None, residual, &w, 1e-3, out)
             });
         }
     }
 
-    #[test]
-    fn epsilon_is_inside_the_root() {
+    fn epsilon_is_inside_the_root(on: &mut dyn Judge) {
         let mut case = Case::new(0);
         let residual = case.act_of(1, 2, &[3.0, 4.0]);
         let w = case.vector(2);
-        let ones = case.act_of(1, 2, &[1.0, 1.0]);
+        let ones = case.floats_of(1, 2, &[1.0, 1.0]);
         let w = krasis_core::Weight { data: krasis_core::Slot::new(ones.at.start, 8), ..w };
         let out = case.blank(1, 2);
         // mean of squares 12.5, plus 3.5, is 16.
-        let got = case.agree(&[out], 1e-6, |ops| ops.add_rms_norm(None, residual, &w, 3.5, out));
+        let got =
+            case.agree(on, &[out], 1e-6, |ops| ops.add_rms_norm(None, residual, &w, 3.5, out));
         assert_eq!(got[0], [0.75, 1.0]);
     }
 }

@@ -4,11 +4,13 @@
 //! already: append first, then attend.
 
 mod cpu;
+mod past;
+mod plan;
 
 use crate::linear::dot;
 use crate::reference::Reference;
 use crate::step::{KvStore, Seqs};
-pub(crate) use cpu::{Past, cpu, mix, scores, softmax};
+pub(crate) use cpu::{Desk, attend, cpu};
 use krasis_core::{Act, Mat};
 
 pub(crate) fn reference(
@@ -68,23 +70,103 @@ impl Reference {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use crate::testing::Case;
+pub(crate) mod cases {
+    use crate::testing::{Case, Judge};
     use krasis_core::KvDtype;
 
-    #[test]
-    fn groups_pages_and_positions() {
+    cases![groups_pages_and_positions];
+
+    fn groups_pages_and_positions(on: &mut dyn Judge) {
         for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::F8E4M3] {
-            for (heads, kv_heads) in [(1, 1), (4, 2), (6, 1)] {
+            for (heads, kv_heads, k_dim, v_dim) in
+                [(1, 1, 12, 10), (4, 2, 12, 10), (6, 1, 12, 10), (22, 2, 16, 32), (2, 2, 136, 128)]
+            {
                 let mut case = Case::new(9);
-                let (seqs, tokens) = case.seqs(&[(0, 1), (6, 3), (13, 1)], 4);
-                let k = case.store(tokens, kv_heads, 12, dtype, 4);
-                let v = case.store(tokens, kv_heads, 10, dtype, 4);
-                let all = case.act(5, heads * 12 + 3);
-                let q = all.cols(3, heads * 12);
-                let out = case.blank(5, heads * 10);
-                case.agree(&[out], 1e-5, |ops| ops.attend(q, &k, &v, &seqs, 1.7, out));
+                let (seqs, tokens) = case.seqs(&[(0, 1), (6, 3), (49, 1)], 4);
+                let k = case.store(tokens, kv_heads, k_dim, dtype, 4);
+                let v = case.store(tokens, kv_heads, v_dim, dtype, 4);
+                let all = case.act(5, heads * k_dim + 3);
+                let q = all.cols(3, heads * k_dim);
+                let out = case.blank(5, heads * v_dim);
+                case.agree(on, &[out], 1e-5, |ops| ops.attend(q, &k, &v, &seqs, 1.7, out));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{Case, Cpus};
+    use crate::{Memory, Ops};
+    use krasis_core::KvDtype;
+
+    const FORMATS: [KvDtype; 3] = [KvDtype::F32, KvDtype::Bf16, KvDtype::F8E4M3];
+
+    #[test]
+    fn blocks_and_parts_of_models_shapes() {
+        let shapes =
+            [(7, 1, 40, 40), (2, 1, 64, 128), (6, 3, 72, 64), (8, 1, 128, 72), (16, 1, 256, 256)];
+        for (dtype, shapes) in
+            [(FORMATS[0], &shapes[..]), (FORMATS[1], &shapes[2..3]), (FORMATS[2], &shapes[3..4])]
+        {
+            for &(heads, kv_heads, k_dim, v_dim) in shapes {
+                let mut case = Case::new(21);
+                let (seqs, tokens) = case.seqs(&[(0, 21), (55, 30), (1020, 7), (511, 1)], 16);
+                let k = case.store(tokens, kv_heads, k_dim, dtype, 16);
+                let v = case.store(tokens, kv_heads, v_dim, dtype, 16);
+                let (q, out) = (case.act(59, heads * k_dim), case.blank(59, heads * v_dim));
+                let scale = (k_dim as f32).powf(-0.5);
+                case.agree(&mut Cpus, &[out], 1e-5, |ops| ops.attend(q, &k, &v, &seqs, scale, out));
+            }
+        }
+    }
+
+    /// Alone, in chunks and with others, on any number of threads: the same bits.
+    #[test]
+    fn a_row_does_not_know_its_company() {
+        const PARTS: [(u32, u32); 4] = [(0, 70), (1020, 20), (500, 30), (639, 1)];
+        for (dtype, heads, kv_heads) in [(FORMATS[0], 8, 1), (FORMATS[1], 6, 2), (FORMATS[2], 1, 1)]
+        {
+            let (k_dim, v_dim, rows) = (24, 40, 121);
+            let mut case = Case::new(22);
+            let (seqs, tokens) = case.seqs(&PARTS, 16);
+            let k = case.store(tokens, kv_heads, k_dim, dtype, 16);
+            let v = case.store(tokens, kv_heads, v_dim, dtype, 16);
+            let (q_cols, cols) = (heads * k_dim, heads * v_dim);
+            let queries: Vec<f32> = (0..rows * q_cols).map(|_| case.float()).collect();
+            let (q, out) = (case.act_of(rows, q_cols, &queries), case.blank(rows, cols));
+            let mut steps = vec![];
+            let mut first = 0;
+            for (seq, (_, rows)) in PARTS.into_iter().enumerate() {
+                for chunk in [1, 7, 64] {
+                    for start in (0..rows).step_by(chunk) {
+                        let some = start..rows.min(start + chunk as u32);
+                        let count = some.len() as u32;
+                        let step = case.some_rows(&PARTS, 16, seq, some);
+                        let row = first + start;
+                        let q = case.act_of(
+                            count,
+                            q_cols,
+                            &queries[(row * q_cols) as usize..][..(count * q_cols) as usize],
+                        );
+                        steps.push((row, step, q, case.blank(count, cols)));
+                    }
+                }
+                first += rows;
+            }
+            for same in case.cpus(&[1, 2, 7]).chunks_exact_mut(3) {
+                let mut wanted: Option<Vec<u32>> = None;
+                for d in same {
+                    d.attend(q, &k, &v, &seqs, 0.4, out);
+                    let all: Vec<u32> = d.download_act(out).iter().map(|x| x.to_bits()).collect();
+                    assert_eq!(*wanted.get_or_insert_with(|| all.clone()), all);
+                    for (row, seqs, q, out) in &steps {
+                        d.attend(*q, &k, &v, seqs, 0.4, *out);
+                        let got = d.download_act(*out);
+                        let part = &all[(row * cols) as usize..][..got.len()];
+                        assert!(got.iter().map(|x| x.to_bits()).eq(part.iter().copied()), "{row}");
+                    }
+                }
             }
         }
     }

@@ -7,9 +7,11 @@
 
 use crate::cpu::{Cpu, Rows};
 use crate::reference::Reference;
-use crate::silu_mul::silu;
+use crate::silu_mul;
 use crate::step::{Seqs, StateStore};
 use krasis_core::{Act, Mat, Weight};
+use krasis_cpu::Tiles;
+use krasis_cpu::vector::{add_pairs, silu};
 
 pub(crate) fn reference(
     d: &mut Reference,
@@ -39,7 +41,7 @@ pub(crate) fn reference(
         for t in 0..end - first {
             for c in 0..channels {
                 let sum: f32 = (0..kernel).map(|j| w[c][j] * inputs[t + j][c]).sum();
-                result[first + t][c] = silu(sum);
+                result[first + t][c] = silu_mul::silu(sum);
             }
         }
         memory.copy_from_slice(&inputs[inputs.len() - (kernel - 1)..].concat());
@@ -47,6 +49,10 @@ pub(crate) fn reference(
     d.put(out, &result);
 }
 
+/// Channels of a task: their taps and sums stay in the first cache.
+const CHANNELS: usize = 256;
+
+/// A task is some channels of a sequence, along all of its rows.
 pub(crate) fn cpu(
     d: &mut Cpu,
     x: Mat<Act>,
@@ -58,41 +64,61 @@ pub(crate) fn cpu(
     let (inputs, memory, all) = d.arena.write_two(state.data, out.whole().floats());
     let (kernel, channels) = (w.cols as usize, w.rows as usize);
     let weights = Rows::of(w, &inputs);
-    // [tap, channel], so that channels are contiguous.
-    let mut taps = vec![vec![0.0; channels]; kernel];
-    let mut row = vec![0.0; kernel];
-    for c in 0..channels {
-        weights.decode(c, &mut row);
-        (0..kernel).for_each(|j| taps[j][c] = row[j]);
-    }
     let (first_row, positions) = (inputs.slice(seqs.first_row), inputs.slice(seqs.positions));
     let places = inputs.slice(seqs.state);
-    for seq in 0..seqs.count as usize {
-        let memory = &mut memory[(places[seq] * state.each) as usize..][..state.each as usize];
-        for row in first_row[seq]..first_row[seq + 1] {
-            if positions[row as usize] == 0 {
-                memory.fill(0.0);
-            }
-            let (now, out) = (inputs.row(x, row), &mut all[row as usize * channels..][..channels]);
-            out.fill(0.0);
-            let past = memory.chunks_exact(channels).chain([now]);
-            for (tap, past) in taps.iter().zip(past) {
-                (0..channels).for_each(|c| out[c] += tap[c] * past[c]);
-            }
-            out.iter_mut().for_each(|x| *x = silu(*x));
-            memory.copy_within(channels.., 0);
-            memory[(kernel - 2) * channels..].copy_from_slice(now);
+    // Rows of the past: `kernel - 1` of each place.
+    let (memory, tiles) = (Tiles::new(memory, channels), Tiles::new(all, channels));
+    let own = (2 * kernel + 1) * CHANNELS;
+    let workers = Tiles::new(d.workers.take(own * d.team.threads()), own);
+    let pieces = channels.div_ceil(CHANNELS);
+    d.team.each(seqs.count as usize * pieces, |worker, task| {
+        let (seq, first) = (task / pieces, task % pieces * CHANNELS);
+        let some = first..channels.min(first + CHANNELS);
+        // SAFETY: a worker has one task at a time.
+        let own = unsafe { workers.tile(worker, 0..own) };
+        let (taps, rest) = own.split_at_mut(kernel * CHANNELS);
+        let (stored, sums) = rest.split_at_mut(kernel * CHANNELS);
+        // [tap, channel], so that channels are contiguous.
+        weights.decode_rows(some.clone(), &mut stored[..kernel * some.len()]);
+        for (c, stored) in stored[..kernel * some.len()].chunks_exact(kernel).enumerate() {
+            (0..kernel).for_each(|j| taps[j * CHANNELS + c] = stored[j]);
         }
-    }
+        let sums = &mut sums[..some.len()];
+        let past = places[seq] as usize * (kernel - 1);
+        let rows = first_row[seq] as usize..first_row[seq + 1] as usize;
+        // SAFETY: sequences have places of their own, and tasks channels of their own in them;
+        // tiles die at once.
+        let remembered = |j: usize| unsafe { memory.tile(past + j, some.clone()) };
+        if positions[rows.start] == 0 {
+            (0..kernel - 1).for_each(|j| remembered(j).fill(0.0));
+        }
+        // What came before, then the rows of this step.
+        let input = |i: usize| match i.checked_sub(kernel - 1) {
+            None => &*remembered(i),
+            Some(i) => &inputs.row(x, (rows.start + i) as u32)[some.clone()],
+        };
+        for row in rows.clone() {
+            sums.fill(0.0);
+            for (j, taps) in taps.chunks_exact(CHANNELS).enumerate() {
+                add_pairs(sums, &taps[..some.len()], input(row - rows.start + j));
+            }
+            // SAFETY: each task has its own rows and channels.
+            silu(sums, unsafe { tiles.tile(row, some.clone()) });
+        }
+        for j in 0..kernel - 1 {
+            sums.copy_from_slice(input(rows.len() + j));
+            remembered(j).copy_from_slice(sums);
+        }
+    });
 }
 
-#[cfg(test)]
-mod tests {
-    use crate::testing::{Case, as_mat};
+pub(crate) mod cases {
+    use crate::testing::{Case, Judge, as_mat};
     use krasis_core::{DType, Format};
 
-    #[test]
-    fn sequences_start_and_go_on() {
+    cases![sequences_start_and_go_on];
+
+    fn sequences_start_and_go_on(on: &mut dyn Judge) {
         for format in [DType::F32, DType::Bf16].map(Format::Float) {
             for kernel in [2, 4] {
                 let mut case = Case::new(15);
@@ -104,7 +130,9 @@ mod tests {
                 let state = case.state(3, (kernel - 1) * 18);
                 let out = case.blank(8, 18);
                 let memory = as_mat(state.data, 3);
-                case.agree(&[out, memory], 1e-5, |ops| ops.causal_conv(x, &w, &state, &seqs, out));
+                case.agree(on, &[out, memory], 1e-5, |ops| {
+                    ops.causal_conv(x, &w, &state, &seqs, out)
+                });
             }
         }
     }

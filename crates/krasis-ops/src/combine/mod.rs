@@ -80,39 +80,38 @@ pub(crate) fn cpu(
     });
 }
 
-#[cfg(test)]
-mod tests {
+pub(crate) mod cases {
     use super::SharedExpert;
     use crate::Routes;
-    use crate::testing::Case;
+    use crate::testing::{Case, Judge};
     use krasis_core::Mat;
 
-    #[test]
-    fn scale_is_for_routed_experts_alone() {
+    cases![scale_is_for_routed_experts_alone, many_tokens];
+
+    fn scale_is_for_routed_experts_alone(on: &mut dyn Judge) {
         let mut case = Case::new(18);
         let pairs = case.act_of(2, 1, &[1.0, 10.0]);
-        let weights = case.act_of(1, 2, &[0.5, 0.25]);
+        let weights = case.floats_of(1, 2, &[0.5, 0.25]);
         let experts = Mat::new(case.u32s(&[0, 1]), 1, 2);
-        let routes = Routes { experts, weights: Mat::new(weights.at.floats(), 1, 2) };
+        let routes = Routes { experts, weights };
         let (shared, gate) = (case.act_of(1, 1, &[100.0]), case.act_of(1, 1, &[0.0]));
         let out = case.blank(1, 1);
-        let result = |shared| {
-            case.agree(&[out], 1e-4, |ops| ops.combine(pairs, routes, 2.0, shared, out))[0][0]
+        let mut result = |shared| {
+            case.agree(on, &[out], 1e-4, |ops| ops.combine(pairs, routes, 2.0, shared, out))[0][0]
         };
         assert_eq!(result(None), 6.0);
         assert_eq!(result(Some(SharedExpert { out: shared, gate: None })), 106.0);
         assert_eq!(result(Some(SharedExpert { out: shared, gate: Some(gate) })), 56.0);
     }
 
-    #[test]
-    fn many_tokens() {
+    fn many_tokens(on: &mut dyn Judge) {
         let mut case = Case::new(19);
-        let (pairs, weights) = (case.act(120, 33), case.act(40, 3));
+        let (pairs, weights) = (case.act(120, 33), case.random_floats(40, 3));
         let experts = Mat::new(case.u32s(&[0; 120]), 40, 3);
-        let routes = Routes { experts, weights: Mat::new(weights.at.floats(), 40, 3) };
+        let routes = Routes { experts, weights };
         let (shared, gate) = (case.act(40, 33), case.act(40, 1));
         let shared = Some(SharedExpert { out: shared, gate: Some(gate) });
         let out = case.blank(40, 33);
-        case.agree(&[out], 1e-5, |ops| ops.combine(pairs, routes, 1.5, shared, out));
+        case.agree(on, &[out], 1e-5, |ops| ops.combine(pairs, routes, 1.5, shared, out));
     }
 }

@@ -12,13 +12,13 @@
 //! out = qᵀS
 //! ```
 
-use crate::cpu::{Cpu, vector_of};
+mod cpu;
+
 use crate::reference::Reference;
 use crate::sigmoid_gate::sigmoid;
 use crate::step::{Seqs, StateStore};
+pub(crate) use cpu::cpu;
 use krasis_core::{Act, Mat, Weight};
-use krasis_cpu::Tiles;
-use krasis_cpu::vector::{add_scaled, dot};
 
 /// Heads of a gated delta net.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,76 +110,15 @@ pub(crate) fn reference(
     d.put(out, &result);
 }
 
-/// One task per sequence and value head: the state of a head fits the first cache levels.
-pub(crate) fn cpu(
-    d: &mut Cpu,
-    qkv: Mat<Act>,
-    ba: Mat<Act>,
-    h: &DeltaHeads,
-    a_log: &Weight,
-    dt_bias: &Weight,
-    state: &StateStore,
-    seqs: &Seqs,
-    out: Mat<Act>,
-) {
-    let (inputs, memory, all) = d.arena.write_two(state.data, out.whole().floats());
-    let (a_log, dt_bias) = (vector_of(a_log, &inputs), vector_of(dt_bias, &inputs));
-    let (first_row, positions) = (inputs.slice(seqs.first_row), inputs.slice(seqs.positions));
-    let places = inputs.slice(seqs.state);
-    let (memory, tiles) =
-        (Tiles::new(memory, state.each as usize), Tiles::new(all, out.cols as usize));
-    let (keys, dk, dv) = ((h.key * h.key_dim) as usize, h.key_dim as usize, h.value_dim as usize);
-    let heads = h.value as usize;
-    d.team.split(seqs.count as usize * heads, 1, |tasks| {
-        let (mut q, mut k, mut delta) = (vec![0.0; dk], vec![0.0; dk], vec![0.0; dv]);
-        for task in tasks {
-            let (seq, head) = (task / heads, task % heads);
-            let key_head = head / (h.value / h.key) as usize;
-            let own = head * dk * dv..(head + 1) * dk * dv;
-            // SAFETY: sequences have places of their own, and heads parts of their own in them.
-            let s = unsafe { memory.tile(places[seq] as usize, own) };
-            for row in first_row[seq]..first_row[seq + 1] {
-                if positions[row as usize] == 0 {
-                    s.fill(0.0);
-                }
-                let (qkv, ba) = (inputs.row(qkv, row), inputs.row(ba, row));
-                normed(&qkv[key_head * dk..][..dk], 1.0 / (dk as f32).sqrt(), &mut q);
-                normed(&qkv[keys + key_head * dk..][..dk], 1.0, &mut k);
-                let v = &qkv[2 * keys + head * dv..][..dv];
-                let beta = sigmoid(ba[head]);
-                let decay = (-a_log[head].exp() * softplus(ba[heads + head] + dt_bias[head])).exp();
-                delta.fill(0.0);
-                for (s, k) in s.chunks_exact_mut(dv).zip(&k) {
-                    s.iter_mut().for_each(|s| *s *= decay);
-                    add_scaled(&mut delta, *k, s);
-                }
-                delta.iter_mut().zip(v).for_each(|(delta, v)| *delta = beta * (v - *delta));
-                // SAFETY: each task has its own rows and head.
-                let out = unsafe { tiles.tile(row as usize, head * dv..(head + 1) * dv) };
-                out.fill(0.0);
-                for ((s, k), q) in s.chunks_exact_mut(dv).zip(&k).zip(&q) {
-                    add_scaled(s, *k, &delta);
-                    add_scaled(out, *q, s);
-                }
-            }
-        }
-    });
-}
-
-fn normed(x: &[f32], scale: f32, out: &mut [f32]) {
-    let scale = scale / (dot(x, x) + 1e-6).sqrt();
-    out.iter_mut().zip(x).for_each(|(out, x)| *out = x * scale);
-}
-
-#[cfg(test)]
-mod tests {
+pub(crate) mod cases {
     use super::DeltaHeads;
-    use crate::testing::{Case, as_mat};
+    use crate::testing::{Case, Judge, as_mat};
 
-    #[test]
-    fn heads_states_and_starts() {
-        for (key, value) in [(1, 1), (2, 6)] {
-            let h = DeltaHeads { key, value, key_dim: 10, value_dim: 7 };
+    cases![heads_states_and_starts];
+
+    fn heads_states_and_starts(on: &mut dyn Judge) {
+        for (key, value, key_dim, value_dim) in [(1, 1, 10, 7), (2, 6, 10, 7), (1, 2, 72, 40)] {
+            let h = DeltaHeads { key, value, key_dim, value_dim };
             let mut case = Case::new(16);
             let (qkv, all) = (case.act(8, h.channels()), case.act(8, 3 + 2 * value));
             let ba = all.cols(3, 2 * value);
@@ -187,9 +126,63 @@ mod tests {
             let (seqs, _) = case.seqs(&[(0, 3), (9, 1), (4, 4)], 4);
             let state = case.state(3, h.state());
             let (out, memory) = (case.blank(8, h.width()), as_mat(state.data, 3));
-            case.agree(&[out, memory], 1e-5, |ops| {
+            case.agree(on, &[out, memory], 1e-5, |ops| {
                 ops.delta_rule(qkv, ba, &h, &a_log, &dt_bias, &state, &seqs, out);
             });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DeltaHeads;
+    use crate::testing::Case;
+    use crate::{Memory, Ops};
+
+    /// Token after token, in chunks and all at once: the same bits, and the same state after them.
+    #[test]
+    fn chunks_do_not_matter() {
+        let h = DeltaHeads { key: 2, value: 4, key_dim: 24, value_dim: 40 };
+        const PARTS: [(u32, u32); 2] = [(0, 37), (5, 3)];
+        let mut case = Case::new(17);
+        let (a_log, dt_bias) = (case.vector(4), case.vector(4));
+        let inputs: Vec<f32> = (0..40 * h.channels()).map(|_| case.float()).collect();
+        let gates: Vec<f32> = (0..40 * 8).map(|_| case.float()).collect();
+        let state = case.state(2, h.state());
+        let (seqs, _) = case.seqs(&PARTS, 4);
+        let (qkv, ba) = (case.act_of(40, h.channels(), &inputs), case.act_of(40, 8, &gates));
+        let out = case.blank(40, h.width());
+        let mut steps = vec![];
+        for chunk in [1, 7, 20] {
+            let mut step = vec![];
+            for start in (0..37).step_by(chunk) {
+                let rows = start..37.min(start + chunk as u32);
+                let at = |values: &[f32], cols: u32| {
+                    values[(rows.start * cols) as usize..(rows.end * cols) as usize].to_vec()
+                };
+                let (qkv, ba) = (at(&inputs, h.channels()), at(&gates, 8));
+                let count = rows.len() as u32;
+                let (qkv, ba) =
+                    (case.act_of(count, h.channels(), &qkv), case.act_of(count, 8, &ba));
+                let seqs = case.some_rows(&PARTS, 4, 0, rows);
+                step.push((seqs, qkv, ba, case.blank(count, h.width())));
+            }
+            steps.push(step);
+        }
+        for d in &mut case.cpus(&[1, 3]) {
+            d.delta_rule(qkv, ba, &h, &a_log, &dt_bias, &state, &seqs, out);
+            // Sequence 0 is in the last place.
+            let memory = d.download(state.data)[h.state() as usize..].to_vec();
+            let wanted = d.download_act(out)[..(37 * h.width()) as usize].to_vec();
+            for step in &steps {
+                let mut got = vec![];
+                for (seqs, qkv, ba, out) in step {
+                    d.delta_rule(*qkv, *ba, &h, &a_log, &dt_bias, &state, seqs, *out);
+                    got.extend(d.download_act(*out));
+                }
+                assert_eq!(got, wanted);
+                assert_eq!(d.download(state.data)[h.state() as usize..], memory);
+            }
         }
     }
 }

@@ -19,18 +19,18 @@ pub(crate) fn cpu(d: &mut Cpu, tokens: Slot<u32>, table: &Weight, out: Mat<Act>)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use crate::testing::{Case, FORMATS};
+pub(crate) mod cases {
+    use crate::testing::{Case, FORMATS, Judge};
 
-    #[test]
-    fn rows_of_the_table() {
+    cases![rows_of_the_table];
+
+    fn rows_of_the_table(on: &mut dyn Judge) {
         for format in FORMATS {
             let mut case = Case::new(1);
             let table = case.weight(9, 70, format);
             let tokens = case.u32s(&[8, 0, 3]);
             let out = case.blank(3, 70);
-            case.agree(&[out], 0.0, |ops| ops.embed(tokens, &table, out));
+            case.agree(on, &[out], 0.0, |ops| ops.embed(tokens, &table, out));
         }
     }
 }

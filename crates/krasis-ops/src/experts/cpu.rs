@@ -2,6 +2,7 @@
 //! two passes (gate and up, then down). Floats are cut into blocks of output rows; lines, in
 //! [`super::lines`], into parts of equal cost.
 
+use super::groups::{Active, Groups};
 use super::{Bank, lines};
 use crate::cpu::{Cpu, Rows};
 use crate::linear::products;
@@ -13,14 +14,6 @@ use krasis_cpu::Tiles;
 /// Output rows of a task.
 const BLOCK: usize = 32;
 
-/// An expert that some pairs chose.
-pub(super) struct Active {
-    /// Which one.
-    pub expert: u32,
-    /// Its (token, choice) pairs, in order.
-    pub pairs: Vec<u32>,
-}
-
 pub(crate) fn cpu(
     d: &mut Cpu,
     x: Mat<Act>,
@@ -30,29 +23,31 @@ pub(crate) fn cpu(
     out: Mat<Act>,
 ) {
     let top_k = routes.experts.cols;
-    let active = by_expert(d.arena.slice(routes.experts.whole()), bank.experts);
+    let mut groups = std::mem::take(&mut d.groups);
+    groups.sort(d.arena.slice(routes.experts.whole()), top_k, bank.experts);
     match bank.gate_up.format {
-        Format::Lines(format) => lines::gate_up(d, format, x, top_k, &active, bank, inner),
-        _ => gate_up(d, x, top_k, &active, bank, inner),
+        Format::Lines(format) => lines::gate_up(d, format, x, &groups, bank, inner),
+        _ => gate_up(d, x, &groups, bank, inner),
     }
     match bank.down.format {
-        Format::Lines(format) => lines::down(d, format, inner, &active, bank, out),
-        _ => down(d, inner, &active, bank, out),
+        Format::Lines(format) => lines::down(d, format, inner, &groups, bank, out),
+        _ => down(d, inner, &groups, bank, out),
     }
+    d.groups = groups;
 }
 
-fn gate_up(d: &mut Cpu, x: Mat<Act>, top_k: u32, active: &[Active], bank: &Bank, inner: Mat<Act>) {
+fn gate_up(d: &mut Cpu, x: Mat<Act>, groups: &Groups, bank: &Bank, inner: Mat<Act>) {
     let inter = bank.inter as usize;
     let (inputs, all) = d.arena.write(inner.whole().floats());
     let (rows, tiles) = (Rows::of(&bank.gate_up, &inputs), Tiles::new(all, inter));
     let blocks = inter.div_ceil(BLOCK);
-    d.team.split(active.len() * blocks, 1, |tasks| {
+    d.team.split(groups.len() * blocks, 1, |tasks| {
         for task in tasks {
-            let Active { expert, pairs } = &active[task / blocks];
+            let Active { expert, pairs, tokens } = groups.get(task / blocks);
             let first = task % blocks * BLOCK;
             let count = BLOCK.min(inter - first);
-            let token = |i: usize| inputs.row(x, pairs[i] / top_k);
-            let gate = *expert as usize * 2 * inter + first;
+            let token = |i: usize| inputs.row(x, tokens[i]);
+            let gate = expert as usize * 2 * inter + first;
             products(&rows, gate..gate + count, x.cols, pairs.len(), token, |i, row, sum| {
                 // SAFETY: each task has its own pairs and columns, and tiles die at once.
                 *unsafe { tiles.cell(pairs[i] as usize, first + row - gate) } = silu(sum);
@@ -66,16 +61,16 @@ fn gate_up(d: &mut Cpu, x: Mat<Act>, top_k: u32, active: &[Active], bank: &Bank,
     });
 }
 
-fn down(d: &mut Cpu, inner: Mat<Act>, active: &[Active], bank: &Bank, out: Mat<Act>) {
+fn down(d: &mut Cpu, inner: Mat<Act>, groups: &Groups, bank: &Bank, out: Mat<Act>) {
     let hidden = out.cols as usize;
     let (inputs, all) = d.arena.write(out.whole().floats());
     let (rows, tiles) = (Rows::of(&bank.down, &inputs), Tiles::new(all, hidden));
     let blocks = hidden.div_ceil(BLOCK);
-    d.team.split(active.len() * blocks, 1, |tasks| {
+    d.team.split(groups.len() * blocks, 1, |tasks| {
         for task in tasks {
-            let Active { expert, pairs } = &active[task / blocks];
+            let Active { expert, pairs, .. } = groups.get(task / blocks);
             let first = task % blocks * BLOCK;
-            let start = *expert as usize * hidden;
+            let start = expert as usize * hidden;
             let down = start + first..start + hidden.min(first + BLOCK);
             let pair = |i: usize| inputs.row(inner, pairs[i]);
             products(&rows, down, inner.cols, pairs.len(), pair, |i, row, sum| {
@@ -84,15 +79,4 @@ fn down(d: &mut Cpu, inner: Mat<Act>, active: &[Active], bank: &Bank, out: Mat<A
             });
         }
     });
-}
-
-/// The experts that any pair chose.
-fn by_expert(chosen: &[u32], experts: u32) -> Vec<Active> {
-    let mut all: Vec<Active> =
-        (0..experts).map(|expert| Active { expert, pairs: Vec::new() }).collect();
-    for (pair, &expert) in (0..).zip(chosen) {
-        all[expert as usize].pairs.push(pair);
-    }
-    all.retain(|active| !active.pairs.is_empty());
-    all
 }

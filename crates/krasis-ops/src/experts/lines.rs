@@ -2,7 +2,7 @@
 //! of equal cost, so that each thread walks few long stretches of memory.
 
 use super::Bank;
-use super::cpu::Active;
+use super::groups::{Active, Groups};
 use crate::cpu::{Cpu, matrix_of};
 use crate::linear::LINE_BYTES_WORTH_A_THREAD;
 use krasis_core::lines::ROWS;
@@ -21,8 +21,7 @@ pub(super) fn gate_up(
     d: &mut Cpu,
     lines: Lines,
     x: Mat<Act>,
-    top_k: u32,
-    active: &[Active],
+    groups: &Groups,
     bank: &Bank,
     inner: Mat<Act>,
 ) {
@@ -31,8 +30,7 @@ pub(super) fn gate_up(
     d.tokens.fill(isa, team, lines, x.cols as usize, x.rows as usize, |i| inputs.row(x, i as u32));
     let (tokens, tiles) = (&d.tokens, Tiles::new(all, inter));
     let block_bytes = 2 * lines.block_bytes(x.cols as usize);
-    each_part(team, active, inter.div_ceil(ROWS), block_bytes, |active, blocks| {
-        let chosen: Vec<u32> = active.pairs.iter().map(|pair| pair / top_k).collect();
+    each_part(team, groups, inter.div_ceil(ROWS), block_bytes, |active, blocks| {
         let tile = |i: usize, row: usize, sums: usize| {
             // The last block may hold rows of padding.
             let cols = row..inter.min(row + sums);
@@ -40,11 +38,11 @@ pub(super) fn gate_up(
             unsafe { tiles.tile(active.pairs[i] as usize, cols) }
         };
         let gate = matrix_of(lines, &bank.gate(active.expert), &inputs);
-        multiply(isa, &gate, blocks.clone(), tokens, &chosen, |i, row, sums| {
+        multiply(isa, &gate, blocks.clone(), tokens, active.tokens, |i, row, sums| {
             silu(sums, tile(i, row, sums.len()));
         });
         let up = matrix_of(lines, &bank.up(active.expert), &inputs);
-        multiply(isa, &up, blocks, tokens, &chosen, |i, row, sums| {
+        multiply(isa, &up, blocks, tokens, active.tokens, |i, row, sums| {
             tile(i, row, sums.len()).iter_mut().zip(sums).for_each(|(out, sum)| *out *= sum);
         });
     });
@@ -55,7 +53,7 @@ pub(super) fn down(
     d: &mut Cpu,
     lines: Lines,
     inner: Mat<Act>,
-    active: &[Active],
+    groups: &Groups,
     bank: &Bank,
     out: Mat<Act>,
 ) {
@@ -65,9 +63,9 @@ pub(super) fn down(
     d.tokens.fill(isa, team, lines, cols, inner.rows as usize, |i| inputs.row(inner, i as u32));
     let (tokens, tiles) = (&d.tokens, Tiles::new(all, hidden));
     let block_bytes = lines.block_bytes(cols);
-    each_part(team, active, hidden.div_ceil(ROWS), block_bytes, |active, blocks| {
+    each_part(team, groups, hidden.div_ceil(ROWS), block_bytes, |active, blocks| {
         let down = matrix_of(lines, &bank.down(active.expert), &inputs);
-        multiply(isa, &down, blocks, tokens, &active.pairs, |i, row, sums| {
+        multiply(isa, &down, blocks, tokens, active.pairs, |i, row, sums| {
             let sums = &sums[..sums.len().min(hidden - row)];
             // SAFETY: each part has its own pairs and columns, and tiles die at once.
             let tile = unsafe { tiles.tile(active.pairs[i] as usize, row..row + sums.len()) };
@@ -79,7 +77,7 @@ pub(super) fn down(
 /// Hands out the blocks of every active expert, each once, in runs: `work(active, blocks)`.
 fn each_part(
     team: &Team,
-    active: &[Active],
+    groups: &Groups,
     blocks: usize,
     block_bytes: usize,
     work: impl Fn(&Active, Range<usize>) + Sync,
@@ -88,11 +86,12 @@ fn each_part(
     let unit = |active: &Active| if active.pairs.len() == 1 { 1 } else { PANEL_BLOCKS };
     let cost = |active: &Active| unit(active) * (TOKENS_PER_READ + active.pairs.len());
     let units = |active: &Active| blocks.div_ceil(unit(active));
-    let total = active.iter().map(|active| units(active) * cost(active)).sum();
+    let total = groups.iter().map(|active| units(&active) * cost(&active)).sum();
     let least = TOKENS_PER_READ * LINE_BYTES_WORTH_A_THREAD.div_ceil(block_bytes);
     team.split(total, least, |part| {
         let mut start = 0;
-        for active in active {
+        for active in &mut groups.iter() {
+            let active = &active;
             // A unit belongs to the part in which it starts.
             let (cost, unit) = (cost(active), unit(active));
             let from = |at: usize| units(active).min(at.saturating_sub(start).div_ceil(cost));
@@ -115,12 +114,12 @@ mod tests {
         for threads in [1, 2, 5] {
             for blocks in [1, 7, 8, 96, 250] {
                 let pairs = [1, 3, 200, 1, 1, 17];
-                let active: Vec<Active> = (0..)
-                    .zip(pairs)
-                    .map(|(expert, pairs)| Active { expert, pairs: vec![0; pairs] })
-                    .collect();
-                let seen = Mutex::new(vec![vec![0; blocks]; active.len()]);
-                each_part(&Team::new(Some(threads)), &active, blocks, 1 << 13, |active, blocks| {
+                let chosen: Vec<u32> =
+                    (0..).zip(pairs).flat_map(|(expert, pairs)| vec![expert; pairs]).collect();
+                let mut groups = Groups::default();
+                groups.sort(&chosen, 1, 6);
+                let seen = Mutex::new(vec![vec![0; blocks]; groups.len()]);
+                each_part(&Team::new(Some(threads)), &groups, blocks, 1 << 13, |active, blocks| {
                     let mut seen = seen.lock().unwrap();
                     blocks.for_each(|block| seen[active.expert as usize][block] += 1);
                 });

@@ -32,16 +32,16 @@ pub(crate) fn cpu(d: &mut Cpu, x: Mat<Act>, dim: u32, w: &Weight, eps: f32) {
     });
 }
 
-#[cfg(test)]
-mod tests {
-    use crate::testing::Case;
+pub(crate) mod cases {
+    use crate::testing::{Case, Judge};
 
-    #[test]
-    fn heads_in_some_columns() {
+    cases![heads_in_some_columns];
+
+    fn heads_in_some_columns(on: &mut dyn Judge) {
         let mut case = Case::new(3);
         let all = case.act(4, 60);
         let w = case.vector(12);
         let heads = all.cols(12, 36);
-        case.agree(&[all], 1e-5, |ops| ops.head_norm(heads, 12, &w, 1e-6));
+        case.agree(on, &[all], 1e-5, |ops| ops.head_norm(heads, 12, &w, 1e-6));
     }
 }

@@ -2,22 +2,17 @@
 //! its sequence's pages. FP8 stores keep one scale per token and head, so that the largest number
 //! of each lands on the largest FP8 value.
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, ROWS_WORTH_A_THREAD};
 use crate::reference::Reference;
 use crate::step::{KvStore, Seqs};
 use krasis_core::{Act, Mat};
-use krasis_cpu::Arena;
+use krasis_cpu::{Inputs, Tiles};
 
-/// Copying has no slow and fast version; both devices share it.
-fn append(arena: &mut Arena, x: Mat<Act>, store: &KvStore, seqs: &Seqs) {
-    assert_eq!(x.cols, store.heads * store.dim, "columns [heads, dim]");
-    let (inputs, data, scales) = arena.write_two(store.data, store.scales);
-    let (row_seq, positions) = (inputs.slice(seqs.row_seq), inputs.slice(seqs.positions));
-    let pages = inputs.slice(seqs.pages);
+pub(crate) fn reference(d: &mut Reference, x: Mat<Act>, store: &KvStore, seqs: &Seqs) {
+    let (inputs, data, scales) = d.arena.write_two(store.data, store.scales);
+    let at = Places::new(&inputs, x, store, seqs);
     for row in 0..x.rows {
-        let seq = row_seq[row as usize] as usize;
-        let pages = &pages[seq * seqs.pages_max as usize..][..seqs.pages_max as usize];
-        let token = store.token(pages, positions[row as usize]);
+        let token = at.token(row);
         let heads = inputs.row(x, row).chunks_exact(store.dim as usize);
         for (head, values) in heads.enumerate() {
             store.put(data, scales, token, head as u32, values);
@@ -25,12 +20,82 @@ fn append(arena: &mut Arena, x: Mat<Act>, store: &KvStore, seqs: &Seqs) {
     }
 }
 
-pub(crate) fn reference(d: &mut Reference, x: Mat<Act>, store: &KvStore, seqs: &Seqs) {
-    append(&mut d.arena, x, store, seqs);
+pub(crate) fn cpu(d: &mut Cpu, x: Mat<Act>, store: &KvStore, seqs: &Seqs) {
+    let (inputs, data, scales) = d.arena.write_two(store.data, store.scales);
+    let at = Places::new(&inputs, x, store, seqs);
+    // A token's heads lie side by side: each row of a step writes a tile of its own.
+    let bytes = store.heads as usize * store.dim as usize * store.dtype.bytes() as usize;
+    let each = if scales.is_empty() { 0 } else { store.heads as usize };
+    let (data, scales) = (Tiles::new(data, bytes), Tiles::new(scales, each));
+    d.team.split(x.rows as usize, ROWS_WORTH_A_THREAD, |rows| {
+        for row in rows {
+            let token = at.token(row as u32);
+            // SAFETY: the tokens of a step have different places.
+            let (data, scales): (&mut [u8], &mut [f32]) = unsafe {
+                let scales = if each == 0 { &mut [][..] } else { scales.tile(token, 0..each) };
+                (data.tile(token, 0..bytes), scales)
+            };
+            let heads = inputs.row(x, row as u32).chunks_exact(store.dim as usize);
+            for (head, values) in heads.enumerate() {
+                store.put(data, scales, 0, head as u32, values);
+            }
+        }
+    });
 }
 
-pub(crate) fn cpu(d: &mut Cpu, x: Mat<Act>, store: &KvStore, seqs: &Seqs) {
-    append(&mut d.arena, x, store, seqs);
+/// Where the rows of a step go.
+struct Places<'a> {
+    store: &'a KvStore,
+    row_seq: &'a [u32],
+    positions: &'a [u32],
+    pages: &'a [u32],
+    pages_max: usize,
+}
+
+impl<'a> Places<'a> {
+    fn new(inputs: &Inputs<'a>, x: Mat<Act>, store: &'a KvStore, seqs: &Seqs) -> Places<'a> {
+        assert_eq!(x.cols, store.heads * store.dim, "columns [heads, dim]");
+        Places {
+            store,
+            row_seq: inputs.slice(seqs.row_seq),
+            positions: inputs.slice(seqs.positions),
+            pages: inputs.slice(seqs.pages),
+            pages_max: seqs.pages_max as usize,
+        }
+    }
+
+    fn token(&self, row: u32) -> usize {
+        let seq = self.row_seq[row as usize] as usize;
+        let pages = &self.pages[seq * self.pages_max..][..self.pages_max];
+        self.store.token(pages, self.positions[row as usize])
+    }
+}
+
+pub(crate) mod cases {
+    use crate::testing::{Case, Judge};
+    use krasis_core::KvDtype;
+
+    cases![what_is_appended_is_attended_to];
+
+    /// Where it lies shows in what attention makes of it; the page table is not in order.
+    fn what_is_appended_is_attended_to(on: &mut dyn Judge) {
+        for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::F8E4M3] {
+            for dim in [10, 16] {
+                let mut case = Case::new(20);
+                let (seqs, tokens) = case.seqs(&[(3, 4), (0, 1), (0, 6)], 4);
+                let k = case.store(tokens, 2, dim, dtype, 4);
+                let v = case.store(tokens, 2, dim, dtype, 4);
+                let all = case.act(11, 4 * dim + 5);
+                let (keys, values) = (all.cols(5, 2 * dim), all.cols(5 + 2 * dim, 2 * dim));
+                let (q, out) = (case.act(11, 2 * dim), case.blank(11, 2 * dim));
+                case.agree(on, &[out], 1e-5, |ops| {
+                    ops.kv_append(keys, &k, &seqs);
+                    ops.kv_append(values, &v, &seqs);
+                    ops.attend(q, &k, &v, &seqs, 0.9, out);
+                });
+            }
+        }
+    }
 }
 
 #[cfg(test)]

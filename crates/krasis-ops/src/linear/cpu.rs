@@ -58,13 +58,12 @@ fn in_lines(
     let (w, tokens) = (matrix_of(lines, w, &inputs), &d.tokens);
     let bias = bias.map(|bias| vector_of(bias, &inputs));
     let tiles = Tiles::new(all, outputs);
-    let chosen: Vec<u32> = (0..x.rows).collect();
     // Several tokens share what is unpacked for a panel.
     let unit = if x.rows == 1 { 1 } else { PANEL_BLOCKS };
     let least = LINE_BYTES_WORTH_A_THREAD.div_ceil(unit * lines.block_bytes(w.cols()));
     team.split(w.blocks().div_ceil(unit), least, |units| {
         let blocks = units.start * unit..w.blocks().min(units.end * unit);
-        multiply(isa, &w, blocks, tokens, &chosen, |row, first, sums| {
+        multiply(isa, &w, blocks, tokens, tokens.all(), |row, first, sums| {
             // The last block may hold rows of padding.
             let sums = &sums[..sums.len().min(outputs - first)];
             // SAFETY: the ranges of `split` are disjoint, and tiles die at once.
@@ -77,6 +76,10 @@ fn in_lines(
     });
 }
 
+/// Rows for which a weight row is decoded again and again, in the first cache and without memory of
+/// its own, rather than once: as many sequences may decode without an allocation.
+const FEW: usize = 8;
+
 /// Hands `put(row, output, Σ x[row]·w[output])` for the given outputs of a weight and `count` rows.
 pub(crate) fn products<'x>(
     w: &Rows,
@@ -86,8 +89,9 @@ pub(crate) fn products<'x>(
     x: impl Fn(usize) -> &'x [f32],
     mut put: impl FnMut(usize, usize, f32),
 ) {
-    if count == 1 {
-        return outputs.for_each(|output| put(0, output, w.dot(output, x(0))));
+    if count <= FEW {
+        return outputs
+            .for_each(|output| (0..count).for_each(|i| put(i, output, w.dot(output, x(i)))));
     }
     let cols = cols as usize;
     let mut decoded = vec![0.0; BLOCK.min(outputs.len()) * cols];

@@ -31,29 +31,40 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-#[cfg(test)]
-mod tests {
-    use crate::testing::{Case, FORMATS, tolerance};
+pub(crate) mod cases {
+    use crate::testing::{Case, FORMATS, Judge, tolerance};
 
-    #[test]
-    fn products_in_every_format_and_shape() {
+    cases![products_in_every_format_and_shape];
+
+    fn products_in_every_format_and_shape(on: &mut dyn Judge) {
         for format in FORMATS {
-            for (rows, outputs, inputs) in
-                [(1, 1, 1), (1, 17, 72), (3, 40, 129), (9, 33, 200), (2, 72, 256)]
-            {
+            for (rows, outputs, inputs) in [
+                (1, 1, 1),
+                (1, 17, 72),
+                (3, 40, 129),
+                (8, 9, 32),
+                (9, 33, 200),
+                (2, 72, 256),
+                (70, 130, 136),
+            ] {
                 let mut case = Case::new(4);
                 let (x, w) = (case.act(rows, inputs), case.weight(outputs, inputs, format));
                 let bias = case.vector(outputs);
                 let out = case.blank(rows, outputs);
-                case.agree(&[out], tolerance(format, 1e-4, 0.03), |ops| {
+                case.agree(on, &[out], tolerance(format, 1e-4, 0.03), |ops| {
                     ops.linear(x, &w, Some(&bias), out)
                 });
-                case.agree(&[out], tolerance(format, 1e-4, 0.03), |ops| {
+                case.agree(on, &[out], tolerance(format, 1e-4, 0.03), |ops| {
                     ops.linear(x, &w, None, out)
                 });
             }
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{Case, Cpus, FORMATS, tolerance};
 
     #[test]
     fn a_row_does_not_depend_on_its_batch() {
@@ -61,7 +72,7 @@ mod tests {
             let mut case = Case::new(5);
             let (x, w) = (case.act(6, 75), case.weight(20, 75, format));
             let (together, alone) = (case.blank(6, 20), case.blank(1, 20));
-            case.agree(&[alone], tolerance(format, 1e-4, 0.03), |ops| {
+            case.agree(&mut Cpus, &[alone], tolerance(format, 1e-4, 0.03), |ops| {
                 ops.linear(x.first(1), &w, None, alone)
             });
             let mut cpu = case.cpu();

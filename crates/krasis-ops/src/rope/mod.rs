@@ -10,6 +10,7 @@ use crate::reference::Reference;
 use crate::step::Seqs;
 use krasis_core::{Act, Mat, Weight};
 use krasis_cpu::Tiles;
+use krasis_cpu::vector::rotate;
 
 pub(crate) fn reference(
     d: &mut Reference,
@@ -43,39 +44,43 @@ pub(crate) fn cpu(d: &mut Cpu, x: Mat<Act>, dim: u32, freqs: &Weight, scale: f32
     let half = freqs.len();
     let tiles = Tiles::new(all, x.stride as usize);
     let cols = x.first_col as usize..(x.first_col + x.cols) as usize;
-    d.team.split(x.rows as usize, ROWS_WORTH_A_THREAD, |range| {
-        let mut turns = vec![(0.0, 0.0); half];
-        for row in range {
+    let own = (2 * half).next_multiple_of(16);
+    let workers = Tiles::new(d.workers.take(own * d.team.threads()), own);
+    let rows = x.rows as usize;
+    d.team.each(rows.div_ceil(ROWS_WORTH_A_THREAD), |worker, task| {
+        // SAFETY: a worker has one task at a time.
+        let (cos, rest) = unsafe { workers.tile(worker, 0..own) }.split_at_mut(half);
+        let sin = &mut rest[..half];
+        let first = task * ROWS_WORTH_A_THREAD;
+        for row in first..rows.min(first + ROWS_WORTH_A_THREAD) {
             // All heads of a token turn alike.
-            for (turn, freq) in turns.iter_mut().zip(freqs) {
-                let (sin, cos) = (positions[row] as f32 * freq).sin_cos();
-                *turn = (sin * scale, cos * scale);
+            for ((cos, sin), freq) in cos.iter_mut().zip(&mut *sin).zip(freqs) {
+                let turn = (positions[row] as f32 * freq).sin_cos();
+                (*sin, *cos) = (turn.0 * scale, turn.1 * scale);
             }
-            // SAFETY: the ranges of `split` are disjoint.
+            // SAFETY: each task has its own rows.
             let row = unsafe { tiles.tile(row, cols.clone()) };
             for head in row.chunks_exact_mut(dim as usize) {
                 let (first, second) = head[..2 * half].split_at_mut(half);
-                for ((a, b), (sin, cos)) in first.iter_mut().zip(second).zip(&turns) {
-                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-                }
+                rotate(first, second, cos, sin);
             }
         }
     });
 }
 
-#[cfg(test)]
-mod tests {
-    use crate::testing::Case;
+pub(crate) mod cases {
+    use crate::testing::{Case, Judge};
 
-    #[test]
-    fn whole_and_partial_heads() {
+    cases![whole_and_partial_heads];
+
+    fn whole_and_partial_heads(on: &mut dyn Judge) {
         for half in [8, 3] {
             let mut case = Case::new(7);
             let all = case.act(6, 3 * 16 + 5);
             let freqs = case.vector(half);
             let (seqs, _) = case.seqs(&[(0, 2), (977, 4)], 4);
             let heads = all.cols(5, 48);
-            case.agree(&[all], 1e-5, |ops| ops.rope(heads, 16, &freqs, 1.25, &seqs));
+            case.agree(on, &[all], 1e-5, |ops| ops.rope(heads, 16, &freqs, 1.25, &seqs));
         }
     }
 }

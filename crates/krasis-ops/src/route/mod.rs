@@ -10,12 +10,12 @@
 //!
 //! The routed scaling factor is not applied here but in [`crate::combine`], once.
 
-use crate::attend::softmax;
 use crate::cpu::{Cpu, ROWS_WORTH_A_THREAD, vector_of};
 use crate::reference::Reference;
 use crate::sigmoid_gate::sigmoid;
 use krasis_core::{Act, Mat, Weight};
 use krasis_cpu::Tiles;
+use krasis_cpu::vector::largest;
 
 /// How a router's logits become scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,30 +75,38 @@ impl Routes {
     }
 }
 
-/// Routes one token.
-fn choose(
+/// Floats that [`choose`] works in.
+pub fn choose_floats(how: &Routing, experts: u32) -> usize {
+    2 * experts as usize + how.groups.map_or(0, |groups| groups.count as usize)
+}
+
+/// Routes one token of `logits [experts]` into `experts [top_k]` and `weights [top_k]`; `own` is
+/// memory to work in.
+pub fn choose(
     logits: &[f32],
     bias: Option<&[f32]>,
     how: &Routing,
+    own: &mut [f32],
     experts: &mut [u32],
     weights: &mut [f32],
 ) {
-    let mut score = logits.to_vec();
+    let (score, rest) = own.split_at_mut(logits.len());
+    let (choice, groups) = rest.split_at_mut(logits.len());
+    score.copy_from_slice(logits);
     match how.score {
-        Score::Softmax => softmax(&mut score),
+        Score::Softmax => softmax(score),
         Score::Sigmoid => score.iter_mut().for_each(|x| *x = sigmoid(*x)),
     }
-    let mut choice = score.clone();
+    choice.copy_from_slice(score);
     if let Some(bias) = bias {
         choice.iter_mut().zip(bias).for_each(|(choice, bias)| *choice += bias);
     }
-    if let Some(groups) = &how.groups {
-        mask_groups(&mut choice, groups);
+    if let Some(how) = &how.groups {
+        mask_groups(choice, how, &mut groups[..how.count as usize]);
     }
-    let order = descending(&choice);
-    for (slot, expert) in order.into_iter().take(how.top_k as usize).enumerate() {
-        experts[slot] = expert as u32;
-        weights[slot] = score[expert];
+    for (expert, weight) in experts.iter_mut().zip(&mut *weights).take(how.top_k as usize) {
+        let best = take_largest(choice);
+        (*expert, *weight) = (best as u32, score[best]);
     }
     if how.renormalise {
         let total = weights.iter().sum::<f32>() + 1e-20;
@@ -106,27 +114,34 @@ fn choose(
     }
 }
 
-/// Makes the experts of all but the best groups impossible to choose.
-fn mask_groups(choice: &mut [f32], groups: &Groups) {
-    let size = choice.len() / groups.count as usize;
-    let judge = |group: &[f32]| {
-        let order = descending(group);
-        match groups.by {
-            GroupScore::Largest => group[order[0]],
-            GroupScore::TwoLargest => order.iter().take(2).map(|i| group[*i]).sum(),
-        }
-    };
-    let scores: Vec<f32> = choice.chunks_exact(size).map(judge).collect();
-    for group in descending(&scores).into_iter().skip(groups.kept as usize) {
-        choice[group * size..][..size].fill(f32::NEG_INFINITY);
-    }
+/// Where the largest number is, the first of equals; it is none the next time. If none is left, the
+/// first place.
+fn take_largest(values: &mut [f32]) -> usize {
+    let at = largest(values).unwrap_or(0);
+    values[at] = f32::NAN;
+    at
 }
 
-/// Indices by value, largest first, ties by index.
-fn descending(values: &[f32]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    order.sort_by(|a, b| values[*b].total_cmp(&values[*a]));
-    order
+/// Makes the experts of all but the best groups impossible to choose.
+fn mask_groups(choice: &mut [f32], how: &Groups, scores: &mut [f32]) {
+    let size = choice.len() / how.count as usize;
+    for (group, score) in choice.chunks_exact(size).zip(&mut *scores) {
+        let first = largest(group).unwrap_or(0);
+        let others = || group.iter().enumerate().filter(|(i, _)| *i != first);
+        *score = match how.by {
+            GroupScore::Largest => group[first],
+            GroupScore::TwoLargest if size == 1 => group[first],
+            GroupScore::TwoLargest => {
+                group[first] + others().fold(f32::NEG_INFINITY, |a, (_, &b)| a.max(b))
+            }
+        };
+    }
+    (0..how.kept).for_each(|_| _ = take_largest(scores));
+    for (group, score) in choice.chunks_exact_mut(size).zip(scores) {
+        if !score.is_nan() {
+            group.fill(f32::NEG_INFINITY);
+        }
+    }
 }
 
 pub(crate) fn reference(
@@ -138,10 +153,11 @@ pub(crate) fn reference(
 ) {
     let bias = bias.map(|bias| d.vector(bias));
     let k = how.top_k as usize;
+    let mut own = vec![0.0; choose_floats(how, logits.cols)];
     let (mut experts, mut weights) = (vec![], vec![]);
     for logits in d.rows(logits) {
         let (mut chosen, mut weighed) = (vec![0; k], vec![0.0; k]);
-        choose(&logits, bias.as_deref(), how, &mut chosen, &mut weighed);
+        choose(&logits, bias.as_deref(), how, &mut own, &mut chosen, &mut weighed);
         experts.extend(chosen);
         weights.extend(weighed);
     }
@@ -161,13 +177,74 @@ pub(crate) fn cpu(
     let (inputs, experts, weights) = d.arena.write_two(out.experts.whole(), out.weights.whole());
     let bias = bias.map(|bias| vector_of(bias, &inputs));
     let (experts, weights) = (Tiles::new(experts, k), Tiles::new(weights, k));
-    d.team.split(logits.rows as usize, ROWS_WORTH_A_THREAD, |range| {
-        for row in range {
-            // SAFETY: the ranges of `split` are disjoint.
+    let own = choose_floats(how, logits.cols).next_multiple_of(16);
+    let workers = Tiles::new(d.workers.take(own * d.team.threads()), own);
+    let rows = logits.rows as usize;
+    d.team.each(rows.div_ceil(ROWS_WORTH_A_THREAD), |worker, task| {
+        // SAFETY: a worker has one task at a time.
+        let own = unsafe { workers.tile(worker, 0..own) };
+        let first = task * ROWS_WORTH_A_THREAD;
+        for row in first..rows.min(first + ROWS_WORTH_A_THREAD) {
+            // SAFETY: each task has its own rows.
             let (experts, weights) = unsafe { (experts.tile(row, 0..k), weights.tile(row, 0..k)) };
-            choose(inputs.row(logits, row as u32), bias, how, experts, weights);
+            choose(inputs.row(logits, row as u32), bias, how, own, experts, weights);
         }
     });
+}
+
+/// Exponentials of `x` less its largest, divided by their sum.
+fn softmax(x: &mut [f32]) {
+    let largest = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    x.iter_mut().for_each(|x| *x = (*x - largest).exp());
+    let total: f32 = x.iter().sum();
+    x.iter_mut().for_each(|x| *x /= total);
+}
+
+pub(crate) mod cases {
+    use super::*;
+    use crate::testing::{Case, Judge, as_mat};
+    use krasis_core::Slot;
+
+    cases![choices_and_weights];
+
+    /// Logits are few different numbers, so that ties are decided; who was chosen is read back by
+    /// gathering rows that hold their own index.
+    fn choices_and_weights(on: &mut dyn Judge) {
+        let groups = |count, kept, by| Some(Groups { count, kept, by });
+        for (experts, groups, top_k) in [
+            (5, None, 5),
+            (70, None, 8),
+            (128, groups(8, 4, GroupScore::TwoLargest), 8),
+            (12, groups(4, 2, GroupScore::Largest), 4),
+        ] {
+            for (score, renormalise, biased) in [
+                (Score::Softmax, true, false),
+                (Score::Softmax, false, false),
+                (Score::Sigmoid, true, true),
+            ] {
+                let rows = 7;
+                let mut case = Case::new(21);
+                let values: Vec<f32> =
+                    (0..rows * experts).map(|_| (case.bits() % 64) as f32 / 16.0 - 2.0).collect();
+                let logits = case.act_of(rows, experts, &values);
+                let bias = case.vector(experts);
+                let bias = biased.then_some(&bias);
+                let how = Routing { score, groups, top_k, renormalise };
+                let chosen = Mat::new(case.u32s(&vec![0; (rows * top_k) as usize]), rows, top_k);
+                let poison = vec![f32::NAN; (rows * top_k) as usize];
+                let weights = case.floats_of(rows, top_k, &poison);
+                let indices: Vec<f32> = (0..experts).map(|expert| expert as f32).collect();
+                let (table, named) =
+                    (case.act_of(experts, 1, &indices), case.blank(rows * top_k, 1));
+                let routes = Routes { experts: chosen, weights };
+                let flat = Slot::new(chosen.at.start, u64::from(rows * top_k));
+                case.agree(on, &[named, as_mat(weights.at, rows)], 1e-5, |ops| {
+                    ops.route(logits, bias, &how, routes);
+                    ops.gather(table, flat, named);
+                });
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -177,7 +254,8 @@ mod tests {
     fn routed(logits: &[f32], bias: Option<&[f32]>, how: Routing) -> Vec<(u32, f32)> {
         let (mut experts, mut weights) =
             (vec![0; how.top_k as usize], vec![0.0; how.top_k as usize]);
-        choose(logits, bias, &how, &mut experts, &mut weights);
+        let mut own = vec![f32::NAN; choose_floats(&how, logits.len() as u32)];
+        choose(logits, bias, &how, &mut own, &mut experts, &mut weights);
         experts.into_iter().zip(weights).collect()
     }
 

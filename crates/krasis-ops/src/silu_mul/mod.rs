@@ -1,10 +1,12 @@
 //! Gated activation (Shazeer, GLU variants, 2020): `out = silu(gate) · up`, `gate_up` is
 //! `[rows, gate | up]`, `silu(x) = x · sigmoid(x)`.
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, ROWS_WORTH_A_THREAD};
 use crate::reference::Reference;
 use crate::sigmoid_gate::sigmoid;
 use krasis_core::{Act, Mat};
+use krasis_cpu::Tiles;
+use krasis_cpu::vector::times_silu;
 
 /// x · sigmoid(x).
 pub(crate) fn silu(x: f32) -> f32 {
@@ -21,24 +23,28 @@ pub(crate) fn reference(d: &mut Reference, gate_up: Mat<Act>, out: Mat<Act>) {
 pub(crate) fn cpu(d: &mut Cpu, gate_up: Mat<Act>, out: Mat<Act>) {
     let half = out.cols as usize;
     let (inputs, all) = d.arena.write(out.whole().floats());
-    for (row, out) in all.chunks_exact_mut(half).enumerate() {
-        let (gate, up) = inputs.row(gate_up, row as u32).split_at(half);
-        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-            *out = silu(*gate) * up;
+    let tiles = Tiles::new(all, half);
+    d.team.split(out.rows as usize, ROWS_WORTH_A_THREAD, |range| {
+        for row in range {
+            // SAFETY: the ranges of `split` are disjoint.
+            let out = unsafe { tiles.tile(row, 0..half) };
+            let (gate, up) = inputs.row(gate_up, row as u32).split_at(half);
+            out.copy_from_slice(up);
+            times_silu(out, gate);
         }
-    }
+    });
 }
 
-#[cfg(test)]
-mod tests {
-    use crate::testing::Case;
+pub(crate) mod cases {
+    use crate::testing::{Case, Judge};
 
-    #[test]
-    fn gate_comes_first() {
+    cases![gate_comes_first];
+
+    fn gate_comes_first(on: &mut dyn Judge) {
         let mut case = Case::new(12);
         let (x, out) = (case.act(4, 26), case.blank(4, 13));
-        case.agree(&[out], 1e-6, |ops| ops.silu_mul(x, out));
+        case.agree(on, &[out], 1e-6, |ops| ops.silu_mul(x, out));
         let (x, out) = (case.act_of(1, 2, &[100.0, 3.0]), case.blank(1, 1));
-        assert_eq!(case.agree(&[out], 1e-3, |ops| ops.silu_mul(x, out))[0], [300.0]);
+        assert_eq!(case.agree(on, &[out], 1e-3, |ops| ops.silu_mul(x, out))[0], [300.0]);
     }
 }

@@ -1,0 +1,179 @@
+//! A complete cache, to be read.
+
+use super::contents::{Contents, Section};
+use super::error::CacheError;
+use super::{PIECE, header};
+use crc32fast::Hasher;
+use krasis_core::Bytes;
+use rustix::fs::{Advice, fadvise};
+use std::fs::File;
+use std::num::NonZeroU64;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Bytes that are read at a time, so that their checksum finds them in the second-level cache.
+const STEP: usize = 512 << 10;
+
+/// How far ahead of what is read the disk is kept busy: a few milliseconds of a fast one.
+const AHEAD: u64 = 8 * PIECE as u64;
+
+/// An open file whose header is sound. Shared between threads freely.
+#[derive(Debug)]
+pub struct CacheFile {
+    path: PathBuf,
+    file: File,
+    contents: Contents,
+    checks: Vec<Vec<u32>>,
+    places: Vec<Range<u64>>,
+    header: u64,
+}
+
+impl CacheFile {
+    /// Opens a file and checks everything but the sections.
+    pub fn open(path: &Path) -> Result<CacheFile, CacheError> {
+        let file = File::open(path).map_err(|cause| CacheError::io("read", path, cause))?;
+        let (contents, checks, header) = header::read(path, &file)?;
+        let places = contents.places(header);
+        let cache = CacheFile { path: path.into(), file, contents, checks, places, header };
+        let (end, length) = (cache.end(), cache.length()?);
+        if length != end.0 {
+            let what = format!("it is {length} bytes long instead of {}", end.0);
+            return Err(cache.damaged(what));
+        }
+        cache.expect_zeros(cache.gaps()[0].clone())?;
+        Ok(cache)
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it holds.
+    pub fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
+    /// Bytes of the whole file.
+    pub fn end(&self) -> Bytes {
+        Bytes(self.places.last().map_or(self.header, |place| place.end))
+    }
+
+    /// Where in this file each of the wanted sections is; they may be some of its layers only.
+    pub fn find(&self, wanted: &Contents) -> Result<Vec<usize>, CacheError> {
+        let file = || self.path.clone();
+        if self.contents.fingerprint != wanted.fingerprint {
+            return Err(CacheError::OtherModel { file: file() });
+        }
+        for (have, want) in
+            [(&self.contents.layout, &wanted.layout), (&self.contents.quantiser, &wanted.quantiser)]
+        {
+            if have != want {
+                let what = format!("it was made by {have} and not by {want}");
+                return Err(CacheError::OtherContents { file: file(), what });
+            }
+        }
+        let mut all = self.contents.sections.iter().enumerate();
+        let find = |section: &Section| match all.find(|(_, have)| *have == section) {
+            Some((index, _)) => Ok(index),
+            None => {
+                let what = format!("there is no {} in {}", section.name, section.format);
+                Err(CacheError::OtherContents { file: file(), what })
+            }
+        };
+        wanted.sections.iter().map(find).collect()
+    }
+
+    /// Reads a piece of a section, which begins at `first` and is a whole one or the last, and
+    /// compares it with its checksum.
+    pub fn read(&self, section: usize, first: u64, bytes: &mut [u8]) -> Result<(), CacheError> {
+        let place = &self.places[section];
+        let piece = first as usize / PIECE;
+        let whole = (place.end - place.start - first).min(PIECE as u64);
+        assert!(
+            first.is_multiple_of(PIECE as u64) && bytes.len() as u64 == whole,
+            "{} bytes from {first} are no piece",
+            bytes.len()
+        );
+        // The disk goes on while checksums are computed: what comes next is wanted soon.
+        let (soon, bytes_ahead) = (place.start + first + AHEAD, NonZeroU64::new(whole));
+        let _ = fadvise(&self.file, soon, bytes_ahead, Advice::WillNeed);
+        let mut hasher = Hasher::new();
+        for (i, part) in bytes.chunks_mut(STEP).enumerate() {
+            let at = place.start + first + (i * STEP) as u64;
+            self.file
+                .read_exact_at(part, at)
+                .map_err(|cause| CacheError::io("read", &self.path, cause))?;
+            hasher.update(part);
+        }
+        if hasher.finalize() != self.checks[section][piece] {
+            let name = &self.contents.sections[section].name;
+            return Err(self.damaged(format!("{name}, near byte {}", place.start + first)));
+        }
+        Ok(())
+    }
+
+    /// Reads and checks every byte on `threads` threads; `progress` hears how many more were read.
+    pub fn verify(
+        &self,
+        threads: usize,
+        progress: impl Fn(Bytes) + Sync,
+    ) -> Result<(), CacheError> {
+        for gap in self.gaps() {
+            self.expect_zeros(gap)?;
+        }
+        let pieces: Vec<(usize, u64, usize)> = (0..self.places.len())
+            .flat_map(|section| {
+                let bytes = self.contents.sections[section].bytes;
+                let piece = move |first: u64| (section, first, (bytes - first).min(PIECE as u64));
+                (0..bytes).step_by(PIECE).map(piece)
+            })
+            .map(|(section, first, bytes)| (section, first, bytes as usize))
+            .collect();
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut bytes = vec![0; PIECE];
+            while let Some(&(section, first, len)) =
+                pieces.get(next.fetch_add(1, Ordering::Relaxed))
+            {
+                self.read(section, first, &mut bytes[..len])?;
+                progress(Bytes(len as u64));
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(work)).collect();
+            let results = workers.into_iter().map(|worker| worker.join().expect("no panic"));
+            results.collect::<Vec<_>>().into_iter().collect()
+        })
+    }
+
+    /// What lies before, between and behind the sections.
+    fn gaps(&self) -> Vec<Range<u64>> {
+        let ends = std::iter::once(self.header).chain(self.places.iter().map(|place| place.end));
+        let starts = self.places.iter().map(|place| place.start).chain([self.end().0]);
+        ends.zip(starts).map(|(end, start)| end..start).collect()
+    }
+
+    fn expect_zeros(&self, gap: Range<u64>) -> Result<(), CacheError> {
+        let mut bytes = vec![1; (gap.end - gap.start) as usize];
+        self.file
+            .read_exact_at(&mut bytes, gap.start)
+            .map_err(|cause| CacheError::io("read", &self.path, cause))?;
+        match bytes.iter().position(|&byte| byte != 0) {
+            Some(at) => Err(self.damaged(format!("byte {} is not zero", gap.start + at as u64))),
+            None => Ok(()),
+        }
+    }
+
+    fn length(&self) -> Result<u64, CacheError> {
+        let about = self.file.metadata();
+        Ok(about.map_err(|cause| CacheError::io("read", &self.path, cause))?.len())
+    }
+
+    fn damaged(&self, what: String) -> CacheError {
+        CacheError::Damaged { file: self.path.clone(), what }
+    }
+}

@@ -1,0 +1,72 @@
+// Element types without toolkit headers, and what several kernels compute with them.
+//
+// ACT is the type of activations: bf16, or float for runs that must be exact. Sums are f32 always.
+#pragma once
+#include <ptx.cuh>
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+struct bf16 {
+    u16 bits;
+};
+
+__device__ inline float value(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
+__device__ inline float value(float x) { return x; }
+
+template <class T> __device__ inline T rounded(float x);
+template <> __device__ inline bf16 rounded<bf16>(float x) { return bf16{bf16_bits(x)}; }
+template <> __device__ inline float rounded<float>(float x) { return x; }
+
+#ifndef ACT
+#define ACT bf16
+#endif
+typedef ACT act;
+
+// F8E4M3 of krasis-core, bit for bit.
+__device__ inline float f8_value(u8 bits) {
+    if ((bits & 0x7f) == 0x7f) return __uint_as_float(0x7fc00000u);
+    // Exponent and mantissa where f32 has them; the biases are 120 apart.
+    float magnitude = __uint_as_float((u32)(bits & 0x7f) << 20) * __uint_as_float((120 + 127u) << 23);
+    return bits & 0x80 ? -magnitude : magnitude;
+}
+
+__device__ inline u8 f8_bits(float x) {
+    if (x != x) return 0x7f;
+    u8 sign = (__float_as_uint(x) >> 24) & 0x80;
+    float magnitude = fminf(fabsf(x), 448.0f);
+    int exponent = max((int)(__float_as_uint(magnitude) >> 23) - 127, -6);
+    u32 steps = (u32)rintf(magnitude * __uint_as_float((u32)(3 - exponent + 127) << 23));
+    return sign | (u8)((u32)(exponent + 6) * 8 + steps);
+}
+
+__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+__device__ inline float silu(float x) { return x * sigmoid(x); }
+
+__device__ inline u32 lane() { return threadIdx.x % 32; }
+__device__ inline u32 warp() { return threadIdx.x / 32; }
+
+__device__ inline float warp_sum(float x) {
+    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
+    return x;
+}
+
+__device__ inline float warp_max(float x) {
+    for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
+    return x;
+}
+
+// The sum over a block of whole warps, in every thread. Callers use the same 32 floats again only
+// through this function, whose first barrier ends the last use.
+__device__ inline float block_sum(float x) {
+    __shared__ float parts[32];
+    x = warp_sum(x);
+    __syncthreads();
+    if (lane() == 0) parts[warp()] = x;
+    __syncthreads();
+    float sum = 0.0f;
+    for (u32 i = 0; i < blockDim.x / 32; i++) sum += parts[i];
+    return sum;
+}

@@ -1,0 +1,111 @@
+//! The device: slots of an arena on a machine, and a workspace behind them.
+
+use crate::activation::Activation;
+use crate::machine::{Arg, Kernel, Machine, Shape};
+use bytemuck::{Pod, cast_slice, cast_slice_mut};
+use krasis_core::{Act, Bytes, Layout, Mat, Slot, Weight};
+use krasis_ops::Memory;
+use std::marker::PhantomData;
+
+/// Memory that operations need for themselves, behind the arena: for sorting the pairs of a step
+/// by expert, eight bytes a pair and twelve a tile.
+pub const WORKSPACE_BYTES: Bytes = Bytes(16 << 20);
+
+/// Activations of type `A`, kernels on machine `M`.
+pub struct Cuda<A, M> {
+    machine: M,
+    /// Where the workspace begins in the arena.
+    workspace: u64,
+    activation: PhantomData<fn() -> A>,
+}
+
+/// Threads of blocks whose kernels take any number.
+pub(crate) const BLOCK: u32 = 256;
+
+impl<A: Activation, M: Machine> Cuda<A, M> {
+    /// Bytes of the arena that a machine needs for this plan.
+    pub fn arena_bytes(plan: &Layout) -> Bytes {
+        plan.bytes() + WORKSPACE_BYTES
+    }
+
+    /// A device over a machine whose arena has [`Self::arena_bytes`] of `plan`.
+    pub fn new(plan: &Layout, machine: M) -> Cuda<A, M> {
+        Cuda { machine, workspace: plan.bytes().0, activation: PhantomData }
+    }
+
+    /// The machine, for another plan.
+    pub fn into_machine(self) -> M {
+        self.machine
+    }
+
+    pub(crate) fn launch(&mut self, kernel: Kernel, shape: Shape, args: &[Arg]) {
+        // An empty grid is an error to the driver, and nothing to do for us.
+        if !shape.grid.contains(&0) {
+            self.machine.launch(kernel, shape, args);
+        }
+    }
+
+    /// The first element of a slot.
+    pub(crate) fn slot<T>(&self, at: Slot<T>) -> Arg {
+        if at.is_empty() { Arg::NULL } else { Arg::pointer(self.machine.base() + at.start) }
+    }
+
+    /// The first element of a view's first row.
+    pub(crate) fn mat(&self, mat: Mat<Act>) -> Arg {
+        Arg::pointer(
+            self.machine.base() + mat.at.start + u64::from(mat.first_col) * u64::from(A::BYTES),
+        )
+    }
+
+    /// The numbers of a vector, which the loader keeps in f32.
+    pub(crate) fn vector(&self, w: &Weight) -> Arg {
+        use krasis_core::{DType, Format};
+        assert_eq!((w.rows, w.format), (1, Format::Float(DType::F32)), "vectors are f32");
+        self.slot(w.data)
+    }
+
+    /// Part of the workspace.
+    pub(crate) fn workspace(&self, offset: u64, bytes: u64) -> Arg {
+        assert!(offset + bytes <= WORKSPACE_BYTES.0, "a step has more pairs than the workspace");
+        Arg::pointer(self.machine.base() + self.workspace + offset)
+    }
+
+    /// Whether every row of a view starts at a multiple of 16 bytes.
+    pub(crate) fn aligned(&self, mat: Mat<Act>) -> bool {
+        let each = 16 / A::BYTES;
+        mat.stride.is_multiple_of(each) && mat.first_col.is_multiple_of(each)
+    }
+}
+
+impl<A: Activation, M: Machine> Memory for Cuda<A, M> {
+    const ACT_BYTES: u32 = A::BYTES;
+
+    fn upload<T: Pod>(&mut self, at: Slot<T>, values: &[T]) {
+        assert!(values.len() as u64 <= at.len, "{} values for {at:?}", values.len());
+        self.machine.write(at.start, cast_slice(values));
+    }
+
+    fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T> {
+        let mut values = vec![T::zeroed(); at.len as usize];
+        if at.is_empty() {
+            return values;
+        }
+        self.machine.read(at.start, cast_slice_mut(&mut values));
+        values
+    }
+
+    fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>) {
+        to.clear();
+        if from.is_empty() {
+            return;
+        }
+        let (first, end) = (from.row_range(0).start, from.row_range(from.rows - 1).end);
+        let mut bytes = vec![0; (end - first) * A::BYTES as usize];
+        self.machine.read(from.at.start + (first * A::BYTES as usize) as u64, &mut bytes);
+        let all = A::decode(&bytes);
+        for row in 0..from.rows {
+            let range = from.row_range(row);
+            to.extend_from_slice(&all[range.start - first..range.end - first]);
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! The driver: whether it is there, and which GPUs it shows. Asking never panics.
+
+use crate::error::CudaError;
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUdevice_attribute};
+use krasis_core::Bytes;
+
+/// The oldest driver whose GPUs are used: that of CUDA 12.0.
+const DRIVER_MIN: i32 = 12_000;
+
+/// A GPU, as people want to read of it.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Its number, after CUDA_VISIBLE_DEVICES.
+    pub ordinal: i32,
+    /// As the driver calls it.
+    pub name: String,
+    /// Compute capability.
+    pub major: i32,
+    /// Of the same.
+    pub minor: i32,
+    /// All of its memory.
+    pub memory: Bytes,
+}
+
+impl Found {
+    /// What kernels are compiled for.
+    pub fn arch(&self) -> String {
+        format!("sm_{}{}", self.major, self.minor)
+    }
+}
+
+/// Turns an answer of the driver into an error.
+pub(crate) fn failed(what: &'static str) -> impl Fn(DriverError) -> CudaError {
+    move |error| CudaError::Driver { what, answer: answer(error) }
+}
+
+/// An answer of the driver as text: `CUDA_ERROR_ILLEGAL_ADDRESS, an illegal memory access …`.
+pub(crate) fn answer(error: DriverError) -> String {
+    let meaning = error.error_string().map(|text| text.to_string_lossy().into_owned());
+    format!("{:?}, {}", error.0, meaning.unwrap_or_default())
+}
+
+/// Opens the driver; its version as 1000 · major + 10 · minor.
+pub fn open() -> Result<i32, CudaError> {
+    // SAFETY: loads a library and asks for nothing.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(CudaError::NoDriver);
+    }
+    match result::init() {
+        Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => return Err(CudaError::NoGpu),
+        answer => answer.map_err(failed("start"))?,
+    }
+    let mut found = 0;
+    // SAFETY: the number outlives the call.
+    unsafe { sys::cuDriverGetVersion(&mut found) }.result().map_err(failed("tell its version"))?;
+    if found < DRIVER_MIN {
+        return Err(CudaError::OldDriver { found, needed: DRIVER_MIN });
+    }
+    Ok(found)
+}
+
+/// All GPUs that the driver shows, old ones too. At least one.
+pub fn gpus() -> Result<Vec<Found>, CudaError> {
+    open()?;
+    let count = result::device::get_count().map_err(failed("count its GPUs"))?;
+    let found = (0..count).map(describe).collect::<Result<Vec<_>, _>>()?;
+    if found.is_empty() { Err(CudaError::NoGpu) } else { Ok(found) }
+}
+
+/// The first GPU that is new enough.
+pub fn first() -> Result<Found, CudaError> {
+    let mut all = gpus()?;
+    let usable = all.iter().position(|gpu| gpu.major >= 8);
+    let gpu = all.swap_remove(usable.unwrap_or(0));
+    match usable {
+        Some(_) => Ok(gpu),
+        None => Err(CudaError::OldGpu { name: gpu.name, major: gpu.major, minor: gpu.minor }),
+    }
+}
+
+fn describe(ordinal: i32) -> Result<Found, CudaError> {
+    let tell = failed("describe a GPU");
+    let device = result::device::get(ordinal).map_err(&tell)?;
+    // SAFETY: the device was handed out by the driver.
+    let attribute = |which| unsafe { result::device::get_attribute(device, which) }.map_err(&tell);
+    Ok(Found {
+        ordinal,
+        name: result::device::get_name(device).map_err(&tell)?,
+        major: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+        minor: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        // SAFETY: as above.
+        memory: Bytes(unsafe { result::device::total_mem(device) }.map_err(&tell)? as u64),
+    })
+}

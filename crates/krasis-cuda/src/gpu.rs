@@ -1,0 +1,245 @@
+//! One GPU: its context, its arena, one queue, and the kernels compiled for it.
+
+use crate::activation::Activation;
+use crate::compile::{self, Cubin, Target};
+use crate::driver::{self, Found, answer, failed};
+use crate::error::CudaError;
+use crate::machine::{Arg, Kernel, Machine, Shape};
+use crate::programs::Signatures;
+use crate::staging::Staging;
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute};
+use krasis_core::Bytes;
+use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::ffi::CString;
+use std::path::Path;
+
+/// Launches that are remembered, to be named when the GPU reports a fault.
+const REMEMBERED: usize = 24;
+
+/// When a fault is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checking {
+    /// When results are read: the fault is in one of the last launches.
+    Reads,
+    /// After each launch, which waits for it: the fault is in the last one. For tests.
+    Launches,
+}
+
+/// A GPU in use by one device.
+pub struct Gpu {
+    found: Found,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    arena: sys::CUdeviceptr,
+    bytes: u64,
+    staging: Staging,
+    kernels: HashMap<Kernel, sys::CUfunction>,
+    modules: Vec<sys::CUmodule>,
+    signatures: Signatures,
+    checking: Checking,
+    recent: VecDeque<Kernel>,
+}
+
+// SAFETY: the driver's handles may be used from any thread; every method makes the context current
+// on its own thread first, and `&mut self` excludes two at a time.
+unsafe impl Send for Gpu {}
+
+impl Gpu {
+    /// Opens `found` and loads all kernels, which are kept in `cache` once they are compiled.
+    /// Memory comes later: [`Self::allocate`].
+    pub fn open<A: Activation>(
+        found: Found,
+        cache: Option<&Path>,
+        threads: usize,
+        checking: Checking,
+    ) -> Result<Gpu, CudaError> {
+        let (driver, compiler) = (driver::open()? / 1000, compile::version()?.0);
+        if compiler > driver {
+            return Err(CudaError::NewCompiler { compiler, driver });
+        }
+        let target = Target { arch: &found.arch(), activation: A::NAME, cache, options: &[] };
+        let cubins = compile::all(&target, threads)?;
+        let what = failed("open the GPU");
+        let device = result::device::get(found.ordinal).map_err(&what)?;
+        // SAFETY: the device was handed out by the driver; released in `drop`.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(&what)?;
+        // SAFETY: just retained.
+        unsafe { result::ctx::set_current(context) }.map_err(&what)?;
+        let stream =
+            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(&what)?;
+        let mut gpu = Gpu {
+            device,
+            context,
+            stream,
+            arena: 0,
+            bytes: 0,
+            staging: Staging::new().map_err(failed("allocate pinned memory"))?,
+            kernels: HashMap::new(),
+            modules: Vec::new(),
+            signatures: Signatures::read(),
+            checking,
+            recent: VecDeque::with_capacity(REMEMBERED),
+            found,
+        };
+        for cubin in &cubins {
+            gpu.load(cubin).map_err(failed("load a kernel"))?;
+        }
+        Ok(gpu)
+    }
+
+    /// What is free for an arena.
+    pub fn free(&self) -> Result<Bytes, CudaError> {
+        self.enter();
+        let (free, _) = result::mem_get_info().map_err(failed("tell its free memory"))?;
+        Ok(Bytes(free as u64))
+    }
+
+    /// Allocates the arena, full of zeros. Once.
+    pub fn allocate(&mut self, wanted: Bytes) -> Result<(), CudaError> {
+        assert_eq!(self.arena, 0, "a GPU has one arena");
+        let free = self.free()?;
+        let short = || CudaError::OutOfMemory { gpu: self.found.name.clone(), wanted, free };
+        if wanted > free {
+            return Err(short());
+        }
+        // SAFETY: freed in `drop`, after the last use.
+        self.arena = match unsafe { result::malloc_sync((wanted.0 as usize).max(1)) } {
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => return Err(short()),
+            arena => arena.map_err(failed("allocate memory"))?,
+        };
+        self.bytes = wanted.0;
+        // SAFETY: the whole allocation.
+        unsafe { result::memset_d8_async(self.arena, 0, self.bytes as usize, self.stream) }
+            .map_err(failed("clear memory"))
+    }
+
+    fn load(&mut self, cubin: &Cubin) -> Result<(), DriverError> {
+        // SAFETY: an ELF image, which carries its own length.
+        let module = unsafe { result::module::load_data(cubin.bytes.as_ptr().cast())? };
+        self.modules.push(module);
+        for &entry in cubin.program.entries {
+            let name = CString::new(entry).expect("a name without zero bytes");
+            // SAFETY: the module was just loaded and lives as long as `self`.
+            let function = unsafe { result::module::get_function(module, name)? };
+            if cubin.program.shares() {
+                self.allow_shared_memory(function)?;
+            }
+            self.kernels.insert(Kernel { entry, variant: cubin.variant }, function);
+        }
+        Ok(())
+    }
+
+    /// More than 48 KiB of dynamic shared memory has to be asked for.
+    fn allow_shared_memory(&self, function: sys::CUfunction) -> Result<(), DriverError> {
+        use CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as MOST;
+        use CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as DYNAMIC;
+        use CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as STATIC;
+        // SAFETY: device and function are alive.
+        unsafe {
+            let most = result::device::get_attribute(self.device, MOST)?;
+            let taken = result::function::get_function_attribute(function, STATIC)?;
+            result::function::set_function_attribute(function, DYNAMIC, most - taken)
+        }
+    }
+
+    fn check(&self, what: &str, answered: Result<(), DriverError>) {
+        if let Err(error) = answered {
+            let recent: Vec<String> =
+                self.recent.iter().map(|k| format!("{}/{}", k.entry, k.variant)).collect();
+            panic!(
+                "the GPU failed in {what}: {}; last launches, newest last: {}",
+                answer(error),
+                recent.join(" ")
+            );
+        }
+    }
+
+    /// The driver knows one current context per thread, and models are loaded on another one than
+    /// they run on.
+    fn enter(&self) {
+        // SAFETY: retained until `drop`.
+        self.check("entering its context", unsafe { result::ctx::set_current(self.context) });
+    }
+}
+
+impl Machine for Gpu {
+    fn base(&self) -> u64 {
+        self.arena
+    }
+
+    fn launch(&mut self, kernel: Kernel, shape: Shape, args: &[Arg]) {
+        self.enter();
+        self.signatures.check(kernel, args.iter().map(|arg| arg.kind));
+        let function =
+            *self.kernels.get(&kernel).unwrap_or_else(|| panic!("{kernel:?} is not compiled"));
+        let mut places = [std::ptr::null_mut(); 24];
+        for (place, arg) in places.iter_mut().zip(args) {
+            *place = arg.place();
+        }
+        assert!(args.len() <= places.len(), "{} arguments for {}", args.len(), kernel.entry);
+        if self.recent.len() == REMEMBERED {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(kernel);
+        let [x, y, z] = shape.grid;
+        // SAFETY: the arguments are those of the kernel's source by the check above, and outlive
+        // the call, which copies them. That the kernel stays inside the arena is its own promise.
+        let launched = unsafe {
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (shape.block, 1, 1),
+                shape.shared,
+                self.stream,
+                &mut places[..args.len()],
+            )
+        };
+        self.check(kernel.entry, launched);
+        if self.checking == Checking::Launches {
+            // SAFETY: the stream is alive.
+            self.check(kernel.entry, unsafe { result::stream::synchronize(self.stream) });
+        }
+    }
+
+    fn write(&mut self, at: u64, bytes: &[u8]) {
+        self.enter();
+        assert!(at + bytes.len() as u64 <= self.bytes, "an upload ends behind the arena");
+        // SAFETY: inside the arena by the assertion; context and stream are ours.
+        let copied = unsafe { self.staging.copy(self.arena + at, bytes, self.stream) };
+        self.check("an upload", copied);
+    }
+
+    fn read(&mut self, at: u64, bytes: &mut [u8]) {
+        self.enter();
+        assert!(at + bytes.len() as u64 <= self.bytes, "a download ends behind the arena");
+        // SAFETY: inside the arena by the assertion, and waited for before `bytes` is used.
+        let copied = unsafe {
+            result::memcpy_dtoh_async(bytes, self.arena + at, self.stream)
+                .and_then(|()| result::stream::synchronize(self.stream))
+        };
+        self.check("a download", copied);
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // SAFETY: everything was made by `new` and is used no more; after a fault the driver
+        // refuses all of it, which changes nothing.
+        unsafe {
+            let _ = result::ctx::set_current(self.context);
+            let _ = result::stream::synchronize(self.stream);
+            self.staging.free();
+            if self.arena != 0 {
+                let _ = result::free_sync(self.arena);
+            }
+            for module in &self.modules {
+                let _ = result::module::unload(*module);
+            }
+            let _ = result::stream::destroy(self.stream);
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}

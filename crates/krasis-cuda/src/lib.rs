@@ -1,0 +1,19 @@
+//! NVIDIA GPUs as a device: the driver, one arena, kernels compiled when a model is loaded, and a
+//! launch per operation. Nothing here needs a GPU, a driver or CUDA to be installed until asked.
+
+pub mod activation;
+pub mod compile;
+pub mod cuda;
+pub mod driver;
+pub mod error;
+pub mod gpu;
+pub mod machine;
+mod ops;
+pub mod programs;
+mod staging;
+
+pub use activation::Activation;
+pub use cuda::{Cuda, WORKSPACE_BYTES};
+pub use error::CudaError;
+pub use gpu::Gpu;
+pub use machine::{Arg, Kernel, Machine};

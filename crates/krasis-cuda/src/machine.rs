@@ -1,0 +1,89 @@
+//! What runs kernels: a GPU, or in tests the same kernels as C++ on the CPU.
+
+/// A compiled kernel: an entry of [`crate::programs`], in one of its program's variants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    /// Its `extern "C"` name.
+    pub entry: &'static str,
+    /// Index among the variants of its program.
+    pub variant: u8,
+}
+
+/// What a kernel's parameter may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An address.
+    Pointer,
+    /// A number or a flag.
+    U32,
+    /// A number.
+    F32,
+}
+
+/// One argument. The driver reads as many of its bytes as the parameter has.
+#[derive(Clone, Copy, Debug)]
+pub struct Arg {
+    /// Little endian, so that the low half is where a shorter parameter is read.
+    bits: u64,
+    /// What it is, compared with the kernel's source when it is launched.
+    pub kind: Kind,
+}
+
+impl Arg {
+    /// No address: what is absent.
+    pub const NULL: Arg = Arg { bits: 0, kind: Kind::Pointer };
+
+    /// An address in the machine's memory.
+    pub fn pointer(address: u64) -> Arg {
+        Arg { bits: address, kind: Kind::Pointer }
+    }
+
+    /// Where the driver finds the value.
+    pub fn place(&self) -> *mut std::ffi::c_void {
+        std::ptr::from_ref(&self.bits).cast_mut().cast()
+    }
+}
+
+impl From<u32> for Arg {
+    fn from(value: u32) -> Arg {
+        Arg { bits: u64::from(value), kind: Kind::U32 }
+    }
+}
+
+impl From<bool> for Arg {
+    fn from(value: bool) -> Arg {
+        Arg { bits: u64::from(value), kind: Kind::U32 }
+    }
+}
+
+impl From<f32> for Arg {
+    fn from(value: f32) -> Arg {
+        Arg { bits: u64::from(value.to_bits()), kind: Kind::F32 }
+    }
+}
+
+/// Blocks and threads of a launch.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Blocks in x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a block: whole warps.
+    pub block: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+}
+
+/// Memory of one arena and a queue of kernels over it. Work is done in order; only
+/// [`Machine::read`] waits for it.
+///
+/// What goes wrong inside is a panic that names the kernel: a fault there is a bug here.
+pub trait Machine {
+    /// Address of the arena's first byte.
+    fn base(&self) -> u64;
+    /// Queues a kernel.
+    fn launch(&mut self, kernel: Kernel, shape: Shape, args: &[Arg]);
+    /// Queues a copy of `bytes` to `at` of the arena; `bytes` may change at once.
+    fn write(&mut self, at: u64, bytes: &[u8]);
+    /// Waits for everything queued, then copies from `at` of the arena.
+    fn read(&mut self, at: u64, bytes: &mut [u8]);
+}

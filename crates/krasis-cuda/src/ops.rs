@@ -1,0 +1,577 @@
+//! Every operation as launches: which kernel, how many blocks, which arguments. Formulas stand in
+//! krasis-ops, and shapes of blocks at the head of each kernel.
+
+use crate::activation::Activation;
+use crate::cuda::{BLOCK, Cuda};
+use crate::machine::{Arg, Kernel, Machine, Shape};
+use crate::programs::{format_variant, kv_variant};
+use krasis_core::{Act, Format, Mat, Slot, Weight};
+use krasis_ops::*;
+
+/// Rows that a warp multiplies at a time: `VECTOR_ROWS` of `kernels/product.cuh`. More go to
+/// tensor cores.
+const VECTOR_ROWS: u32 = 8;
+
+/// Warps of a block that makes an output each, and threads of one that makes a tile.
+const VECTOR_WARPS: u32 = 4;
+const TILE_THREADS: u32 = 128;
+
+/// Rows and outputs of a tile: `TILE` of `kernels/product.cuh` and `kernels/sort.cu`.
+const TILE: u32 = 64;
+
+/// Experts that `kernels/sort.cu` and `kernels/route.cu` count.
+const EXPERTS_MAX: u32 = 1024;
+
+/// Query heads of a block, and positions of a tile, of `kernels/attend.cu`.
+const ATTEND_HEADS: u32 = 8;
+const ATTEND_KEYS: u32 = 16;
+
+fn one(entry: &'static str) -> Kernel {
+    Kernel { entry, variant: 0 }
+}
+
+fn of_format(entry: &'static str, w: &Weight) -> Kernel {
+    Kernel { entry, variant: format_variant(w.format) }
+}
+
+fn of_store(entry: &'static str, store: &KvStore) -> Kernel {
+    Kernel { entry, variant: kv_variant(store.dtype) }
+}
+
+/// Columns that share a scale; 1 for floats, which have none.
+fn group(w: &Weight) -> u32 {
+    match w.format {
+        Format::Float(_) => 1,
+        Format::Int8 { group } | Format::Int4 { group } => group,
+        Format::Lines(lines) => lines.group() as u32,
+    }
+}
+
+fn shape(grid: [u32; 3], block: u32) -> Shape {
+    Shape { grid, block, shared: 0 }
+}
+
+/// A thread per column, rows in x.
+fn per_column(rows: u32, cols: u32) -> Shape {
+    let block = cols.next_multiple_of(32).min(BLOCK);
+    shape([rows, cols.div_ceil(block), 1], block)
+}
+
+/// A block per row of so many columns.
+fn per_row(rows: u32, heads: u32, cols: u32) -> Shape {
+    shape([rows, heads, 1], cols.next_multiple_of(32).min(BLOCK))
+}
+
+/// Bytes of shared memory that attention takes; the sum is that of `kernels/attend.cu`.
+fn attend_shared(key_dim: u32, value_dim: u32) -> u32 {
+    let key_stride = key_dim | 1;
+    let tile_stride = key_stride.max(value_dim);
+    4 * (ATTEND_HEADS * (key_stride + value_dim + ATTEND_KEYS + 3) + ATTEND_KEYS * tile_stride)
+}
+
+impl<A: Activation, M: Machine> Cuda<A, M> {
+    /// `linear` of each of `heads` blocks of columns with its own rows of `w`.
+    fn products(
+        &mut self,
+        x: Mat<Act>,
+        w: &Weight,
+        bias: Option<&Weight>,
+        heads: u32,
+        out: Mat<Act>,
+    ) {
+        assert_eq!(
+            (w.rows, w.cols),
+            (out.cols, x.cols / heads),
+            "weight [heads · outputs, inputs]"
+        );
+        assert_eq!(x.rows, out.rows, "a row for each row");
+        let outputs = w.rows / heads;
+        // A head's part of a row has to start at 16 bytes, too.
+        let aligned = self.aligned(x) && (heads == 1 || w.cols.is_multiple_of(8));
+        let args = [
+            self.mat(x),
+            x.stride.into(),
+            aligned.into(),
+            self.slot(w.data),
+            self.slot(w.scales),
+            w.cols.into(),
+            group(w).into(),
+            bias.map_or(Arg::NULL, |bias| self.vector(bias)),
+            self.mat(out),
+            out.stride.into(),
+            x.rows.into(),
+            outputs.into(),
+        ];
+        let (entry, shape) = if x.rows <= VECTOR_ROWS {
+            ("linear_vector", shape([outputs.div_ceil(VECTOR_WARPS), 1, heads], VECTOR_WARPS * 32))
+        } else {
+            let grid = [x.rows.div_ceil(TILE), outputs.div_ceil(TILE), heads];
+            ("linear_tile", shape(grid, TILE_THREADS))
+        };
+        self.launch(of_format(entry, w), shape, &args);
+    }
+
+    /// What both matrices of an expert are told of theirs.
+    fn bank_args(&self, w: &Weight, rows: u32) -> [Arg; 5] {
+        [
+            self.slot(w.data),
+            self.slot(w.scales),
+            w.cols.into(),
+            group(w).into(),
+            Bank::rows_of(w.format, rows).into(),
+        ]
+    }
+
+    /// A warp per pair and output: few tokens share hardly any expert.
+    fn experts_by_pair(
+        &mut self,
+        x: Mat<Act>,
+        routes: Routes,
+        bank: &Bank,
+        inner: Mat<Act>,
+        out: Mat<Act>,
+    ) {
+        let chosen = self.slot(routes.experts.whole());
+        let grid =
+            |outputs: u32| shape([outputs.div_ceil(VECTOR_WARPS), out.rows, 1], VECTOR_WARPS * 32);
+        let [data, scales, cols, group, rows] = self.bank_args(&bank.gate_up, bank.inter);
+        let args = [
+            self.mat(x),
+            x.stride.into(),
+            self.aligned(x).into(),
+            chosen,
+            routes.experts.cols.into(),
+            data,
+            scales,
+            cols,
+            group,
+            rows,
+            self.mat(inner),
+            inner.stride.into(),
+            bank.inter.into(),
+        ];
+        self.launch(of_format("gate_up_vector", &bank.gate_up), grid(bank.inter), &args);
+        let [data, scales, cols, group, rows] = self.bank_args(&bank.down, out.cols);
+        let args = [
+            self.mat(inner),
+            inner.stride.into(),
+            self.aligned(inner).into(),
+            chosen,
+            data,
+            scales,
+            cols,
+            group,
+            rows,
+            self.mat(out),
+            out.stride.into(),
+            out.cols.into(),
+        ];
+        self.launch(of_format("down_vector", &bank.down), grid(out.cols), &args);
+    }
+
+    /// Pairs sorted by expert, then tiles of each expert's.
+    fn experts_by_tile(
+        &mut self,
+        x: Mat<Act>,
+        routes: Routes,
+        bank: &Bank,
+        inner: Mat<Act>,
+        out: Mat<Act>,
+    ) {
+        assert!(bank.experts <= EXPERTS_MAX, "{} experts of {EXPERTS_MAX}", bank.experts);
+        let pairs = out.rows;
+        // Each expert may end in a tile that is not full.
+        let tiles_max = (pairs.div_ceil(TILE) + bank.experts).min(pairs);
+        let sorted_bytes = (u64::from(pairs) * 4).next_multiple_of(16);
+        let sorted = self.workspace(0, sorted_bytes);
+        let tiles = self.workspace(sorted_bytes, 4 + 12 * u64::from(tiles_max));
+        let chosen = self.slot(routes.experts.whole());
+        let args = [chosen, pairs.into(), bank.experts.into(), sorted, tiles];
+        self.launch(one("sort_pairs"), shape([1; 3], 1024), &args);
+        let grid = |outputs: u32| shape([tiles_max, outputs.div_ceil(TILE), 1], TILE_THREADS);
+        let [data, scales, cols, group, rows] = self.bank_args(&bank.gate_up, bank.inter);
+        let args = [
+            self.mat(x),
+            x.stride.into(),
+            self.aligned(x).into(),
+            sorted,
+            tiles,
+            routes.experts.cols.into(),
+            data,
+            scales,
+            cols,
+            group,
+            rows,
+            self.mat(inner),
+            inner.stride.into(),
+            bank.inter.into(),
+        ];
+        self.launch(of_format("gate_up_tile", &bank.gate_up), grid(bank.inter), &args);
+        let [data, scales, cols, group, rows] = self.bank_args(&bank.down, out.cols);
+        let args = [
+            self.mat(inner),
+            inner.stride.into(),
+            self.aligned(inner).into(),
+            sorted,
+            tiles,
+            data,
+            scales,
+            cols,
+            group,
+            rows,
+            self.mat(out),
+            out.stride.into(),
+            out.cols.into(),
+        ];
+        self.launch(of_format("down_tile", &bank.down), grid(out.cols), &args);
+    }
+}
+
+impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
+    fn embed(&mut self, tokens: Slot<u32>, table: &Weight, out: Mat<Act>) {
+        assert_eq!(table.cols, out.cols, "a table of rows");
+        let args = [
+            self.slot(tokens),
+            self.slot(table.data),
+            self.slot(table.scales),
+            group(table).into(),
+            self.mat(out),
+            out.stride.into(),
+            out.cols.into(),
+        ];
+        let shape = per_row(out.rows, 1, out.cols.div_ceil(8));
+        self.launch(of_format("embed", table), shape, &args);
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        add: Option<Mat<Act>>,
+        residual: Mat<Act>,
+        w: &Weight,
+        eps: f32,
+        out: Mat<Act>,
+    ) {
+        assert_eq!((residual.cols, w.cols), (out.cols, out.cols), "columns alike");
+        let args = [
+            add.map_or(Arg::NULL, |add| self.mat(add)),
+            add.map_or(0, |add| add.stride).into(),
+            self.mat(residual),
+            residual.stride.into(),
+            self.vector(w),
+            eps.into(),
+            self.mat(out),
+            out.stride.into(),
+            out.cols.into(),
+        ];
+        self.launch(one("add_rms_norm"), per_row(out.rows, 1, out.cols), &args);
+    }
+
+    fn head_norm(&mut self, x: Mat<Act>, dim: u32, w: &Weight, eps: f32) {
+        assert_eq!(w.cols, dim, "a weight per column of a head");
+        let args = [self.mat(x), x.stride.into(), dim.into(), self.vector(w), eps.into()];
+        self.launch(one("head_norm"), per_row(x.rows, x.cols / dim, dim), &args);
+    }
+
+    fn linear(&mut self, x: Mat<Act>, w: &Weight, bias: Option<&Weight>, out: Mat<Act>) {
+        self.products(x, w, bias, 1, out);
+    }
+
+    fn linear_heads(&mut self, x: Mat<Act>, w: &Weight, heads: u32, out: Mat<Act>) {
+        self.products(x, w, None, heads, out);
+    }
+
+    fn rope(&mut self, x: Mat<Act>, dim: u32, freqs: &Weight, scale: f32, seqs: &Seqs) {
+        assert!(2 * freqs.cols <= dim, "{} pairs in heads of {dim}", freqs.cols);
+        let args = [
+            self.mat(x),
+            x.stride.into(),
+            (x.cols / dim).into(),
+            dim.into(),
+            self.vector(freqs),
+            freqs.cols.into(),
+            scale.into(),
+            self.slot(seqs.positions),
+        ];
+        self.launch(one("rope"), per_column(x.rows, freqs.cols), &args);
+    }
+
+    fn kv_append(&mut self, x: Mat<Act>, store: &KvStore, seqs: &Seqs) {
+        assert_eq!(x.cols, store.heads * store.dim, "columns [heads, dim]");
+        let args = [
+            self.mat(x),
+            x.stride.into(),
+            self.slot(store.data),
+            self.slot(store.scales),
+            store.heads.into(),
+            store.dim.into(),
+            store.page.into(),
+            self.slot(seqs.row_seq),
+            self.slot(seqs.positions),
+            self.slot(seqs.pages),
+            seqs.pages_max.into(),
+            x.rows.into(),
+        ];
+        let grid = [(x.rows * store.heads).div_ceil(4), 1, 1];
+        self.launch(of_store("kv_append", store), shape(grid, 128), &args);
+    }
+
+    fn attend(
+        &mut self,
+        q: Mat<Act>,
+        k: &KvStore,
+        v: &KvStore,
+        seqs: &Seqs,
+        scale: f32,
+        out: Mat<Act>,
+    ) {
+        assert_eq!((k.heads, k.dtype, k.page), (v.heads, v.dtype, v.page), "stores alike");
+        let group = out.cols / v.dim / k.heads;
+        assert_eq!(q.cols, group * k.heads * k.dim, "query heads of the keys' size");
+        let args = [
+            self.mat(q),
+            q.stride.into(),
+            self.slot(k.data),
+            self.slot(k.scales),
+            k.dim.into(),
+            self.slot(v.data),
+            self.slot(v.scales),
+            v.dim.into(),
+            k.heads.into(),
+            group.into(),
+            k.page.into(),
+            self.slot(seqs.row_seq),
+            self.slot(seqs.positions),
+            self.slot(seqs.pages),
+            seqs.pages_max.into(),
+            scale.into(),
+            self.mat(out),
+            out.stride.into(),
+        ];
+        let grid = [q.rows, k.heads, group.div_ceil(ATTEND_HEADS)];
+        let shape = Shape { grid, block: BLOCK, shared: attend_shared(k.dim, v.dim) };
+        self.launch(of_store("attend", k), shape, &args);
+    }
+
+    fn mla_attend(
+        &mut self,
+        q: Mat<Act>,
+        q_rope: Mat<Act>,
+        latent: &KvStore,
+        rope: &KvStore,
+        seqs: &Seqs,
+        scale: f32,
+        out: Mat<Act>,
+    ) {
+        assert_eq!((latent.dtype, latent.page), (rope.dtype, rope.page), "stores alike");
+        let heads = out.cols / latent.dim;
+        assert_eq!((q.cols, q_rope.cols), (out.cols, heads * rope.dim), "query heads alike");
+        let args = [
+            self.mat(q),
+            q.stride.into(),
+            self.mat(q_rope),
+            q_rope.stride.into(),
+            self.slot(latent.data),
+            self.slot(latent.scales),
+            latent.dim.into(),
+            self.slot(rope.data),
+            self.slot(rope.scales),
+            rope.dim.into(),
+            heads.into(),
+            latent.page.into(),
+            self.slot(seqs.row_seq),
+            self.slot(seqs.positions),
+            self.slot(seqs.pages),
+            seqs.pages_max.into(),
+            scale.into(),
+            self.mat(out),
+            out.stride.into(),
+        ];
+        let shared = attend_shared(latent.dim + rope.dim, latent.dim);
+        let grid = [q.rows, 1, heads.div_ceil(ATTEND_HEADS)];
+        self.launch(of_store("mla_attend", latent), Shape { grid, block: BLOCK, shared }, &args);
+    }
+
+    fn sigmoid_gate(&mut self, x: Mat<Act>, gate: Mat<Act>) {
+        assert_eq!(x.cols, gate.cols, "a gate per column");
+        let args =
+            [self.mat(x), x.stride.into(), self.mat(gate), gate.stride.into(), x.cols.into()];
+        self.launch(one("sigmoid_gate"), per_column(x.rows, x.cols), &args);
+    }
+
+    fn causal_conv(
+        &mut self,
+        x: Mat<Act>,
+        w: &Weight,
+        state: &StateStore,
+        seqs: &Seqs,
+        out: Mat<Act>,
+    ) {
+        assert!((2..=8).contains(&w.cols), "a convolution of {} taps", w.cols);
+        assert!(!matches!(w.format, Format::Lines(_)), "taps are in order in rows only");
+        assert_eq!((x.cols, out.cols), (w.rows, w.rows), "a filter per channel");
+        let args = [
+            self.mat(x),
+            x.stride.into(),
+            self.slot(w.data),
+            self.slot(w.scales),
+            w.cols.into(),
+            group(w).into(),
+            self.slot(state.data),
+            state.each.into(),
+            self.slot(seqs.first_row),
+            self.slot(seqs.positions),
+            self.slot(seqs.state),
+            self.mat(out),
+            out.stride.into(),
+            w.rows.into(),
+        ];
+        let grid = [w.rows.div_ceil(128), seqs.count, 1];
+        self.launch(of_format("causal_conv", w), shape(grid, 128), &args);
+    }
+
+    fn delta_rule(
+        &mut self,
+        qkv: Mat<Act>,
+        ba: Mat<Act>,
+        heads: &DeltaHeads,
+        a_log: &Weight,
+        dt_bias: &Weight,
+        state: &StateStore,
+        seqs: &Seqs,
+        out: Mat<Act>,
+    ) {
+        assert!(heads.key_dim <= 256, "keys of {} elements", heads.key_dim);
+        let args = [
+            self.mat(qkv),
+            qkv.stride.into(),
+            self.mat(ba),
+            ba.stride.into(),
+            heads.key.into(),
+            heads.value.into(),
+            heads.key_dim.into(),
+            heads.value_dim.into(),
+            self.vector(a_log),
+            self.vector(dt_bias),
+            self.slot(state.data),
+            state.each.into(),
+            self.slot(seqs.first_row),
+            self.slot(seqs.positions),
+            self.slot(seqs.state),
+            self.mat(out),
+            out.stride.into(),
+        ];
+        let grid = [heads.value_dim.div_ceil(32), heads.value, seqs.count];
+        self.launch(one("delta_rule"), shape(grid, 256), &args);
+    }
+
+    fn gated_norm(&mut self, x: Mat<Act>, gate: Mat<Act>, dim: u32, w: &Weight, eps: f32) {
+        assert_eq!((x.cols, w.cols), (gate.cols, dim), "a gate per column, a weight per head's");
+        let args = [
+            self.mat(x),
+            x.stride.into(),
+            self.mat(gate),
+            gate.stride.into(),
+            dim.into(),
+            self.vector(w),
+            eps.into(),
+        ];
+        self.launch(one("gated_norm"), per_row(x.rows, x.cols / dim, dim), &args);
+    }
+
+    fn silu_mul(&mut self, gate_up: Mat<Act>, out: Mat<Act>) {
+        assert_eq!(gate_up.cols, 2 * out.cols, "columns [gate | up]");
+        let args = [
+            self.mat(gate_up),
+            gate_up.stride.into(),
+            self.mat(out),
+            out.stride.into(),
+            out.cols.into(),
+        ];
+        self.launch(one("silu_mul"), per_column(out.rows, out.cols), &args);
+    }
+
+    fn route(&mut self, logits: Mat<Act>, bias: Option<&Weight>, how: &Routing, out: Routes) {
+        let experts = logits.cols;
+        assert!((how.top_k..=EXPERTS_MAX).contains(&experts), "{} of {experts}", how.top_k);
+        let groups = how.groups.unwrap_or(Groups { count: 0, kept: 0, by: GroupScore::Largest });
+        assert!(groups.count <= 32, "{} groups", groups.count);
+        let args = [
+            self.mat(logits),
+            logits.stride.into(),
+            bias.map_or(Arg::NULL, |bias| self.vector(bias)),
+            experts.into(),
+            (how.score == Score::Softmax).into(),
+            groups.count.into(),
+            groups.kept.into(),
+            (groups.by == GroupScore::TwoLargest).into(),
+            how.top_k.into(),
+            how.renormalise.into(),
+            self.slot(out.experts.whole()),
+            self.slot(out.weights.whole()),
+            logits.rows.into(),
+        ];
+        let grid = [logits.rows.div_ceil(4), 1, 1];
+        // Scores and choices of four warps.
+        let shape = Shape { grid, block: 128, shared: 4 * 2 * experts * 4 };
+        self.launch(one("route"), shape, &args);
+    }
+
+    fn experts(
+        &mut self,
+        x: Mat<Act>,
+        routes: Routes,
+        bank: &Bank,
+        inner: Mat<Act>,
+        out: Mat<Act>,
+    ) {
+        assert_eq!((inner.rows, inner.cols), (out.rows, bank.inter), "a row of scratch per pair");
+        assert_eq!((x.cols, out.cols), (bank.gate_up.cols, bank.gate_up.cols), "hidden");
+        if x.rows <= VECTOR_ROWS {
+            self.experts_by_pair(x, routes, bank, inner, out);
+        } else {
+            self.experts_by_tile(x, routes, bank, inner, out);
+        }
+    }
+
+    fn combine(
+        &mut self,
+        pairs: Mat<Act>,
+        routes: Routes,
+        scale: f32,
+        shared: Option<SharedExpert>,
+        out: Mat<Act>,
+    ) {
+        let gate = shared.and_then(|shared| shared.gate);
+        let shared = shared.map(|shared| shared.out);
+        let absent = |mat: Option<Mat<Act>>| mat.map_or(Arg::NULL, |mat| self.mat(mat));
+        let stride = |mat: Option<Mat<Act>>| Arg::from(mat.map_or(0, |mat| mat.stride));
+        let args = [
+            self.mat(pairs),
+            pairs.stride.into(),
+            self.slot(routes.weights.whole()),
+            routes.weights.cols.into(),
+            scale.into(),
+            absent(shared),
+            stride(shared),
+            absent(gate),
+            stride(gate),
+            self.mat(out),
+            out.stride.into(),
+            out.cols.into(),
+        ];
+        self.launch(one("combine"), per_column(out.rows, out.cols), &args);
+    }
+
+    fn gather(&mut self, x: Mat<Act>, rows: Slot<u32>, out: Mat<Act>) {
+        assert_eq!(x.cols, out.cols, "columns alike");
+        let args = [
+            self.mat(x),
+            x.stride.into(),
+            self.slot(rows),
+            self.mat(out),
+            out.stride.into(),
+            out.cols.into(),
+        ];
+        self.launch(one("gather"), per_column(out.rows, out.cols), &args);
+    }
+}

@@ -1,0 +1,185 @@
+//! The kernels' sources, their variants and their signatures.
+//!
+//! A program is one file of `kernels/`, compiled once for each of its variants. The list of an
+//! entry's parameters is read from its source, so that a launch that disagrees is found out.
+
+use crate::machine::{Kernel, Kind};
+use krasis_core::lines::Bits;
+use krasis_core::{DType, Format, KvDtype};
+use std::collections::HashMap;
+
+/// What a program is compiled for, one variant each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variants {
+    /// Once.
+    One,
+    /// Once for each [`Format`], groups aside: `FORMAT`.
+    Formats,
+    /// Once for each [`KvDtype`]: `KV_DTYPE`.
+    KvDtypes,
+}
+
+impl Variants {
+    /// The macro of each variant.
+    pub fn defines(self) -> Vec<String> {
+        match self {
+            Variants::One => vec![String::new()],
+            Variants::Formats => (0..7).map(|i| format!("-DFORMAT={i}")).collect(),
+            Variants::KvDtypes => (0..3).map(|i| format!("-DKV_DTYPE={i}")).collect(),
+        }
+    }
+}
+
+/// The variant for a format; the numbers are those of `kernels/weights.cuh`.
+pub fn format_variant(format: Format) -> u8 {
+    match format {
+        Format::Float(DType::F32) => 0,
+        Format::Float(DType::F16) => 1,
+        Format::Float(DType::Bf16) => 2,
+        Format::Float(other) => unreachable!("{other} weights are refused when they are loaded"),
+        Format::Int8 { .. } => 3,
+        Format::Int4 { .. } => 4,
+        Format::Lines(lines) => match lines.bits {
+            Bits::Four => 5,
+            Bits::Eight => 6,
+        },
+    }
+}
+
+/// The variant for a KV type; the numbers are those of `kernels/kv.cuh`.
+pub fn kv_variant(dtype: KvDtype) -> u8 {
+    match dtype {
+        KvDtype::F32 => 0,
+        KvDtype::Bf16 => 1,
+        KvDtype::F8E4M3 => 2,
+    }
+}
+
+/// A source file.
+pub struct Program {
+    /// Its name, for people.
+    pub name: &'static str,
+    /// Its text.
+    pub source: &'static str,
+    /// How often it is compiled.
+    pub variants: Variants,
+    /// Its entries.
+    pub entries: &'static [&'static str],
+}
+
+/// Name and text of what programs include.
+pub const HEADERS: [(&str, &str); 5] = [
+    ("ptx.cuh", include_str!("../kernels/ptx.cuh")),
+    ("types.cuh", include_str!("../kernels/types.cuh")),
+    ("weights.cuh", include_str!("../kernels/weights.cuh")),
+    ("product.cuh", include_str!("../kernels/product.cuh")),
+    ("kv.cuh", include_str!("../kernels/kv.cuh")),
+];
+
+macro_rules! program {
+    ($name:literal, $variants:ident, $entries:expr) => {
+        Program {
+            name: $name,
+            source: include_str!(concat!("../kernels/", $name, ".cu")),
+            variants: Variants::$variants,
+            entries: &$entries,
+        }
+    };
+}
+
+/// All of them. The longest compilations come first.
+pub const PROGRAMS: [Program; 11] = [
+    program!("experts", Formats, ["gate_up_vector", "down_vector", "gate_up_tile", "down_tile"]),
+    program!("attend", KvDtypes, ["attend", "mla_attend"]),
+    program!("linear", Formats, ["linear_vector", "linear_tile"]),
+    program!("delta_rule", One, ["delta_rule"]),
+    program!("causal_conv", Formats, ["causal_conv"]),
+    program!("elementwise", One, ["sigmoid_gate", "silu_mul", "gather", "combine", "rope"]),
+    program!("norm", One, ["add_rms_norm", "head_norm", "gated_norm"]),
+    program!("route", One, ["route"]),
+    program!("embed", Formats, ["embed"]),
+    program!("sort", One, ["sort_pairs"]),
+    program!("kv", KvDtypes, ["kv_append"]),
+];
+
+impl Program {
+    /// Whether its kernels take dynamic shared memory.
+    pub fn shares(&self) -> bool {
+        self.source.contains("DYNAMIC_SHARED")
+    }
+
+    /// The parameters of one of its entries.
+    fn parameters(&self, entry: &str) -> Vec<Kind> {
+        let name = format!(" {entry}(");
+        let found = self.source.match_indices("__global__").find_map(|(at, _)| {
+            let (head, rest) = self.source[at..].split_once('{')?;
+            let _ = rest;
+            let (_, list) = head.split_once(&name)?;
+            Some(list.rsplit_once(')')?.0)
+        });
+        let list = found.unwrap_or_else(|| panic!("{}.cu has no entry {entry}", self.name));
+        list.split(',')
+            .map(|parameter| match parameter.trim() {
+                pointer if pointer.contains('*') => Kind::Pointer,
+                number if number.starts_with("u32 ") => Kind::U32,
+                number if number.starts_with("float ") => Kind::F32,
+                other => panic!("{entry} in {}.cu has a parameter `{other}`", self.name),
+            })
+            .collect()
+    }
+}
+
+/// The parameters of every entry.
+pub struct Signatures(HashMap<&'static str, Vec<Kind>>);
+
+impl Signatures {
+    /// Reads all sources.
+    pub fn read() -> Signatures {
+        let entries =
+            PROGRAMS.iter().flat_map(|program| program.entries.iter().map(move |e| (program, *e)));
+        Signatures(entries.map(|(program, entry)| (entry, program.parameters(entry))).collect())
+    }
+
+    /// Panics unless `kinds` are what the kernel takes.
+    pub fn check(&self, kernel: Kernel, kinds: impl Iterator<Item = Kind>) {
+        let wanted = self.0.get(kernel.entry).unwrap_or_else(|| panic!("no kernel {kernel:?}"));
+        assert!(
+            wanted.iter().copied().eq(kinds),
+            "{} is launched with other arguments than its source says: {wanted:?}",
+            kernel.entry
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_entry_has_a_signature() {
+        let signatures = Signatures::read();
+        let kernel = Kernel { entry: "head_norm", variant: 0 };
+        let kinds = [Kind::Pointer, Kind::U32, Kind::U32, Kind::Pointer, Kind::F32];
+        signatures.check(kernel, kinds.into_iter());
+        let all: usize = PROGRAMS.iter().map(|program| program.entries.len()).sum();
+        assert_eq!(signatures.0.len(), all, "no entry is named twice");
+    }
+
+    #[test]
+    #[should_panic(expected = "other arguments")]
+    fn a_launch_that_disagrees_is_found_out() {
+        let kernel = Kernel { entry: "head_norm", variant: 0 };
+        Signatures::read().check(kernel, [Kind::Pointer].into_iter());
+    }
+
+    #[test]
+    fn sources_include_what_is_there_and_no_toolkit() {
+        let texts = PROGRAMS.iter().map(|program| program.source);
+        for text in texts.chain(HEADERS.map(|(_, text)| text)) {
+            for line in text.lines().filter(|line| line.starts_with("#include")) {
+                let name = line.trim_start_matches("#include <").trim_end_matches('>');
+                assert!(HEADERS.iter().any(|(header, _)| *header == name), "{line}");
+            }
+        }
+    }
+}

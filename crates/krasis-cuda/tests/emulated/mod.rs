@@ -1,0 +1,150 @@
+//! The kernels as C++ on the CPU, so that they can be compared with the reference without a GPU.
+//! Needs `g++` on an x86-64 machine; elsewhere the tests say that they were skipped.
+
+use krasis_core::Bytes;
+use krasis_cuda::Activation;
+use krasis_cuda::machine::{Arg, Kernel, Machine, Shape};
+use krasis_cuda::programs::{HEADERS, PROGRAMS, Program, Signatures};
+use libloading::Library;
+use std::collections::HashMap;
+use std::collections::hash_map::DefaultHasher;
+use std::ffi::c_void;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+type Entry = unsafe extern "C" fn(*const u32, u32, u32, *const *mut c_void);
+
+/// All kernels for one type of activations.
+pub struct Kernels {
+    entries: HashMap<Kernel, Entry>,
+    signatures: Signatures,
+    _libraries: Vec<Library>,
+}
+
+/// What slots are aligned to.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Memory and kernels.
+pub struct Emulated {
+    kernels: Arc<Kernels>,
+    memory: Vec<Line>,
+}
+
+/// Kernels keep their state in statics: one at a time.
+static ONE: Mutex<()> = Mutex::new(());
+
+/// Whether kernels can be compiled here.
+pub fn possible() -> bool {
+    let there =
+        cfg!(target_arch = "x86_64") && Command::new("g++").arg("--version").output().is_ok();
+    if !there {
+        println!("skipped: no g++ on x86-64 to compile the kernels with");
+    }
+    there
+}
+
+impl Kernels {
+    /// Compiles what has changed since the last time.
+    pub fn new<A: Activation>() -> Arc<Kernels> {
+        let tasks: Vec<(&Program, u8, String)> = PROGRAMS
+            .iter()
+            .flat_map(|program| {
+                (0..).zip(program.variants.defines()).map(move |(i, define)| (program, i, define))
+            })
+            .collect();
+        let (queue, built) = (Mutex::new(tasks.iter()), Mutex::new(Vec::new()));
+        std::thread::scope(|scope| {
+            for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+                scope.spawn(|| {
+                    while let Some((program, variant, define)) = { queue.lock().unwrap().next() } {
+                        let file = compile(program, A::NAME, define);
+                        built.lock().unwrap().push((*program, *variant, file));
+                    }
+                });
+            }
+        });
+        let (mut entries, mut libraries) = (HashMap::new(), Vec::new());
+        for (program, variant, file) in built.into_inner().unwrap() {
+            // SAFETY: just compiled, with initialisers that only allocate.
+            let library = unsafe { Library::new(&file) }.unwrap();
+            for &entry in program.entries {
+                // SAFETY: `ENTRY` gives the symbol this type.
+                let symbol =
+                    unsafe { library.get::<Entry>(format!("emulated_{entry}").as_bytes()) };
+                entries.insert(Kernel { entry, variant }, *symbol.unwrap());
+            }
+            libraries.push(library);
+        }
+        Arc::new(Kernels { entries, signatures: Signatures::read(), _libraries: libraries })
+    }
+}
+
+fn compile(program: &Program, activation: &str, define: &str) -> PathBuf {
+    let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mine, headers) = (crate_dir.join("tests/emulated"), crate_dir.join("kernels"));
+    let read = |name: &str| std::fs::read_to_string(mine.join(name)).unwrap();
+    let mut hash = DefaultHasher::new();
+    (program.source, HEADERS, activation, define, read("emulate.h"), read("ptx.cuh"))
+        .hash(&mut hash);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated");
+    std::fs::create_dir_all(&folder).unwrap();
+    let name = format!("{}-{:016x}", program.name, hash.finish());
+    let library = folder.join(format!("{name}.so"));
+    if library.exists() {
+        return library;
+    }
+    let entries: String = program.entries.iter().map(|entry| format!("ENTRY({entry})\n")).collect();
+    let source = folder.join(format!("{name}-{}.cpp", std::process::id()));
+    let text = format!("#include \"emulate.h\"\n#include \"{}.cu\"\n{entries}", program.name);
+    std::fs::write(&source, text).unwrap();
+    let aside = source.with_extension("part");
+    let mut command = Command::new("g++");
+    // Products and sums stay apart, as they are in the reference.
+    command.args(["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-w"]);
+    // Each library has statics of its own.
+    command.arg("-fno-gnu-unique");
+    command.arg(format!("-DACT={activation}")).args((!define.is_empty()).then_some(define));
+    command.arg("-I").arg(&mine).arg("-I").arg(&headers).arg(&source).arg("-o").arg(&aside);
+    let output = command.output().unwrap();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{} {define}: {complaint}", program.name);
+    std::fs::rename(&aside, &library).unwrap();
+    library
+}
+
+impl Emulated {
+    /// An arena full of NaN, whatever type is read from it.
+    pub fn new(bytes: Bytes, kernels: &Arc<Kernels>) -> Emulated {
+        let memory = vec![Line([0xff; 64]); bytes.0.div_ceil(64) as usize];
+        Emulated { kernels: kernels.clone(), memory }
+    }
+}
+
+impl Machine for Emulated {
+    fn base(&self) -> u64 {
+        self.memory.as_ptr() as u64
+    }
+
+    fn launch(&mut self, kernel: Kernel, shape: Shape, args: &[Arg]) {
+        self.kernels.signatures.check(kernel, args.iter().map(|arg| arg.kind));
+        let places: Vec<*mut c_void> = args.iter().map(Arg::place).collect();
+        let entry = self.kernels.entries[&kernel];
+        let _one = ONE.lock().unwrap();
+        // SAFETY: the arguments are those of the kernel's source by the check above.
+        unsafe { entry(shape.grid.as_ptr(), shape.block, shape.shared, places.as_ptr()) };
+    }
+
+    fn write(&mut self, at: u64, bytes: &[u8]) {
+        let memory: &mut [u8] = bytemuck::cast_slice_mut(&mut self.memory);
+        memory[at as usize..][..bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn read(&mut self, at: u64, bytes: &mut [u8]) {
+        let memory: &[u8] = bytemuck::cast_slice(&self.memory);
+        bytes.copy_from_slice(&memory[at as usize..][..bytes.len()]);
+    }
+}

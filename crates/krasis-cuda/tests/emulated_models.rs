@@ -1,0 +1,65 @@
+//! Whole fixtures on the kernels as C++, through the engine: every architecture's order of launches,
+//! without a GPU.
+
+mod emulated;
+#[path = "../../krasis-engine/tests/common/mod.rs"]
+mod fixtures;
+
+use emulated::{Emulated, Kernels, possible};
+use fixtures::{Compared, FIXTURES, compare, defaults, dir};
+use half::bf16;
+use krasis_core::{Bytes, Layout};
+use krasis_cuda::{Activation, Cuda};
+use krasis_engine::device::Home;
+use krasis_engine::{Engine, Loaded, Options, StartError};
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// A home for plans on emulated kernels.
+struct Here<A>(Arc<Kernels>, PhantomData<fn() -> A>);
+
+impl<A: Activation> Home for Here<A> {
+    type Device = Cuda<A, Emulated>;
+
+    fn available(&self) -> Bytes {
+        Bytes(1 << 30)
+    }
+
+    fn build(self, plan: &Layout) -> Result<Self::Device, StartError> {
+        let bytes = Cuda::<A, Emulated>::arena_bytes(plan);
+        Ok(Cuda::new(plan, Emulated::new(bytes, &self.0)))
+    }
+}
+
+fn each<A: Activation>(fixtures: &[&str], good: impl Fn(&Compared) -> bool) {
+    if !possible() {
+        return;
+    }
+    let kernels = Kernels::new::<A>();
+    let mut bad = Vec::new();
+    for fixture in fixtures {
+        let options = Options { context_max: Some(320), ..defaults() };
+        let home = Here::<A>(kernels.clone(), PhantomData);
+        let Loaded { mut engine, handle, submissions, .. } =
+            Engine::load(&dir(fixture), &options, home).unwrap();
+        std::thread::spawn(move || engine.serve(&submissions));
+        let got = compare(fixture, &handle);
+        let Compared { mean, worst, same } = got;
+        println!("{fixture} in {}: mean {mean:.1e}, worst {worst:.1e}, greedy {same}", A::NAME);
+        if !good(&got) {
+            bad.push(format!("{fixture}: mean {mean}, worst {worst}, greedy {same} of 24"));
+        }
+    }
+    assert!(bad.is_empty(), "{}", bad.join("\n"));
+}
+
+#[test]
+fn f32_activations_give_what_transformers_does() {
+    each::<f32>(&FIXTURES, |got| got.mean < 1e-3 && got.worst < 2e-2 && got.same == 24);
+}
+
+/// Rounding flips routes of random models: this only guards against nonsense, so two are enough.
+#[test]
+fn bf16_activations_stay_near() {
+    each::<bf16>(&["deepseek_v2", "qwen3_next"], |got| got.mean < 0.3);
+}

@@ -1,0 +1,174 @@
+//! Any device with a watch: how long each operation keeps whoever calls it, and how much it was given.
+//!
+//! On the CPU that is the time of the operation; on a GPU it is the time of putting it into the
+//! stream, except where a result is waited for.
+
+use crate::*;
+use bytemuck::Pod;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+/// One call of an operation.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// Its name in [`Ops`] or [`Memory`].
+    pub name: &'static str,
+    /// Rows that it was given: tokens, or pairs of tokens and experts.
+    pub rows: u32,
+    /// When it began.
+    pub start: Instant,
+    /// How long it took.
+    pub time: Duration,
+}
+
+/// A device whose operations are timed; what is measured goes into a channel.
+pub struct Traced<D> {
+    /// The device.
+    pub device: D,
+    spans: Sender<Span>,
+}
+
+impl<D> Traced<D> {
+    /// Puts a watch on a device.
+    pub const fn new(device: D, spans: Sender<Span>) -> Traced<D> {
+        Traced { device, spans }
+    }
+
+    fn time<T>(&mut self, name: &'static str, rows: u32, call: impl FnOnce(&mut D) -> T) -> T {
+        let start = Instant::now();
+        let result = call(&mut self.device);
+        // Nobody listens any more: then nobody wants to know.
+        let _ = self.spans.send(Span { name, rows, start, time: start.elapsed() });
+        result
+    }
+}
+
+impl<D: Memory> Memory for Traced<D> {
+    const ACT_BYTES: u32 = D::ACT_BYTES;
+
+    fn upload<T: Pod>(&mut self, at: Slot<T>, values: &[T]) {
+        self.time("upload", values.len() as u32, |d| d.upload(at, values));
+    }
+    fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T> {
+        self.time("download", at.len as u32, |d| d.download(at))
+    }
+    fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>) {
+        self.time("download", from.rows, |d| d.download_act_to(from, to));
+    }
+}
+
+impl<D: Ops> Ops for Traced<D> {
+    fn embed(&mut self, tokens: Slot<u32>, table: &Weight, out: Mat<Act>) {
+        self.time("embed", out.rows, |d| d.embed(tokens, table, out));
+    }
+    fn add_rms_norm(
+        &mut self,
+        add: Option<Mat<Act>>,
+        residual: Mat<Act>,
+        w: &Weight,
+        eps: f32,
+        out: Mat<Act>,
+    ) {
+        self.time("add_rms_norm", out.rows, |d| d.add_rms_norm(add, residual, w, eps, out));
+    }
+    fn head_norm(&mut self, x: Mat<Act>, dim: u32, w: &Weight, eps: f32) {
+        self.time("head_norm", x.rows, |d| d.head_norm(x, dim, w, eps));
+    }
+    fn linear(&mut self, x: Mat<Act>, w: &Weight, bias: Option<&Weight>, out: Mat<Act>) {
+        self.time("linear", out.rows, |d| d.linear(x, w, bias, out));
+    }
+    fn linear_heads(&mut self, x: Mat<Act>, w: &Weight, heads: u32, out: Mat<Act>) {
+        self.time("linear_heads", out.rows, |d| d.linear_heads(x, w, heads, out));
+    }
+    fn rope(&mut self, x: Mat<Act>, dim: u32, freqs: &Weight, scale: f32, seqs: &Seqs) {
+        self.time("rope", x.rows, |d| d.rope(x, dim, freqs, scale, seqs));
+    }
+    fn kv_append(&mut self, x: Mat<Act>, store: &KvStore, seqs: &Seqs) {
+        self.time("kv_append", x.rows, |d| d.kv_append(x, store, seqs));
+    }
+    fn attend(
+        &mut self,
+        q: Mat<Act>,
+        k: &KvStore,
+        v: &KvStore,
+        seqs: &Seqs,
+        scale: f32,
+        out: Mat<Act>,
+    ) {
+        self.time("attend", out.rows, |d| d.attend(q, k, v, seqs, scale, out));
+    }
+    fn mla_attend(
+        &mut self,
+        q: Mat<Act>,
+        q_rope: Mat<Act>,
+        latent: &KvStore,
+        rope: &KvStore,
+        seqs: &Seqs,
+        scale: f32,
+        out: Mat<Act>,
+    ) {
+        self.time("mla_attend", out.rows, |d| {
+            d.mla_attend(q, q_rope, latent, rope, seqs, scale, out)
+        });
+    }
+    fn sigmoid_gate(&mut self, x: Mat<Act>, gate: Mat<Act>) {
+        self.time("sigmoid_gate", x.rows, |d| d.sigmoid_gate(x, gate));
+    }
+    fn causal_conv(
+        &mut self,
+        x: Mat<Act>,
+        w: &Weight,
+        state: &StateStore,
+        seqs: &Seqs,
+        out: Mat<Act>,
+    ) {
+        self.time("causal_conv", out.rows, |d| d.causal_conv(x, w, state, seqs, out));
+    }
+    fn delta_rule(
+        &mut self,
+        qkv: Mat<Act>,
+        ba: Mat<Act>,
+        heads: &DeltaHeads,
+        a_log: &Weight,
+        dt_bias: &Weight,
+        state: &StateStore,
+        seqs: &Seqs,
+        out: Mat<Act>,
+    ) {
+        self.time("delta_rule", out.rows, |d| {
+            d.delta_rule(qkv, ba, heads, a_log, dt_bias, state, seqs, out)
+        });
+    }
+    fn gated_norm(&mut self, x: Mat<Act>, gate: Mat<Act>, dim: u32, w: &Weight, eps: f32) {
+        self.time("gated_norm", x.rows, |d| d.gated_norm(x, gate, dim, w, eps));
+    }
+    fn silu_mul(&mut self, gate_up: Mat<Act>, out: Mat<Act>) {
+        self.time("silu_mul", out.rows, |d| d.silu_mul(gate_up, out));
+    }
+    fn route(&mut self, logits: Mat<Act>, bias: Option<&Weight>, how: &Routing, out: Routes) {
+        self.time("route", logits.rows, |d| d.route(logits, bias, how, out));
+    }
+    fn experts(
+        &mut self,
+        x: Mat<Act>,
+        routes: Routes,
+        bank: &Bank,
+        inner: Mat<Act>,
+        out: Mat<Act>,
+    ) {
+        self.time("experts", out.rows, |d| d.experts(x, routes, bank, inner, out));
+    }
+    fn combine(
+        &mut self,
+        pairs: Mat<Act>,
+        routes: Routes,
+        scale: f32,
+        shared: Option<SharedExpert>,
+        out: Mat<Act>,
+    ) {
+        self.time("combine", out.rows, |d| d.combine(pairs, routes, scale, shared, out));
+    }
+    fn gather(&mut self, x: Mat<Act>, rows: Slot<u32>, out: Mat<Act>) {
+        self.time("gather", out.rows, |d| d.gather(x, rows, out));
+    }
+}

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Tests on a GPU machine, made by `cargo xt gpu-pack`; runs from the repository's root.
+# `bash .gpu/run.sh` tests; `bash .gpu/run.sh bench` measures besides. Full logs go to $OUT.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=${OUT:-.gpu/out}
+mkdir -p "$out"
+export KRASIS_HOME=${KRASIS_HOME:-/tmp/krasis-home}
+failed=()
+
+# part NAME COMMAND...: a fault poisons the GPU for its process, so each part is a process.
+part() {
+    local name=$1
+    shift
+    echo "=== $name"
+    # What skips itself here has found no GPU, which is no success on a GPU machine.
+    if ! timeout 240 "$@" >"$out/$name.txt" 2>&1 || grep -q "^skipped" "$out/$name.txt"; then
+        failed+=("$name")
+    fi
+    grep -v "^ *[0-9]*: \|^ *at \|^$\|^note: \|^stack backtrace" "$out/$name.txt" | tail -n 40
+}
+
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+part ops-f32 .gpu/ops in_f32 --nocapture
+part ops-bf16 .gpu/ops in_bf16 --nocapture
+part models-f32 .gpu/models f32_activations --nocapture
+part models-bf16 .gpu/models bf16_activations --nocapture
+part models-quantised .gpu/models quantised --nocapture
+part demo .gpu/krasis run "What is 2+2?" --device cuda --temperature 0 --model-path demo/model
+part perplexity .gpu/krasis eval --text demo/heldout/text.jsonl --limit 40 --device cuda --model-path demo/model
+if [ "${1:-}" = bench ]; then
+    for bits in 16 4; do
+        part "bench-$bits" .gpu/krasis bench --model-path fixtures/configs/Qwen3-30B-A3B.json \
+            --load-format dummy --cpu-expert-bits "$bits" --device cuda
+    done
+fi
+echo "failed: ${failed[*]:-nothing}"
+[ ${#failed[@]} -eq 0 ]
