@@ -2,7 +2,9 @@
 //! memory and spills of those that were not in the cache: `kernels CACHE sm_80 sm_90 …`.
 //! `cargo xt kernels` fetches the compiler and runs it.
 
+use krasis_cuda::Limits;
 use krasis_cuda::compile::{Cubin, Target, all};
+use krasis_cuda::programs::Build;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -15,7 +17,9 @@ fn main() -> ExitCode {
         for activation in if arch == "sm_80" { &["bf16", "float"][..] } else { &["bf16"] } {
             let options = ["-Xptxas=-v"];
             let cache = Some(Path::new(&cache));
-            let target = Target { arch: &arch, activation, cache, options: &options };
+            let limits = limits(&arch);
+            let target =
+                Target { arch: &arch, activation, limits, wanted, cache, options: &options };
             let threads = std::thread::available_parallelism().map_or(1, usize::from);
             match all(&target, threads) {
                 Ok(cubins) => report(&arch, activation, &cubins),
@@ -27,6 +31,24 @@ fn main() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+/// Products in lines take long to compile, and groups differ in a few instructions: one shows that
+/// they compile.
+fn wanted(build: &Build) -> bool {
+    let others = ["-DGROUP=32", "-DGROUP=64"];
+    !build.defines.iter().any(|define| others.contains(&define.as_str()))
+}
+
+/// Shared memory as in the CUDA programming guide, "technical specifications per compute capability".
+fn limits(arch: &str) -> Limits {
+    let shared_max = match arch {
+        "sm_80" => 163 << 10,
+        "sm_90" => 227 << 10,
+        "sm_86" | "sm_89" | "sm_120" => 99 << 10,
+        other => panic!("no shared memory is known of {other}"),
+    };
+    Limits { processors: 1, shared_max }
 }
 
 fn report(arch: &str, activation: &str, cubins: &[Cubin]) {

@@ -1,7 +1,8 @@
 //! NVRTC: kernels from source to cubins for one architecture, in parallel, kept in a folder.
 
 use crate::error::CudaError;
-use crate::programs::{HEADERS, PROGRAMS, Program};
+use crate::machine::Limits;
+use crate::programs::{Build, HEADERS, Program, builds};
 use cudarc::nvrtc::sys;
 use std::ffi::{CString, c_char, c_int};
 use std::path::Path;
@@ -26,6 +27,10 @@ pub struct Target<'a> {
     pub arch: &'a str,
     /// [`crate::Activation::NAME`].
     pub activation: &'a str,
+    /// What its kernels may take.
+    pub limits: Limits,
+    /// Which of all builds: every one, unless they shall be tried only.
+    pub wanted: fn(&Build) -> bool,
     /// Where cubins are kept; nowhere without a folder.
     pub cache: Option<&'a Path>,
     /// Further options for the compiler.
@@ -44,26 +49,21 @@ pub fn version() -> Result<(i32, i32), CudaError> {
     Ok((major, minor))
 }
 
-/// All variants of all programs: those that the cache has, the others compiled on `threads` threads.
+/// All that a GPU takes: what the cache has, the rest compiled on `threads` threads.
 pub fn all(target: &Target, threads: usize) -> Result<Vec<Cubin>, CudaError> {
     let version = version()?;
-    let tasks: Vec<(&'static Program, u8, String)> = PROGRAMS
-        .iter()
-        .flat_map(|program| {
-            let defines = program.variants.defines();
-            (0..).zip(defines).map(move |(variant, define)| (program, variant, define))
-        })
-        .collect();
+    let mut tasks = builds(target.activation, target.limits);
+    tasks.retain(target.wanted);
     let (next, compiled) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let results = Mutex::new(Vec::new());
     let started = std::time::Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..threads.clamp(1, tasks.len()) {
             scope.spawn(|| {
-                while let Some((program, variant, define)) =
+                while let Some(Build { program, variant, defines }) =
                     tasks.get(next.fetch_add(1, Ordering::Relaxed))
                 {
-                    let result = one(target, version, program, define, &compiled)
+                    let result = one(target, version, program, defines, &compiled)
                         .map(|(bytes, log)| Cubin { program, variant: *variant, bytes, log });
                     results.lock().expect("no compilation panics").push(result);
                 }
@@ -86,7 +86,7 @@ fn one(
     target: &Target,
     version: (i32, i32),
     program: &Program,
-    define: &str,
+    defines: &[String],
     compiled: &AtomicUsize,
 ) -> Result<(Vec<u8>, String), CudaError> {
     let mut options = vec![
@@ -95,7 +95,7 @@ fn one(
         "-std=c++17".to_owned(),
         "-default-device".to_owned(),
     ];
-    options.extend((!define.is_empty()).then(|| define.to_owned()));
+    options.extend_from_slice(defines);
     options.extend(target.options.iter().map(|option| option.to_string()));
     let Some(folder) = target.cache else {
         compiled.fetch_add(1, Ordering::Relaxed);
@@ -103,7 +103,7 @@ fn one(
     };
     let key = hash(version, program, &options);
     let folder = folder.join(target.arch);
-    let file = folder.join(format!("{}-{key:016x}.cubin", program.name));
+    let file = folder.join(format!("{}-{key:016x}.cubin", program.file_name()));
     // A damaged file would be refused by the driver; ELF files say what they are.
     if let Ok(bytes) = std::fs::read(&file)
         && bytes.starts_with(b"\x7fELF")

@@ -1,7 +1,7 @@
 //! The device: slots of an arena on a machine, and a workspace behind them.
 
 use crate::activation::Activation;
-use crate::machine::{Arg, Kernel, Machine, Shape};
+use crate::machine::{Arg, Kernel, Limits, Machine, Shape};
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use krasis_core::{Act, Bytes, Layout, Mat, Slot, Weight};
 use krasis_ops::Memory;
@@ -36,6 +36,11 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
     /// The machine, for another plan.
     pub fn into_machine(self) -> M {
         self.machine
+    }
+
+    /// What launches have to fit.
+    pub(crate) fn limits(&self) -> Limits {
+        self.machine.limits()
     }
 
     pub(crate) fn launch(&mut self, kernel: Kernel, shape: Shape, args: &[Arg]) {

@@ -1,6 +1,7 @@
 //! The driver: whether it is there, and which GPUs it shows. Asking never panics.
 
 use crate::error::CudaError;
+use crate::machine::Limits;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute};
 use krasis_core::Bytes;
@@ -21,6 +22,8 @@ pub struct Found {
     pub minor: i32,
     /// All of its memory.
     pub memory: Bytes,
+    /// What its kernels may take.
+    pub limits: Limits,
 }
 
 impl Found {
@@ -80,6 +83,7 @@ pub fn first() -> Result<Found, CudaError> {
 }
 
 fn describe(ordinal: i32) -> Result<Found, CudaError> {
+    use CUdevice_attribute::*;
     let tell = failed("describe a GPU");
     let device = result::device::get(ordinal).map_err(&tell)?;
     // SAFETY: the device was handed out by the driver.
@@ -87,9 +91,13 @@ fn describe(ordinal: i32) -> Result<Found, CudaError> {
     Ok(Found {
         ordinal,
         name: result::device::get_name(device).map_err(&tell)?,
-        major: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-        minor: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        major: attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+        minor: attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         // SAFETY: as above.
         memory: Bytes(unsafe { result::device::total_mem(device) }.map_err(&tell)? as u64),
+        limits: Limits {
+            processors: attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
+            shared_max: attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as u32,
+        },
     })
 }

@@ -4,11 +4,11 @@ use crate::activation::Activation;
 use crate::compile::{self, Cubin, Target};
 use crate::driver::{self, Found, answer, failed};
 use crate::error::CudaError;
-use crate::machine::{Arg, Kernel, Machine, Shape};
-use crate::programs::Signatures;
+use crate::machine::{Arg, Kernel, Limits, Machine, Shape};
+use crate::programs::{Build, Signatures};
 use crate::staging::Staging;
 use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute};
+use cudarc::driver::sys::{self, CUfunction_attribute};
 use krasis_core::Bytes;
 use std::collections::HashMap;
 use std::collections::VecDeque;
@@ -60,7 +60,9 @@ impl Gpu {
         if compiler > driver {
             return Err(CudaError::NewCompiler { compiler, driver });
         }
-        let target = Target { arch: &found.arch(), activation: A::NAME, cache, options: &[] };
+        let (arch, limits) = (&*found.arch(), found.limits);
+        let (activation, wanted, options) = (A::NAME, |_: &Build| true, &[]);
+        let target = Target { arch, activation, limits, wanted, cache, options };
         let cubins = compile::all(&target, threads)?;
         let what = failed("open the GPU");
         let device = result::device::get(found.ordinal).map_err(&what)?;
@@ -134,12 +136,11 @@ impl Gpu {
 
     /// More than 48 KiB of dynamic shared memory has to be asked for.
     fn allow_shared_memory(&self, function: sys::CUfunction) -> Result<(), DriverError> {
-        use CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as MOST;
         use CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as DYNAMIC;
         use CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as STATIC;
-        // SAFETY: device and function are alive.
+        let most = self.found.limits.shared_max as i32;
+        // SAFETY: the function is alive.
         unsafe {
-            let most = result::device::get_attribute(self.device, MOST)?;
             let taken = result::function::get_function_attribute(function, STATIC)?;
             result::function::set_function_attribute(function, DYNAMIC, most - taken)
         }
@@ -168,6 +169,10 @@ impl Gpu {
 impl Machine for Gpu {
     fn base(&self) -> u64 {
         self.arena
+    }
+
+    fn limits(&self) -> Limits {
+        self.found.limits
     }
 
     fn launch(&mut self, kernel: Kernel, shape: Shape, args: &[Arg]) {

@@ -73,6 +73,15 @@ pub struct Shape {
     pub shared: u32,
 }
 
+/// What launches depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Multiprocessors.
+    pub processors: u32,
+    /// Bytes of shared memory that a block may have.
+    pub shared_max: u32,
+}
+
 /// Memory of one arena and a queue of kernels over it. Work is done in order; only
 /// [`Machine::read`] waits for it.
 ///
@@ -80,6 +89,8 @@ pub struct Shape {
 pub trait Machine {
     /// Address of the arena's first byte.
     fn base(&self) -> u64;
+    /// What launches have to fit.
+    fn limits(&self) -> Limits;
     /// Queues a kernel.
     fn launch(&mut self, kernel: Kernel, shape: Shape, args: &[Arg]);
     /// Queues a copy of `bytes` to `at` of the arena; `bytes` may change at once.

@@ -3,7 +3,10 @@
 //! A program is one file of `kernels/`, compiled once for each of its variants. The list of an
 //! entry's parameters is read from its source, so that a launch that disagrees is found out.
 
-use crate::machine::{Kernel, Kind};
+use crate::activation::Activation;
+use crate::lines::{self, Tiling};
+use crate::machine::{Kernel, Kind, Limits};
+use half::bf16;
 use krasis_core::lines::Bits;
 use krasis_core::{DType, Format, KvDtype};
 use std::collections::HashMap;
@@ -17,16 +20,26 @@ pub enum Variants {
     Formats,
     /// Once for each [`KvDtype`]: `KV_DTYPE`.
     KvDtypes,
+    /// Once for each of [`lines::VARIANTS`], for BF16 activations: `BITS`, `GROUP`, and the tile that fits.
+    Lined,
 }
 
 impl Variants {
-    /// The macro of each variant.
-    pub fn defines(self) -> Vec<String> {
+    /// The macros of each variant.
+    fn defines(self, limits: Limits) -> Vec<Vec<String>> {
         match self {
-            Variants::One => vec![String::new()],
-            Variants::Formats => (0..7).map(|i| format!("-DFORMAT={i}")).collect(),
-            Variants::KvDtypes => (0..3).map(|i| format!("-DKV_DTYPE={i}")).collect(),
+            Variants::One => vec![vec![]],
+            Variants::Formats => (0..7).map(|i| vec![format!("-DFORMAT={i}")]).collect(),
+            Variants::KvDtypes => (0..3).map(|i| vec![format!("-DKV_DTYPE={i}")]).collect(),
+            Variants::Lined => {
+                lines::VARIANTS.map(|of| Tiling::new(of.bits, limits).defines(of)).into()
+            }
         }
+    }
+
+    /// Whether activations of this name take them.
+    fn takes(self, activation: &str) -> bool {
+        self != Variants::Lined || activation == bf16::NAME
     }
 }
 
@@ -68,27 +81,31 @@ pub struct Program {
 }
 
 /// Name and text of what programs include.
-pub const HEADERS: [(&str, &str); 5] = [
+pub const HEADERS: [(&str, &str); 6] = [
     ("ptx.cuh", include_str!("../kernels/ptx.cuh")),
     ("types.cuh", include_str!("../kernels/types.cuh")),
     ("weights.cuh", include_str!("../kernels/weights.cuh")),
     ("product.cuh", include_str!("../kernels/product.cuh")),
     ("kv.cuh", include_str!("../kernels/kv.cuh")),
+    ("moe/mma.cuh", include_str!("../kernels/moe/mma.cuh")),
 ];
 
 macro_rules! program {
-    ($name:literal, $variants:ident, $entries:expr) => {
+    ($name:literal, $variants:expr, $entries:expr) => {
         Program {
             name: $name,
             source: include_str!(concat!("../kernels/", $name, ".cu")),
-            variants: Variants::$variants,
+            variants: $variants,
             entries: &$entries,
         }
     };
 }
 
+use Variants::{Formats, KvDtypes, Lined, One};
+
 /// All of them. The longest compilations come first.
-pub const PROGRAMS: [Program; 11] = [
+pub const PROGRAMS: [Program; 12] = [
+    program!("moe/moe_gemm", Lined, ["moe_gate_up", "moe_down"]),
     program!("experts", Formats, ["gate_up_vector", "down_vector", "gate_up_tile", "down_tile"]),
     program!("attend", KvDtypes, ["attend", "mla_attend"]),
     program!("linear", Formats, ["linear_vector", "linear_tile"]),
@@ -98,11 +115,36 @@ pub const PROGRAMS: [Program; 11] = [
     program!("norm", One, ["add_rms_norm", "head_norm", "gated_norm"]),
     program!("route", One, ["route"]),
     program!("embed", Formats, ["embed"]),
-    program!("sort", One, ["sort_pairs"]),
+    program!("sort", One, ["sort_pairs", "sort_rows"]),
     program!("kv", KvDtypes, ["kv_append"]),
 ];
 
+/// A program's variant, to be compiled.
+pub struct Build {
+    /// Which program.
+    pub program: &'static Program,
+    /// Index among its variants.
+    pub variant: u8,
+    /// Its macros.
+    pub defines: Vec<String>,
+}
+
+/// What a GPU of these limits takes, for activations of this name.
+pub fn builds(activation: &str, limits: Limits) -> Vec<Build> {
+    let taken = PROGRAMS.iter().filter(|program| program.variants.takes(activation));
+    let all = taken.flat_map(|program| {
+        let defines = (0..).zip(program.variants.defines(limits));
+        defines.map(move |(variant, defines)| Build { program, variant, defines })
+    });
+    all.collect()
+}
+
 impl Program {
+    /// Its name in a folder that has no others.
+    pub fn file_name(&self) -> String {
+        self.name.replace('/', "-")
+    }
+
     /// Whether its kernels take dynamic shared memory.
     pub fn shares(&self) -> bool {
         self.source.contains("DYNAMIC_SHARED")

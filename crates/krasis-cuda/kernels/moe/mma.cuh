@@ -1,5 +1,9 @@
 // What C++ cannot say: copies into shared memory, matrix fragments, products on tensor cores.
+// tests/emulated/moe has the same functions in plain C++.
 #pragma once
+
+// Dynamic shared memory of a block, from where stages lie at multiples of their swizzle.
+#define DYNAMIC_SHARED(type, name) extern __shared__ __align__(1024) type name[]
 
 typedef unsigned char u8;
 typedef unsigned short u16;

@@ -17,27 +17,13 @@
 // measured with registers alone, 643 TFLOP/s without unpacking, 539 and 486 with 5 and 7.5 other
 // instructions to four products. So what counts is instructions beside a product.
 //
-// BITS is 4 or 8, GROUP 32, 64 or 128. The grid is what the GPU holds, 256 threads; dynamic shared
+// BITS is 4 or 8, GROUP 32, 64 or 128; STAGES and TILE_ROWS are those of src/lines.rs. The grid is what the GPU holds, 256 threads; dynamic shared
 // memory: SHARED_BYTES. Columns and strides are multiples of 8, and buffers start at multiples of 16
-// bytes. HIDDEN and INTER, if defined, are those of the call: fewer instructions.
-#include "mma.cuh"
+// bytes.
+#include <moe/mma.cuh>
 
-#ifndef BITS
-#define BITS 4
-#endif
-#ifndef GROUP
-#define GROUP 128
-#endif
-#ifndef STAGES
-#define STAGES 3
-#endif
-#ifndef TILE_ROWS
-#define TILE_ROWS 128
-#endif
 // Steps of 16 columns over which a stage's copies are spread: few if there are but two stages.
-#ifndef SPREAD
 #define SPREAD (STAGES == 2 ? 2 : 8)
-#endif
 #define THREADS 256
 // Steps of 16 rows in a tile.
 #define STEPS (TILE_ROWS / 16)
@@ -63,13 +49,6 @@
 #define ZERO (BITS == 4 ? 0xba80ba80u : 0xbc80bc80u)
 #define NOTHING 0x80008000u
 #define UNSCALE 8192.0f
-
-// Whether all tiles have all of their outputs, and all lines their columns.
-#ifdef HIDDEN
-#define WHOLE (HIDDEN % 256 == 0 && INTER % 128 == 0)
-#else
-#define WHOLE 0
-#endif
 
 // The weights that a tile may meet.
 struct Bank {
@@ -190,7 +169,7 @@ struct Kernel {
         for (u32 i = 0; i < STEPS; i++) {
             if (i * 8 / STEPS != eighth) continue;
             if (i % 4 == 0) load_rows = *(const uint4 *)&rows[load_entry][thread / 16][i];
-            bool in_row = WHOLE || load_line * 128 + thread % 16 * 8 < bank.cols;
+            bool in_row = load_line * 128 + thread % 16 * 8 < bank.cols;
             copy_16(to + x_to + i * 16 * 256, load_x + (u64)word_of(load_rows, i % 4) * 8, in_row ? 16 : 0,
                     i < load_steps);
         }
@@ -201,7 +180,7 @@ struct Kernel {
             u32 half = i % (BLOCK / 512), part = i / (copies / 2), block = i / (BLOCK / 512) % (PART / 8) * 8;
             copy_16(to + weight_to + (part * PART + block) * BLOCK + half * 512,
                     load_data + (u64)((part ? bank.second : 0) + block) * lines * BLOCK + half * 512, 16,
-                    WHOLE ? load_steps != 0 : (int)(block + part * inside()) < load_left);
+                    (int)(block + part * inside()) < load_left);
         }
         if (eighth == 7) {
             u32 block = thread / LINE_SCALES, scale = thread % LINE_SCALES, part = block / PART;
@@ -209,7 +188,7 @@ struct Kernel {
             copy_16(to + X_BYTES + WEIGHT_BYTES + thread * 16,
                     bank.scales + (u64)(line * LINE_SCALES + scale) * 8, 16,
                     thread < 2 * PART * LINE_SCALES &&
-                        (WHOLE ? load_steps != 0 : (int)(block % PART + part * inside()) < load_left + (int)(thread / 32)));
+                        (int)(block % PART + part * inside()) < load_left + (int)(thread / 32));
         }
     }
 
@@ -409,7 +388,7 @@ struct Kernel {
 
 // Writes four outputs, or those of them that exist.
 __device__ __forceinline__ void put(u16 *row, u32 first, u32 outputs, bf16x2 low, bf16x2 high) {
-    if (WHOLE || first + 4 <= outputs) {
+    if (first + 4 <= outputs) {
         *(uint2 *)(row + first) = make_uint2(low, high);
     } else {
 #pragma unroll
@@ -418,17 +397,13 @@ __device__ __forceinline__ void put(u16 *row, u32 first, u32 outputs, bf16x2 low
     }
 }
 
-extern __shared__ __align__(1024) u8 shared[];
-
 // inner[pair] = silu(gate · x[pair / top_k]) · (up · x[pair / top_k]), for the pairs in tiles. An
 // expert is `gate_rows` rows of gate, whole blocks, then as many of up.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     moe_gate_up(const u16 *x, u32 x_stride, const u32 *sorted, const u32 *tiles, u32 top_k, const u8 *data,
                 const u16 *scales, u32 cols, u32 gate_rows, u16 *inner, u32 inner_stride, u32 inter) {
+    DYNAMIC_SHARED(u8, shared);
     Kernel kernel;
-#ifdef HIDDEN
-    cols = HIDDEN, inter = INTER, gate_rows = (INTER + 7) / 8 * 8;
-#endif
     kernel.bank = Bank{data, scales, cols, gate_rows / 4, gate_rows / 8, (inter + 7) / 8, PART};
     kernel.x = x, kernel.x_stride = x_stride, kernel.top_k = top_k;
     kernel.sorted = sorted, kernel.tiles = tiles;
@@ -446,27 +421,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     });
 }
 
-// out[pair] = down · inner[pair], times `factors[pair]` if there are any.
+// out[pair] = down · inner[pair].
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    moe_down(const u16 *inner, u32 inner_stride, const u32 *sorted, const u32 *tiles, const float *factors,
-             const u8 *data, const u16 *scales, u32 cols, u32 down_rows, u16 *out, u32 out_stride, u32 hidden) {
+    moe_down(const u16 *inner, u32 inner_stride, const u32 *sorted, const u32 *tiles, const u8 *data,
+             const u16 *scales, u32 cols, u32 down_rows, u16 *out, u32 out_stride, u32 hidden) {
+    DYNAMIC_SHARED(u8, shared);
     Kernel kernel;
-#ifdef HIDDEN
-    cols = INTER, hidden = HIDDEN, down_rows = (HIDDEN + 7) / 8 * 8;
-#endif
     kernel.bank = Bank{data, scales, cols, down_rows / 8, PART, (hidden + 7) / 8, 2 * PART};
     kernel.x = inner, kernel.x_stride = inner_stride, kernel.top_k = 1;
     kernel.sorted = sorted, kernel.tiles = tiles;
     kernel.run(shared, [&](u32 pair, u32 first, const float (&sums)[2 * MINE][4], u32 upper) {
-        float factor = UNSCALE;
-        if (factors) factor *= factors[pair];
 #pragma unroll
         for (u32 part = 0; part < 2; part++) {
             bf16x2 two[MINE];
 #pragma unroll
             for (u32 j = 0; j < MINE; j++) {
                 const float(&sum)[4] = sums[part * MINE + j];
-                two[j] = rounded_pair(sum[2 * upper] * factor, sum[2 * upper + 1] * factor);
+                two[j] = rounded_pair(sum[2 * upper] * UNSCALE, sum[2 * upper + 1] * UNSCALE);
             }
             put(out + (u64)pair * out_stride, part * PART * 8 + first, hidden, two[0], two[1]);
         }

@@ -3,8 +3,8 @@
 
 use krasis_core::Bytes;
 use krasis_cuda::Activation;
-use krasis_cuda::machine::{Arg, Kernel, Machine, Shape};
-use krasis_cuda::programs::{HEADERS, PROGRAMS, Program, Signatures};
+use krasis_cuda::machine::{Arg, Kernel, Limits, Machine, Shape};
+use krasis_cuda::programs::{Build, HEADERS, Program, Signatures, builds};
 use libloading::Library;
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
@@ -28,6 +28,10 @@ pub struct Kernels {
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
+/// Few processors, so that the blocks of a resident grid take many tiles; the shared memory of an
+/// H100, as tiles are largest there.
+const LIMITS: Limits = Limits { processors: 3, shared_max: 227 << 10 };
+
 /// Memory and kernels.
 pub struct Emulated {
     kernels: Arc<Kernels>,
@@ -50,18 +54,14 @@ pub fn possible() -> bool {
 impl Kernels {
     /// Compiles what has changed since the last time.
     pub fn new<A: Activation>() -> Arc<Kernels> {
-        let tasks: Vec<(&Program, u8, String)> = PROGRAMS
-            .iter()
-            .flat_map(|program| {
-                (0..).zip(program.variants.defines()).map(move |(i, define)| (program, i, define))
-            })
-            .collect();
+        let tasks = builds(A::NAME, LIMITS);
         let (queue, built) = (Mutex::new(tasks.iter()), Mutex::new(Vec::new()));
         std::thread::scope(|scope| {
             for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
                 scope.spawn(|| {
-                    while let Some((program, variant, define)) = { queue.lock().unwrap().next() } {
-                        let file = compile(program, A::NAME, define);
+                    while let Some(build) = { queue.lock().unwrap().next() } {
+                        let Build { program, variant, defines } = build;
+                        let file = compile(program, A::NAME, defines);
                         built.lock().unwrap().push((*program, *variant, file));
                     }
                 });
@@ -83,16 +83,16 @@ impl Kernels {
     }
 }
 
-fn compile(program: &Program, activation: &str, define: &str) -> PathBuf {
+fn compile(program: &Program, activation: &str, defines: &[String]) -> PathBuf {
     let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mine, headers) = (crate_dir.join("tests/emulated"), crate_dir.join("kernels"));
     let read = |name: &str| std::fs::read_to_string(mine.join(name)).unwrap();
     let mut hash = DefaultHasher::new();
-    (program.source, HEADERS, activation, define, read("emulate.h"), read("ptx.cuh"))
-        .hash(&mut hash);
+    (program.source, HEADERS, activation, defines).hash(&mut hash);
+    ["emulate.h", "ptx.cuh", "moe/mma.cuh"].map(read).hash(&mut hash);
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated");
     std::fs::create_dir_all(&folder).unwrap();
-    let name = format!("{}-{:016x}", program.name, hash.finish());
+    let name = format!("{}-{:016x}", program.file_name(), hash.finish());
     let library = folder.join(format!("{name}.so"));
     if library.exists() {
         return library;
@@ -107,11 +107,11 @@ fn compile(program: &Program, activation: &str, define: &str) -> PathBuf {
     command.args(["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-w"]);
     // Each library has statics of its own.
     command.arg("-fno-gnu-unique");
-    command.arg(format!("-DACT={activation}")).args((!define.is_empty()).then_some(define));
+    command.arg(format!("-DACT={activation}")).args(defines);
     command.arg("-I").arg(&mine).arg("-I").arg(&headers).arg(&source).arg("-o").arg(&aside);
     let output = command.output().unwrap();
     let complaint = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{} {define}: {complaint}", program.name);
+    assert!(output.status.success(), "{} {defines:?}: {complaint}", program.name);
     std::fs::rename(&aside, &library).unwrap();
     library
 }
@@ -127,6 +127,10 @@ impl Emulated {
 impl Machine for Emulated {
     fn base(&self) -> u64 {
         self.memory.as_ptr() as u64
+    }
+
+    fn limits(&self) -> Limits {
+        LIMITS
     }
 
     fn launch(&mut self, kernel: Kernel, shape: Shape, args: &[Arg]) {
