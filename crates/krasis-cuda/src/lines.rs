@@ -29,7 +29,7 @@ pub struct Tiling {
 
 impl Tiling {
     /// The tallest that fits, whatever the group: weights are unpacked once for each tile. 128 rows of
-    /// INT8 are more than the compiler unrolls.
+    /// INT8 are more than the compiler unrolls. The second ones are for GPUs with 99 KiB.
     pub fn new(bits: Bits, limits: Limits) -> Tiling {
         let best = match bits {
             Bits::Four => [(128, 3), (48, 3)],
@@ -99,7 +99,8 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
         Tiles { sorted, tiles, most }
     }
 
-    /// `out = x · wᵀ`: one expert's down, which all rows have chosen.
+    /// `out = x · wᵀ`: one expert's down, which all rows have chosen. Sorting them is a launch more
+    /// for each product, but a smaller one than whatever needs many rows.
     pub(crate) fn linear_in_lines(&mut self, x: Mat<Act>, w: &Weight, lines: Lines, out: Mat<Act>) {
         let tile_rows = Tiling::new(lines.bits, self.limits()).rows;
         let tiles = self.tiles(x.rows, 1, tile_rows);

@@ -17,9 +17,9 @@
 // measured with registers alone, 643 TFLOP/s without unpacking, 539 and 486 with 5 and 7.5 other
 // instructions to four products. So what counts is instructions beside a product.
 //
-// BITS is 4 or 8, GROUP 32, 64 or 128; STAGES and TILE_ROWS are those of src/lines.rs. The grid is what the GPU holds, 256 threads; dynamic shared
-// memory: SHARED_BYTES. Columns and strides are multiples of 8, and buffers start at multiples of 16
-// bytes.
+// BITS is 4 or 8, GROUP 32, 64 or 128; STAGES and TILE_ROWS are chosen in src/lines.rs. The grid is
+// what the GPU holds, 256 threads; dynamic shared memory: SHARED_BYTES. Columns and strides are
+// multiples of 8, and buffers start at multiples of 16 bytes.
 #include <moe/mma.cuh>
 
 // Steps of 16 columns over which a stage's copies are spread: few if there are but two stages.
