@@ -1,5 +1,6 @@
-// What C++ cannot say: the instructions of the GPU. The only file with `asm`; tests/emulated has
-// the same functions in plain C++, so that kernels can be run and compared without a GPU.
+// What C++ cannot say: the instructions of the GPU. The only file with `asm` besides moe/mma.cuh;
+// tests/emulated has the same functions in plain C++, so that kernels can be run and compared
+// without a GPU.
 #pragma once
 
 // Dynamic shared memory of a block.

@@ -1,34 +1,58 @@
-// Pairs sorted by expert, and cut into tiles of up to 64 for tensor cores ("moe align").
+// Pairs sorted by expert, and cut into tiles for tensor cores ("moe align").
 #include <types.cuh>
 
-#define TILE 64
 #define EXPERTS_MAX 1024
+
+// Rows of each of an expert's tiles but the last: as few tiles as `tile_rows`, a multiple of 16,
+// allows, all of one height, as products in lines take what their steps of 16 rows take, and unpack
+// weights once for each tile.
+__device__ inline u32 tile_height(u32 count, u32 tile_rows) {
+    u32 steps = (count + 15) / 16, parts = (count + tile_rows - 1) / tile_rows;
+    return (steps + parts - 1) / parts * 16;
+}
 
 // One block. `sorted` [pairs]; `tiles` [1 + 3 · most] is their count, then expert, first entry of
 // `sorted` and entries of each. The order of an expert's pairs is any: rows are multiplied alone.
-extern "C" __global__ void sort_pairs(const u32 *chosen, u32 pairs, u32 experts, u32 *sorted,
-                                      u32 *tiles) {
-    __shared__ u32 counts[EXPERTS_MAX], next[EXPERTS_MAX];
+extern "C" __global__ void sort_pairs(const u32 *chosen, u32 pairs, u32 experts, u32 tile_rows,
+                                      u32 *sorted, u32 *tiles) {
+    __shared__ u32 counts[EXPERTS_MAX], parts[EXPERTS_MAX], next[EXPERTS_MAX];
     for (u32 e = threadIdx.x; e < experts; e += blockDim.x) counts[e] = 0;
     __syncthreads();
     for (u32 pair = threadIdx.x; pair < pairs; pair += blockDim.x) atomicAdd(&counts[chosen[pair]], 1u);
+    __syncthreads();
+    for (u32 e = threadIdx.x; e < experts; e += blockDim.x)
+        parts[e] = (counts[e] + tile_rows - 1) / tile_rows;
     __syncthreads();
     for (u32 e = threadIdx.x; e < experts; e += blockDim.x) {
         // Each expert adds up those before it: a few hundred reads, all lanes of one address.
         u32 start = 0, tile = 0;
         for (u32 before = 0; before < e; before++) {
             start += counts[before];
-            tile += (counts[before] + TILE - 1) / TILE;
+            tile += parts[before];
         }
         next[e] = start;
-        for (u32 done = 0; done < counts[e]; done += TILE, tile++) {
+        u32 height = counts[e] ? tile_height(counts[e], tile_rows) : 0;
+        for (u32 done = 0; done < counts[e]; done += height, tile++) {
             tiles[1 + 3 * tile] = e;
             tiles[2 + 3 * tile] = start + done;
-            tiles[3 + 3 * tile] = min(counts[e] - done, (u32)TILE);
+            tiles[3 + 3 * tile] = min(counts[e] - done, height);
         }
         if (e == experts - 1) tiles[0] = tile;
     }
     __syncthreads();
     for (u32 pair = threadIdx.x; pair < pairs; pair += blockDim.x)
         sorted[atomicAdd(&next[chosen[pair]], 1u)] = pair;
+}
+
+// The same of rows that all meet one matrix; a thread per row.
+extern "C" __global__ void sort_rows(u32 rows, u32 tile_rows, u32 *sorted, u32 *tiles) {
+    u32 row = blockIdx.x * blockDim.x + threadIdx.x;
+    if (row >= rows) return;
+    u32 height = tile_height(rows, tile_rows), tile = row / height;
+    sorted[row] = row;
+    if (row == 0) tiles[0] = (rows + height - 1) / height;
+    if (row % height != 0) return;
+    tiles[1 + 3 * tile] = 0;
+    tiles[2 + 3 * tile] = row;
+    tiles[3 + 3 * tile] = min(rows - row, height);
 }

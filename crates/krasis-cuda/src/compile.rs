@@ -29,6 +29,8 @@ pub struct Target<'a> {
     pub activation: &'a str,
     /// What its kernels may take.
     pub limits: Limits,
+    /// Which of all builds: every one, unless they shall be tried only.
+    pub wanted: fn(&Build) -> bool,
     /// Where cubins are kept; nowhere without a folder.
     pub cache: Option<&'a Path>,
     /// Further options for the compiler.
@@ -50,7 +52,8 @@ pub fn version() -> Result<(i32, i32), CudaError> {
 /// All that a GPU takes: what the cache has, the rest compiled on `threads` threads.
 pub fn all(target: &Target, threads: usize) -> Result<Vec<Cubin>, CudaError> {
     let version = version()?;
-    let tasks = builds(target.activation, target.limits);
+    let mut tasks = builds(target.activation, target.limits);
+    tasks.retain(target.wanted);
     let (next, compiled) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let results = Mutex::new(Vec::new());
     let started = std::time::Instant::now();

@@ -5,7 +5,7 @@ use crate::compile::{self, Cubin, Target};
 use crate::driver::{self, Found, answer, failed};
 use crate::error::CudaError;
 use crate::machine::{Arg, Kernel, Limits, Machine, Shape};
-use crate::programs::Signatures;
+use crate::programs::{Build, Signatures};
 use crate::staging::Staging;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUfunction_attribute};
@@ -61,7 +61,8 @@ impl Gpu {
             return Err(CudaError::NewCompiler { compiler, driver });
         }
         let (arch, limits) = (&*found.arch(), found.limits);
-        let target = Target { arch, activation: A::NAME, limits, cache, options: &[] };
+        let (activation, wanted, options) = (A::NAME, |_: &Build| true, &[]);
+        let target = Target { arch, activation, limits, wanted, cache, options };
         let cubins = compile::all(&target, threads)?;
         let what = failed("open the GPU");
         let device = result::device::get(found.ordinal).map_err(&what)?;

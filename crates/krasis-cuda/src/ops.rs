@@ -3,20 +3,23 @@
 
 use crate::activation::Activation;
 use crate::cuda::{BLOCK, Cuda};
+use crate::lines::Tiles;
 use crate::machine::{Arg, Kernel, Machine, Shape};
 use crate::programs::{format_variant, kv_variant};
 use krasis_core::{Act, Format, Mat, Slot, Weight};
 use krasis_ops::*;
 
 /// Rows that a warp multiplies at a time: `VECTOR_ROWS` of `kernels/product.cuh`. More go to
-/// tensor cores.
+/// tensor cores, in every operation at the same border, so that there are but two orders in which
+/// a row may be summed. Up to here hardly two rows share an expert, and a warp per output reads
+/// weights as fast as memory gives them; beyond, tiles read an expert once for all of its rows.
 const VECTOR_ROWS: u32 = 8;
 
 /// Warps of a block that makes an output each, and threads of one that makes a tile.
 const VECTOR_WARPS: u32 = 4;
 const TILE_THREADS: u32 = 128;
 
-/// Rows and outputs of a tile: `TILE` of `kernels/product.cuh` and `kernels/sort.cu`.
+/// Rows and outputs of a tile: `TILE` of `kernels/product.cuh`.
 const TILE: u32 = 64;
 
 /// Experts that `kernels/sort.cu` and `kernels/route.cu` count.
@@ -91,6 +94,13 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
             x.rows.into(),
             outputs.into(),
         ];
+        if x.rows > VECTOR_ROWS
+            && heads == 1
+            && bias.is_none()
+            && let Some(lines) = self.in_lines(x, w, out)
+        {
+            return self.linear_in_lines(x, w, lines, out);
+        }
         let (entry, shape) = if x.rows <= VECTOR_ROWS {
             ("linear_vector", shape([outputs.div_ceil(VECTOR_WARPS), 1, heads], VECTOR_WARPS * 32))
         } else {
@@ -158,7 +168,19 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
         self.launch(of_format("down_vector", &bank.down), grid(out.cols), &args);
     }
 
-    /// Pairs sorted by expert, then tiles of each expert's.
+    /// Pairs sorted by expert, and cut into tiles of up to `tile_rows` of the same.
+    pub(crate) fn sort_pairs(&mut self, routes: Routes, experts: u32, tile_rows: u32) -> Tiles {
+        assert!(experts <= EXPERTS_MAX, "{experts} experts of {EXPERTS_MAX}");
+        let pairs = routes.experts.rows * routes.experts.cols;
+        let tiles = self.tiles(pairs, experts, tile_rows);
+        let chosen = self.slot(routes.experts.whole());
+        let args =
+            [chosen, pairs.into(), experts.into(), tile_rows.into(), tiles.sorted, tiles.tiles];
+        self.launch(one("sort_pairs"), shape([1; 3], 1024), &args);
+        tiles
+    }
+
+    /// Tiles of pairs, in any format.
     fn experts_by_tile(
         &mut self,
         x: Mat<Act>,
@@ -167,17 +189,8 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
         inner: Mat<Act>,
         out: Mat<Act>,
     ) {
-        assert!(bank.experts <= EXPERTS_MAX, "{} experts of {EXPERTS_MAX}", bank.experts);
-        let pairs = out.rows;
-        // Each expert may end in a tile that is not full.
-        let tiles_max = (pairs.div_ceil(TILE) + bank.experts).min(pairs);
-        let sorted_bytes = (u64::from(pairs) * 4).next_multiple_of(16);
-        let sorted = self.workspace(0, sorted_bytes);
-        let tiles = self.workspace(sorted_bytes, 4 + 12 * u64::from(tiles_max));
-        let chosen = self.slot(routes.experts.whole());
-        let args = [chosen, pairs.into(), bank.experts.into(), sorted, tiles];
-        self.launch(one("sort_pairs"), shape([1; 3], 1024), &args);
-        let grid = |outputs: u32| shape([tiles_max, outputs.div_ceil(TILE), 1], TILE_THREADS);
+        let Tiles { sorted, tiles, most } = self.sort_pairs(routes, bank.experts, TILE);
+        let grid = |outputs: u32| shape([most, outputs.div_ceil(TILE), 1], TILE_THREADS);
         let [data, scales, cols, group, rows] = self.bank_args(&bank.gate_up, bank.inter);
         let args = [
             self.mat(x),
@@ -464,10 +477,14 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
     ) {
         assert_eq!((inner.rows, inner.cols), (out.rows, bank.inter), "a row of scratch per pair");
         assert_eq!((x.cols, out.cols), (bank.gate_up.cols, bank.gate_up.cols), "hidden");
-        if x.rows <= VECTOR_ROWS {
-            self.experts_by_pair(x, routes, bank, inner, out);
-        } else {
-            self.experts_by_tile(x, routes, bank, inner, out);
+        let lines = [self.in_lines(x, &bank.gate_up, inner), self.in_lines(inner, &bank.down, out)];
+        match lines {
+            _ if x.rows <= VECTOR_ROWS => self.experts_by_pair(x, routes, bank, inner, out),
+            // One list of tiles serves both, and its height is that of the bits.
+            [Some(gate_up), Some(down)] if gate_up.bits == down.bits => {
+                self.experts_in_lines(x, routes, bank, [gate_up, down], inner, out);
+            }
+            _ => self.experts_by_tile(x, routes, bank, inner, out),
         }
     }
 

@@ -5,6 +5,7 @@
 
 use crate::activation::Activation;
 use crate::attention::{self, Family};
+use crate::lines::{self, Tiling};
 use crate::machine::{Kernel, Kind, Limits};
 use half::bf16;
 use krasis_core::lines::Bits;
@@ -24,17 +25,22 @@ pub enum Variants {
     Blocks(&'static Family),
     /// Once for each size of a head's output, for BF16 activations.
     Merges,
+    /// Once for each of [`lines::VARIANTS`], for BF16 activations: `BITS`, `GROUP`, and the tile that fits.
+    Lined,
 }
 
 impl Variants {
     /// The macros of each variant.
-    fn defines(self) -> Vec<Vec<String>> {
+    fn defines(self, limits: Limits) -> Vec<Vec<String>> {
         match self {
             Variants::One => vec![vec![]],
             Variants::Formats => (0..7).map(|i| vec![format!("-DFORMAT={i}")]).collect(),
             Variants::KvDtypes => (0..3).map(|i| vec![format!("-DKV_DTYPE={i}")]).collect(),
             Variants::Blocks(family) => family.defines(),
             Variants::Merges => attention::merges(),
+            Variants::Lined => {
+                lines::VARIANTS.map(|of| Tiling::new(of.bits, limits).defines(of)).into()
+            }
         }
     }
 
@@ -42,7 +48,7 @@ impl Variants {
     fn takes(self, variant: u8, activation: &str, limits: Limits) -> bool {
         match self {
             Variants::Blocks(family) => activation == bf16::NAME && family.takes(variant, limits),
-            Variants::Merges => activation == bf16::NAME,
+            Variants::Merges | Variants::Lined => activation == bf16::NAME,
             Variants::One | Variants::Formats | Variants::KvDtypes => true,
         }
     }
@@ -86,7 +92,7 @@ pub struct Program {
 }
 
 /// Name and text of what programs include.
-pub const HEADERS: [(&str, &str); 7] = [
+pub const HEADERS: [(&str, &str); 8] = [
     ("ptx.cuh", include_str!("../kernels/ptx.cuh")),
     ("types.cuh", include_str!("../kernels/types.cuh")),
     ("weights.cuh", include_str!("../kernels/weights.cuh")),
@@ -94,6 +100,7 @@ pub const HEADERS: [(&str, &str); 7] = [
     ("kv.cuh", include_str!("../kernels/kv.cuh")),
     ("attend/ptx.cuh", include_str!("../kernels/attend/ptx.cuh")),
     ("attend/tile.cuh", include_str!("../kernels/attend/tile.cuh")),
+    ("moe/mma.cuh", include_str!("../kernels/moe/mma.cuh")),
 ];
 
 macro_rules! program {
@@ -107,10 +114,11 @@ macro_rules! program {
     };
 }
 
-use Variants::{Blocks, Formats, KvDtypes, Merges, One};
+use Variants::{Blocks, Formats, KvDtypes, Lined, Merges, One};
 
 /// All of them. The longest compilations come first.
-pub const PROGRAMS: [Program; 15] = [
+pub const PROGRAMS: [Program; 16] = [
+    program!("moe/moe_gemm", Lined, ["moe_gate_up", "moe_down"]),
     program!("experts", Formats, ["gate_up_vector", "down_vector", "gate_up_tile", "down_tile"]),
     program!("attend/prefill", Blocks(&attention::PREFILL), ["attend_prefill"]),
     program!("attend/decode", Blocks(&attention::DECODE), ["attend_decode"]),
@@ -123,7 +131,7 @@ pub const PROGRAMS: [Program; 15] = [
     program!("norm", One, ["add_rms_norm", "head_norm", "gated_norm"]),
     program!("route", One, ["route"]),
     program!("embed", Formats, ["embed"]),
-    program!("sort", One, ["sort_pairs"]),
+    program!("sort", One, ["sort_pairs", "sort_rows"]),
     program!("kv", KvDtypes, ["kv_append"]),
     program!("attend/merge", Merges, ["attend_merge"]),
 ];
@@ -141,7 +149,7 @@ pub struct Build {
 /// What a GPU of these limits takes, for activations of this name.
 pub fn builds(activation: &str, limits: Limits) -> Vec<Build> {
     let all = PROGRAMS.iter().flat_map(|program| {
-        let defines = (0..).zip(program.variants.defines());
+        let defines = (0..).zip(program.variants.defines(limits));
         defines.map(move |(variant, defines)| Build { program, variant, defines })
     });
     all.filter(|build| build.program.variants.takes(build.variant, activation, limits)).collect()

@@ -34,7 +34,7 @@ impl Gpus {
     /// A line per GPU, one for the driver and one for the compiler, or for what is missing.
     pub fn facts(&self) -> Vec<(&'static str, String)> {
         let gpu = |gpu: &Found| {
-            let Found { ordinal, name, major, minor, memory } = gpu;
+            let Found { ordinal, name, major, minor, memory, .. } = gpu;
             ("GPU", format!("{ordinal}: {name}, {memory}, compute capability {major}.{minor}"))
         };
         let mut facts: Vec<_> = self.found.iter().map(gpu).collect();

@@ -17,6 +17,7 @@
 #define __global__
 #define __device__
 #define __shared__ static
+#define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
@@ -34,9 +35,14 @@ inline float2 make_float2(float x, float y) { return {x, y}; }
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
+struct uint3 {
+    unsigned x, y, z;
+};
 struct alignas(8) uint2 {
     unsigned x, y;
 };
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return {x, y, z}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 template <class A, class B> std::common_type_t<A, B> min(A a, B b) {
@@ -212,6 +218,13 @@ inline unsigned atomicAdd(unsigned *at, unsigned add) {
     unsigned before = *at;
     *at += add;
     return before;
+}
+
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+    unsigned long bytes = (unsigned long)high << 32 | low;
+    unsigned got = 0;
+    for (unsigned i = 0; i < 4; i++) got |= (unsigned)(bytes >> (selector >> (4 * i) & 7) * 8 & 255) << (8 * i);
+    return got;
 }
 
 // What the test calls: emulated_NAME(grid, threads, shared bytes, arguments).

@@ -88,7 +88,7 @@ fn compile(Build { program, defines, .. }: &Build, activation: &str) -> PathBuf 
     let read = |name: &str| std::fs::read_to_string(mine.join(name)).unwrap();
     let mut hash = DefaultHasher::new();
     (program.source, HEADERS, activation, defines).hash(&mut hash);
-    ["emulate.h", "ptx.cuh", "attend/ptx.cuh"].map(read).hash(&mut hash);
+    ["emulate.h", "ptx.cuh", "attend/ptx.cuh", "moe/mma.cuh"].map(read).hash(&mut hash);
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated");
     std::fs::create_dir_all(&folder).unwrap();
     let name = format!("{}-{:016x}", program.file_name(), hash.finish());

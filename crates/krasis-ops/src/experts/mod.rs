@@ -82,37 +82,59 @@ pub(crate) mod cases {
     use super::Bank;
     use crate::Routes;
     use crate::testing::{Case, FORMATS, Judge, tolerance};
-    use krasis_core::Mat;
+    use krasis_core::lines::{Bits, Lines};
+    use krasis_core::{Format, Mat};
 
-    cases![pairs_in_every_format];
+    cases![pairs_in_every_format, many_rows_in_lines];
 
     fn pairs_in_every_format(on: &mut dyn Judge) {
         for format in FORMATS {
             for rows in [1, 2, 7, 40, 130] {
-                let (experts, inter, hidden, top_k) = (5, 37, 75, 3);
-                let rows_of = |rows| Bank::rows_of(format, rows);
-                let mut case = Case::new(17);
                 // Small enough that sums are of size one, where the tolerance is absolute: larger
                 // ones cancel, and what is left of them says little.
-                let x: Vec<f32> = (0..rows * hidden).map(|_| case.float() / 8.0).collect();
-                let x = case.act_of(rows, hidden, &x);
-                let bank = Bank {
-                    gate_up: case.weight(experts * 2 * rows_of(inter), hidden, format),
-                    down: case.weight(experts * rows_of(hidden), inter, format),
-                    experts,
-                    inter,
-                };
-                let chosen: Vec<u32> =
-                    (0..rows * top_k).map(|i| (i * i + i / 3) % experts).collect();
-                let experts = Mat::new(case.u32s(&chosen), rows, top_k);
-                let weights = case.random_floats(rows, top_k);
-                let routes = Routes { experts, weights };
-                let (inner, out) =
-                    (case.blank(rows * top_k, inter), case.blank(rows * top_k, hidden));
-                case.agree(on, &[out], tolerance(format, 6e-5, 0.03), |ops| {
-                    ops.experts(x, routes, &bank, inner, out)
-                });
+                check(on, format, [rows, 37, 75], 8.0, &[0, 1, 2, 3, 4]);
             }
         }
+    }
+
+    /// Shapes that a device may read by 16 bytes at a time; several tiles to an expert, and none.
+    fn many_rows_in_lines(on: &mut dyn Judge) {
+        for bits in [Bits::Four, Bits::Eight] {
+            for group in [32, 64, 128] {
+                let format = Format::Lines(Lines::new(bits, group).unwrap());
+                check(on, format, [40, 72, 136], 2.0, &[0, 2, 3]);
+                check(on, format, [200, 192, 256], 4.5, &[1, 2, 4]);
+            }
+        }
+    }
+
+    /// Five experts, of which those in `chosen` get pairs; activations are up to `1 / small`.
+    fn check(
+        on: &mut dyn Judge,
+        format: Format,
+        [rows, inter, hidden]: [u32; 3],
+        small: f32,
+        chosen: &[u32],
+    ) {
+        let (experts, top_k) = (5, 3);
+        let rows_of = |rows| Bank::rows_of(format, rows);
+        let mut case = Case::new(17);
+        let x: Vec<f32> = (0..rows * hidden).map(|_| case.float() / small).collect();
+        let x = case.act_of(rows, hidden, &x);
+        let bank = Bank {
+            gate_up: case.weight(experts * 2 * rows_of(inter), hidden, format),
+            down: case.weight(experts * rows_of(hidden), inter, format),
+            experts,
+            inter,
+        };
+        let of = |i: u32| chosen[((i * i + i / 3) % chosen.len() as u32) as usize];
+        let experts: Vec<u32> = (0..rows * top_k).map(of).collect();
+        let experts = Mat::new(case.u32s(&experts), rows, top_k);
+        let weights = case.random_floats(rows, top_k);
+        let routes = Routes { experts, weights };
+        let (inner, out) = (case.blank(rows * top_k, inter), case.blank(rows * top_k, hidden));
+        case.agree(on, &[out], tolerance(format, 6e-5, 0.03), |ops| {
+            ops.experts(x, routes, &bank, inner, out)
+        });
     }
 }

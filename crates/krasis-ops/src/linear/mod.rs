@@ -46,6 +46,8 @@ pub(crate) mod cases {
                 (9, 33, 200),
                 (2, 72, 256),
                 (70, 130, 136),
+                // Rows at multiples of 16 bytes, more than a tile of anyone's.
+                (150, 264, 136),
             ] {
                 let mut case = Case::new(4);
                 let (x, w) = (case.act(rows, inputs), case.weight(outputs, inputs, format));
