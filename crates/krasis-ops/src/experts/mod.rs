@@ -102,8 +102,8 @@ pub(crate) mod cases {
         for bits in [Bits::Four, Bits::Eight] {
             for group in [32, 64, 128] {
                 let format = Format::Lines(Lines::new(bits, group).unwrap());
-                check(on, format, [40, 72, 136], 2.0, &[0, 2, 3]);
-                check(on, format, [200, 192, 256], 4.5, &[1, 2, 4]);
+                check(on, format, [40, 72, 136], 4.0, &[0, 2, 3]);
+                check(on, format, [200, 192, 256], 6.0, &[1, 2, 4]);
             }
         }
     }
