@@ -112,10 +112,8 @@ pub(crate) mod cases {
                     let rows = parts.iter().map(|(_, rows)| rows).sum();
                     let k = case.store(tokens, kv_heads, dim, dtype, 16);
                     let v = case.store(tokens, kv_heads, dim, dtype, 16);
-                    let (q, out) = (
-                        case.act(rows, heads * dim + aside).cols(aside, heads * dim),
-                        case.blank(rows, heads * dim + aside).cols(aside, heads * dim),
-                    );
+                    let q = case.act(rows, heads * dim + aside).cols(aside, heads * dim);
+                    let out = case.blank(rows, heads * dim);
                     let scale = 12.0 * (dim as f32).powf(-0.5);
                     case.agree(on, &[out], 1e-4, |ops| ops.attend(q, &k, &v, &seqs, scale, out));
                 }
