@@ -95,7 +95,7 @@ pub const DECODE: Family = Family {
     ],
 };
 
-/// Rotated elements of a key whose latent has [`Block::dim`].
+/// Rotated elements of a key whose latent has `Block::dim`.
 pub const LATENT_ROPE: u32 = 64;
 
 /// Latent attention.

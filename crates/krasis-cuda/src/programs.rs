@@ -25,7 +25,7 @@ pub enum Variants {
     Blocks(&'static Family),
     /// Once for each size of a head's output, for BF16 activations.
     Merges,
-    /// Once for each of [`lines::VARIANTS`], for BF16 activations: `BITS`, `GROUP`, and the tile that fits.
+    /// Once for each of `lines::VARIANTS`, for BF16 activations: `BITS`, `GROUP`, and the tile that fits.
     Lined,
 }
 
