@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A [`Section`] is the image of one slot: the numbers or the scales of a weight. The header
-//! ([`header`]) says what the sections are and has a checksum for each [`PIECE`] of them. It
+//! (`header`) says what the sections are and has a checksum for each [`PIECE`] of them. It
 //! is checked, byte for byte, whenever a file is opened; the sections are checked as they are read.
 //! All padding is zero, so there is no bit in the file whose change would go unnoticed.
 //!
