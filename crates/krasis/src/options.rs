@@ -10,6 +10,10 @@ use krasis_machine::Numa;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
+/// Prompt tokens per step on a GPU unless told otherwise: Qwen3-30B-A3B reads 8,192 tokens at 37,400 a
+/// second of an H200 with it, and at 15,800 in steps of 512.
+const GPU_PREFILL_CHUNK: u32 = 8192;
+
 /// Which model, where and how precisely.
 #[derive(Args)]
 pub struct ModelArguments {
@@ -52,7 +56,7 @@ pub struct ModelArguments {
     /// Tokens that a conversation may have [default: what model and memory allow]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     context_max: Option<u32>,
-    /// Prompt tokens per step
+    /// Prompt tokens per step [default: 512, on a GPU 8192]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     prefill_chunk: Option<u32>,
     /// Where the model runs
@@ -174,7 +178,11 @@ impl ModelArguments {
             },
             machine_root: self.machine_root.clone(),
             context_max: self.context_max,
-            prefill_chunk: self.prefill_chunk.unwrap_or(defaults.prefill_chunk),
+            prefill_chunk: self.prefill_chunk.unwrap_or(match self.device {
+                // A GPU reads the weights again for every step, and is slow with few rows of an expert.
+                DeviceChoice::Cuda | DeviceChoice::CudaF32 => GPU_PREFILL_CHUNK,
+                _ => defaults.prefill_chunk,
+            }),
             kernel_cache: kernel_cache(),
             ..defaults
         })
