@@ -7,6 +7,7 @@ use crate::{Cpu, KvStore, Memory, Ops, Reference, Seqs, StateStore};
 use bytemuck::{Pod, cast_slice};
 use half::{bf16, f16};
 use krasis_core::lines::{Bits, Lines};
+use krasis_core::random::SplitMix64;
 use krasis_core::{Act, DType, Format, KvDtype, Layout, Mat, Slot, Weight};
 use krasis_cpu::{Arena, Isa, Team};
 
@@ -16,7 +17,7 @@ pub struct Case {
     pub layout: Layout,
     /// What the memory holds.
     pub uploads: Vec<Upload>,
-    random: u64,
+    random: SplitMix64,
 }
 
 /// Part of a case's memory.
@@ -110,16 +111,12 @@ pub fn tolerance(format: Format, exact: f32, rounded: f32) -> f32 {
 impl Case {
     /// An empty one.
     pub fn new(seed: u64) -> Case {
-        Case { layout: Layout::new(4), uploads: Vec::new(), random: seed }
+        Case { layout: Layout::new(4), uploads: Vec::new(), random: SplitMix64(seed) }
     }
 
-    /// SplitMix64 (Steele et al., 2014).
+    /// 64 random bits.
     pub fn bits(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.random.bits()
     }
 
     /// Between -1 and 1.

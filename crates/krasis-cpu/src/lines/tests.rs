@@ -3,18 +3,15 @@
 use super::*;
 use crate::Team;
 use krasis_core::lines::Bits;
+use krasis_core::random::SplitMix64;
 
-/// SplitMix64 (Steele et al., 2014).
-struct Random(u64);
+struct Random(SplitMix64);
 
 impl Random {
     fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.bits()
     }
+
     /// Between -1 and 1.
     fn float(&mut self) -> f32 {
         (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
@@ -33,7 +30,7 @@ struct Case {
 
 impl Case {
     fn new(lines: Lines, rows: usize, cols: usize, tokens: usize) -> Case {
-        let mut random = Random((rows * cols + tokens) as u64);
+        let mut random = Random(SplitMix64((rows * cols + tokens) as u64));
         let blocks = rows.div_ceil(ROWS);
         // Some extremes: they overflow first.
         let byte = |r: &mut Random| match r.bits() % 4 {
