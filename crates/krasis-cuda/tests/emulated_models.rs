@@ -42,8 +42,11 @@ fn each<A: Activation>(fixtures: &[&str], good: impl Fn(&Compared) -> bool) {
         let home = Here::<A>(kernels.clone(), PhantomData);
         let Loaded { mut engine, handle, submissions, .. } =
             Engine::load(&dir(fixture), &options, home).unwrap();
-        std::thread::spawn(move || engine.serve(&submissions));
+        let serving = std::thread::spawn(move || engine.serve(&submissions));
         let got = compare(fixture, &handle);
+        // A kernel still running while the process ends would find its statics destroyed.
+        drop(handle);
+        serving.join().unwrap();
         let Compared { mean, worst, same } = got;
         println!("{fixture} in {}: mean {mean:.1e}, worst {worst:.1e}, greedy {same}", A::NAME);
         if !good(&got) {
