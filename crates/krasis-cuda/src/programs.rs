@@ -125,7 +125,7 @@ use Variants::{Blocks, Few, Formats, KvDtypes, Lined, Merges, One};
 pub const PROGRAMS: [Program; 19] = [
     program!("moe/moe_gemm", Lined, ["moe_gate_up", "moe_down"]),
     program!("experts", Formats, ["gate_up_vector", "down_vector", "gate_up_tile", "down_tile"]),
-    program!("vector/linear", Few, ["linear_few"]),
+    program!("vector/linear", Few, ["linear_few", "linear_more"]),
     program!("vector/experts", Few, ["gate_up_few", "down_few"]),
     program!("attend/prefill", Blocks(&attention::PREFILL), ["attend_prefill"]),
     program!("attend/decode", Blocks(&attention::DECODE), ["attend_decode"]),

@@ -13,14 +13,11 @@ use krasis_ops::{Bank, Routes};
 /// read, and an expert rarely has more than one tile of [`PAIRS`].
 pub(crate) const FEW_ROWS: u32 = 64;
 
-/// Tokens up to which each pair is multiplied alone: sorting them takes a launch, and saves the
-/// second reading of the experts that two pairs have chosen.
-const ALONE_ROWS: u32 = 8;
-
-/// Pairs of an expert that meet it at once: columns of a product of matrices.
+/// Pairs of an expert that meet it at once: columns of a product of matrices. So many tokens have no
+/// more for any expert, and need not be sorted, which takes a launch.
 const PAIRS: u32 = 8;
 
-/// Rows that meet a weight at once in `linear_few`.
+/// Rows that meet a weight at once in `linear_more`; `linear_few` takes eight.
 const ROWS: u32 = 32;
 
 /// What the kernels are compiled for.
@@ -93,13 +90,18 @@ impl Few {
         even.next().unwrap_or(1)
     }
 
-    /// Tiles of each team in `matrices` matrices of so many: enough that rows of activations are half
-    /// the bytes of the weights that they meet, and blocks not more than 16 for a multiprocessor; but
-    /// two for each, if there are as many tiles.
+    /// Tiles of each team in `matrices` matrices of so many: what makes all blocks fit at once, as
+    /// those of a second round would be alone with their latency, or four, if there are many rounds.
+    /// More, if that makes rows of activations no more than half the bytes of the weights that they
+    /// meet, and leaves two blocks for each multiprocessor.
     fn across(self, rows: u32, tiles: u32, matrices: u32) -> u32 {
         let teams = WARPS / self.split();
-        let each = tiles * matrices / (teams * self.limits.processors);
-        (2 * rows).div_ceil(self.bits * teams).max(each / 16).min(each / 2).max(1)
+        let places =
+            self.limits.processors * (self.limits.shared_max / self.shared(rows)).clamp(1, 3);
+        let all = tiles * matrices;
+        let reuse = (2 * rows).div_ceil(self.bits * teams);
+        let reuse = reuse.min(all / (teams * self.limits.processors * 2));
+        all.div_ceil(teams * places).min(4).max(reuse).min(tiles.div_ceil(teams))
     }
 }
 
@@ -169,7 +171,8 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
             across.into(),
         ];
         let grid = [parts, tiles.div_ceil(across * WARPS / split), heads];
-        self.launch_few("linear_few", few, grid, each, &args);
+        let entry = if each <= 8 { "linear_few" } else { "linear_more" };
+        self.launch_few(entry, few, grid, each, &args);
     }
 
     /// The routed experts of up to [`FEW_ROWS`] tokens.
@@ -183,12 +186,13 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
         out: Mat<Act>,
     ) {
         let (chosen, top_k) = (self.slot(routes.experts.whole()), routes.experts.cols);
-        let (together, matrices, sorted, tiles) = if x.rows <= ALONE_ROWS {
-            (1, out.rows, Arg::NULL, Arg::NULL)
+        let together = PAIRS.min(x.rows);
+        let together = gate_up.rows_together(together).min(down.rows_together(together));
+        let (matrices, sorted, tiles) = if x.rows == together {
+            (out.rows, Arg::NULL, Arg::NULL)
         } else {
-            let together = gate_up.rows_together(PAIRS).min(down.rows_together(PAIRS));
             let of = self.sort_pairs(routes, bank.experts, together);
-            (together, of.most, of.sorted, of.tiles)
+            (of.most, of.sorted, of.tiles)
         };
         // Most tiles are far from full.
         let usual = together.div_ceil(2);
@@ -200,6 +204,7 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
             chosen,
             sorted,
             tiles,
+            together.into(),
             top_k.into(),
             self.slot(bank.gate_up.data),
             self.slot(bank.gate_up.scales),
@@ -221,6 +226,7 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
             chosen,
             sorted,
             tiles,
+            together.into(),
             self.slot(bank.down.data),
             self.slot(bank.down.scales),
             bank.down.cols.into(),
@@ -245,5 +251,49 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
     ) {
         let shape = Shape { grid, block: WARPS * 32, shared: few.shared(rows) };
         self.launch(Kernel { entry, variant: few.variant }, shape, args);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const H200: Limits = Limits { processors: 132, shared_max: 227 << 10 };
+    const SMALL: Limits = Limits { processors: 84, shared_max: 99 << 10 };
+
+    fn int4(cols: u32) -> Few {
+        Few::new(VARIANTS[0], cols, H200).unwrap()
+    }
+
+    #[test]
+    fn warps_of_a_tile_have_as_much_to_do_as_each_other() {
+        for (cols, split) in [(2048, 8), (768, 2), (1408, 4), (512, 4), (128, 1), (10_944, 8)] {
+            assert_eq!(int4(cols).split(), split, "{cols} columns");
+        }
+    }
+
+    #[test]
+    fn a_tile_of_experts_fits_every_gpu() {
+        for (format, cols, limits, rows) in [
+            (VARIANTS[0], 2048, H200, 8),
+            (VARIANTS[0], 2048, SMALL, 8),
+            (VARIANTS[1], 7168, H200, 8),
+            (VARIANTS[1], 7168, SMALL, 3),
+            (VARIANTS[6], 10_944, H200, 7),
+        ] {
+            let few = Few::new(format, cols, limits).unwrap();
+            assert_eq!(few.rows_together(PAIRS), rows, "{cols} columns of {format}");
+        }
+        assert_eq!(Few::new(VARIANTS[6], 65_536, SMALL), None, "nor does every row");
+    }
+
+    #[test]
+    fn blocks_fit_at_once_or_are_many() {
+        // The eight experts of a token of Qwen3-30B; its head for one row, and a projection for eight.
+        assert_eq!(int4(2048).across(1, 96, 8), 2);
+        assert_eq!(int4(768).across(1, 128, 8), 1);
+        assert_eq!(int4(2048).across(1, 9496, 1), 4);
+        assert_eq!(int4(2048).across(8, 1280, 1), 4);
+        assert_eq!(int4(2048).across(1, 8, 1), 1);
     }
 }
