@@ -117,7 +117,7 @@ macro_rules! program {
 use Variants::{Blocks, Formats, KvDtypes, Lined, Merges, One};
 
 /// All of them. The longest compilations come first.
-pub const PROGRAMS: [Program; 16] = [
+pub const PROGRAMS: [Program; 17] = [
     program!("moe/moe_gemm", Lined, ["moe_gate_up", "moe_down"]),
     program!("experts", Formats, ["gate_up_vector", "down_vector", "gate_up_tile", "down_tile"]),
     program!("attend/prefill", Blocks(&attention::PREFILL), ["attend_prefill"]),
@@ -132,7 +132,8 @@ pub const PROGRAMS: [Program; 16] = [
     program!("route", One, ["route"]),
     program!("embed", Formats, ["embed"]),
     program!("sort", One, ["sort_pairs", "sort_rows"]),
-    program!("kv", KvDtypes, ["kv_append"]),
+    program!("kv", KvDtypes, ["kv_append", "gqa_heads", "mla_heads"]),
+    program!("largest", One, ["largest_pieces", "largest_merge"]),
     program!("attend/merge", Merges, ["attend_merge"]),
 ];
 
