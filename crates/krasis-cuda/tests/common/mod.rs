@@ -27,7 +27,7 @@ fn cost<A: Activation>() -> f32 {
 }
 
 /// A device that holds a case, and nothing but NaN around it.
-fn device_with<A: Activation, M: Machine>(case: &Case, mut machine: M) -> Cuda<A, M> {
+pub fn device_with<A: Activation, M: Machine>(case: &Case, mut machine: M) -> Cuda<A, M> {
     machine.write(0, &vec![0xff; case.layout.bytes().0 as usize]);
     for upload in &case.uploads {
         if upload.acts {

@@ -102,7 +102,9 @@ pub(crate) mod cases {
             let norm = case.vector(latent);
             let turns = Turns { freqs: case.vector(rope / 2), scale: 0.75 };
             let out = case.blank(11, 7 * latent);
-            case.agree(on, &[out, q_rope], 2e-4, |ops| {
+            // A latent that was rounded before may be a step of FP8 off.
+            let tolerance = if dtype == KvDtype::F8E4M3 { 0.06 } else { 2e-4 };
+            case.agree(on, &[out, q_rope], tolerance, |ops| {
                 let stores = [&stores[0], &stores[1]];
                 ops.mla_heads(q_rope, kept, &norm, 1e-3, turns, stores, &seqs);
                 ops.mla_attend(q, q_rope, stores[0], stores[1], &seqs, 0.05, out);

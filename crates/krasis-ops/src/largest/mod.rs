@@ -48,7 +48,10 @@ pub(crate) fn reference(d: &mut Reference, x: Mat<Act>, scales: Slot<f32>, out: 
 }
 
 /// Columns that are skipped together if none is large enough, as most are.
-const TOGETHER: usize = 64;
+const TOGETHER: usize = 128;
+
+/// Comparisons that are made side by side: one after the other takes as long as a layer does.
+const LANES: usize = 16;
 
 /// Numbers that are weighed at a time.
 const PIECE: usize = 1024;
@@ -79,8 +82,7 @@ fn select(x: &[f32], values: &mut [f32], places: &mut [f32]) {
     let mut have = 0;
     for (chunk, first) in x.chunks(TOGETHER).zip((0..).step_by(TOGETHER)) {
         let least = if have < values.len() { f32::NEG_INFINITY } else { values[have - 1] };
-        let top = chunk.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
-        if have == values.len() && top <= least {
+        if have == values.len() && top(chunk) <= least {
             continue;
         }
         for (col, x) in (first..).zip(chunk.iter().map(|x| comparable(*x))) {
@@ -96,6 +98,19 @@ fn select(x: &[f32], values: &mut [f32], places: &mut [f32]) {
             (values[at], places[at]) = (x, col as f32);
         }
     }
+}
+
+/// The largest number; what is no number is passed over.
+fn top(chunk: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut tops = [f32::NEG_INFINITY; LANES];
+    let (whole, rest) = chunk.as_chunks::<LANES>();
+    for numbers in whole {
+        for lane in 0..LANES {
+            tops[lane] = larger(tops[lane], numbers[lane]);
+        }
+    }
+    rest.iter().chain(&tops).fold(f32::NEG_INFINITY, |a, &b| larger(a, b))
 }
 
 /// The sum of all weights relative to the largest.
