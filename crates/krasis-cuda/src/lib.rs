@@ -9,6 +9,7 @@ pub mod cuda;
 pub mod driver;
 pub mod error;
 pub mod gpu;
+mod heads;
 mod limits;
 mod lines;
 pub mod machine;

@@ -1,5 +1,6 @@
 //! Every operation as launches: which kernel, how many blocks, which arguments; attention in
-//! `attend.rs`. Formulas stand in krasis-ops, and shapes of blocks at the head of each kernel.
+//! `attend.rs`, what comes before it in `heads.rs`. Formulas stand in krasis-ops, and shapes of blocks
+//! at the head of each kernel.
 
 use crate::activation::Activation;
 use crate::cuda::{BLOCK, Cuda};
@@ -24,6 +25,9 @@ const TILE: u32 = 64;
 
 /// Experts that `kernels/sort.cu` and `kernels/route.cu` count.
 const EXPERTS_MAX: u32 = 1024;
+
+/// Columns of a block: `PIECE` of `kernels/largest.cu`.
+const LOGIT_PIECE: u32 = 2048;
 
 fn one(entry: &'static str) -> Kernel {
     Kernel { entry, variant: 0 }
@@ -541,5 +545,44 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
             out.cols.into(),
         ];
         self.launch(one("gather"), per_column(out.rows, out.cols), &args);
+    }
+
+    fn largest(&mut self, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>) {
+        let k = largest::found(x.cols, out);
+        let pieces = x.cols.div_ceil(LOGIT_PIECE);
+        let all = u64::from(x.rows) * u64::from(pieces);
+        let keys = self.workspace(0, all * u64::from(LARGEST_MAX) * 8);
+        let sums = self.workspace(all * u64::from(LARGEST_MAX) * 8, all * 8);
+        let scales = self.slot(scales);
+        let args = [self.mat(x), x.stride.into(), x.cols.into(), scales, keys, sums];
+        self.launch(one("largest_pieces"), shape([pieces, x.rows, 1], BLOCK), &args);
+        let to = self.slot(out.whole());
+        let args = [keys, sums, pieces.into(), scales, k.into(), to, out.cols.into()];
+        self.launch(one("largest_merge"), shape([x.rows, 1, 1], BLOCK), &args);
+    }
+
+    fn gqa_heads(
+        &mut self,
+        qkv: [Mat<Act>; 3],
+        norms: Option<&[Weight; 2]>,
+        eps: f32,
+        turns: Turns,
+        stores: [&KvStore; 2],
+        seqs: &Seqs,
+    ) {
+        self.grouped_heads(qkv, norms, eps, turns, stores, seqs);
+    }
+
+    fn mla_heads(
+        &mut self,
+        q_rope: Mat<Act>,
+        kept: [Mat<Act>; 2],
+        norm: &Weight,
+        eps: f32,
+        turns: Turns,
+        stores: [&KvStore; 2],
+        seqs: &Seqs,
+    ) {
+        self.latent_heads(q_rope, kept, norm, eps, turns, stores, seqs);
     }
 }

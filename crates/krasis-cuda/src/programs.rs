@@ -122,7 +122,7 @@ macro_rules! program {
 use Variants::{Blocks, Few, Formats, KvDtypes, Lined, Merges, One};
 
 /// All of them. The longest compilations come first.
-pub const PROGRAMS: [Program; 19] = [
+pub const PROGRAMS: [Program; 20] = [
     program!("moe/moe_gemm", Lined, ["moe_gate_up", "moe_down"]),
     program!("experts", Formats, ["gate_up_vector", "down_vector", "gate_up_tile", "down_tile"]),
     program!("vector/linear", Few, ["linear_few", "linear_more"]),
@@ -139,7 +139,8 @@ pub const PROGRAMS: [Program; 19] = [
     program!("route", One, ["route"]),
     program!("embed", Formats, ["embed"]),
     program!("sort", One, ["sort_pairs", "sort_rows"]),
-    program!("kv", KvDtypes, ["kv_append"]),
+    program!("kv", KvDtypes, ["kv_append", "gqa_heads", "mla_heads"]),
+    program!("largest", One, ["largest_pieces", "largest_merge"]),
     program!("limits", One, ["read_all"]),
     program!("attend/merge", Merges, ["attend_merge"]),
 ];

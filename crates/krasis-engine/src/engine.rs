@@ -8,7 +8,8 @@ use crate::kv::Pages;
 use crate::load::{Built, Peak, PeakMeter, Placed, Shelf, Stock, Unwatched, Watch};
 use crate::options::{Activations, CacheUse, DeviceKind, Options};
 use crate::plan::{Plan, pages_hold_everything};
-use crate::runner::Runner;
+use crate::runner::{HostMemory, Network, Runner};
+use crate::sample::Known;
 use crate::scheduler::{Batch, Limits, Scheduler};
 use crate::sequence::Sequence;
 use half::bf16;
@@ -292,15 +293,8 @@ impl<D: Ops + Memory> Engine<D> {
         let seeds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
         let decode_bytes = plan.placed.decode_bytes();
         let banks = plan.placed.banks;
-        let runner = Runner {
-            device,
-            model,
-            banks,
-            caches: plan.caches,
-            buffers: plan.buffers,
-            step: plan.step,
-            logits: Vec::new(),
-        };
+        let network = Network { model, banks, caches: plan.caches, buffers: plan.buffers };
+        let runner = Runner { device, network, step: plan.step, host: HostMemory::default() };
         let engine = Engine { scheduler, runner, batch: Batch::default(), seeds };
         Loaded { engine, handle, submissions, regions: plan.regions, decode_bytes, loading }
     }
@@ -320,8 +314,8 @@ impl<D: Ops + Memory> Engine<D> {
         if !scheduler.next_batch(batch) {
             return;
         }
-        self.runner.forward(&batch.input);
-        self.runner.logits(&batch.rows, |index, logits| scheduler.hear(batch, index, logits));
+        let hear = |index, known: Known| scheduler.hear(batch, index, known);
+        self.runner.forward(&batch.input, &batch.chosen, hear);
         scheduler.commit(batch);
     }
 

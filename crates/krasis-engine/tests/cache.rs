@@ -55,11 +55,11 @@ fn weights(dir: &Path, options: &Options) -> (Vec<Vec<u8>>, u64) {
     let loaded = Engine::load(dir, options, cpu(options)).unwrap();
     let (cached, mut runner) = (loaded.loading.cached.0, loaded.engine.runner);
     let mut all: Vec<Weight> = Vec::new();
-    let Ok(_) = runner.model.try_map(|weight| {
+    let Ok(_) = runner.network.model.try_map(|weight| {
         all.push(*weight);
         Ok::<_, Infallible>(())
     });
-    all.extend(runner.banks.iter().flatten().flat_map(|bank| [bank.gate_up, bank.down]));
+    all.extend(runner.network.banks.iter().flatten().flat_map(|bank| [bank.gate_up, bank.down]));
     let slots = all.iter().flat_map(|weight| [weight.data, weight.scales.bytes()]);
     (slots.map(|slot| runner.device.download(slot)).collect(), cached)
 }

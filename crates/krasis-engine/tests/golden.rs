@@ -60,12 +60,13 @@ fn every_layer_leaves_the_residual_stream_of_transformers() {
             state: vec![0],
         };
         let (step, b) = runner.begin(&input);
-        krasis_model::blocks::embed(&mut runner.device, &runner.model, &step, &b);
-        close(fixture, "embedding", &runner.device.download_act(b.residual), &golden.hidden[0]);
-        for layer in 0..runner.model.layers.len() {
-            runner.layer(layer, &step, &b);
-            let stream = runner.device.download_act(b.residual);
-            let block = runner.device.download_act(b.block);
+        let (device, network) = (&mut runner.device, &runner.network);
+        krasis_model::blocks::embed(device, &network.model, &step, &b);
+        close(fixture, "embedding", &device.download_act(b.residual), &golden.hidden[0]);
+        for layer in 0..network.model.layers.len() {
+            network.layer(device, layer, &step, &b);
+            let stream = device.download_act(b.residual);
+            let block = device.download_act(b.block);
             let sum: Vec<f32> = stream.iter().zip(&block).map(|(a, b)| a + b).collect();
             close(fixture, &format!("layer {layer}"), &sum, &golden.hidden[layer + 1]);
         }
