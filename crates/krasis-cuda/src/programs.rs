@@ -5,6 +5,7 @@
 
 use crate::activation::Activation;
 use crate::attention::{self, Family};
+use crate::delta;
 use crate::lines::{self, Tiling};
 use crate::machine::{Kernel, Kind, Limits};
 use half::bf16;
@@ -25,6 +26,8 @@ pub enum Variants {
     Blocks(&'static Family),
     /// Once for each size of a head's output, for BF16 activations.
     Merges,
+    /// Once for each size of keys that delta nets have chunks for, for BF16 activations.
+    Chunks,
     /// Once for each of `lines::VARIANTS`, for BF16 activations: `BITS`, `GROUP`, and the tile that fits.
     Lined,
 }
@@ -38,6 +41,7 @@ impl Variants {
             Variants::KvDtypes => (0..3).map(|i| vec![format!("-DKV_DTYPE={i}")]).collect(),
             Variants::Blocks(family) => family.defines(),
             Variants::Merges => attention::merges(),
+            Variants::Chunks => delta::defines(limits),
             Variants::Lined => {
                 lines::VARIANTS.map(|of| Tiling::new(of.bits, limits).defines(of)).into()
             }
@@ -48,7 +52,7 @@ impl Variants {
     fn takes(self, variant: u8, activation: &str, limits: Limits) -> bool {
         match self {
             Variants::Blocks(family) => activation == bf16::NAME && family.takes(variant, limits),
-            Variants::Merges | Variants::Lined => activation == bf16::NAME,
+            Variants::Merges | Variants::Chunks | Variants::Lined => activation == bf16::NAME,
             Variants::One | Variants::Formats | Variants::KvDtypes => true,
         }
     }
@@ -114,10 +118,10 @@ macro_rules! program {
     };
 }
 
-use Variants::{Blocks, Formats, KvDtypes, Lined, Merges, One};
+use Variants::{Blocks, Chunks, Formats, KvDtypes, Lined, Merges, One};
 
 /// All of them. The longest compilations come first.
-pub const PROGRAMS: [Program; 16] = [
+pub const PROGRAMS: [Program; 17] = [
     program!("moe/moe_gemm", Lined, ["moe_gate_up", "moe_down"]),
     program!("experts", Formats, ["gate_up_vector", "down_vector", "gate_up_tile", "down_tile"]),
     program!("attend/prefill", Blocks(&attention::PREFILL), ["attend_prefill"]),
@@ -125,6 +129,7 @@ pub const PROGRAMS: [Program; 16] = [
     program!("attend/mla_decode", Blocks(&attention::LATENT), ["mla_attend_decode"]),
     program!("attend", KvDtypes, ["attend", "mla_attend"]),
     program!("linear", Formats, ["linear_vector", "linear_tile"]),
+    program!("delta_chunks", Chunks, ["delta_chunks", "delta_states"]),
     program!("delta_rule", One, ["delta_rule"]),
     program!("causal_conv", Formats, ["causal_conv"]),
     program!("elementwise", One, ["sigmoid_gate", "silu_mul", "gather", "combine", "rope"]),

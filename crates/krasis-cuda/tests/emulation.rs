@@ -27,8 +27,10 @@ fn kernels_agree_with_the_reference_in_f32() {
     agree::<f32>(LARGE, "");
 }
 
-/// Attention has other blocks there.
+/// Attention and chunks of delta nets have other blocks there.
 #[test]
 fn kernels_agree_with_the_reference_on_a_gpu_with_little_shared_memory() {
-    agree::<bf16>(Limits { processors: 24, shared_max: 99 << 10 }, "attend");
+    for filter in ["attend", "delta_rule"] {
+        agree::<bf16>(Limits { processors: 24, shared_max: 99 << 10 }, filter);
+    }
 }
