@@ -17,6 +17,7 @@ pub fn gpu_pack(root: &Path) -> Result<ExitCode> {
         (executable(&tests, "crates/krasis-cuda/")?, "ops"),
         (executable(&tests, "crates/krasis-engine/")?, "models"),
         (executable(&["build", "-p", "krasis"], "crates/krasis/")?, "krasis"),
+        (executable(&["build", "-p", "krasis-cuda", "--example", "delta"], "examples/")?, "delta"),
     ] {
         let file = folder.join(name);
         // A program that runs cannot be overwritten, but it can be replaced.
