@@ -4,7 +4,7 @@
 mod common;
 mod emulated;
 
-use common::{ARENA_BYTES, judge_all};
+use common::{ARENA_BYTES, cut_a_delta_net, judge_all};
 use emulated::{Emulated, Kernels, LARGE, possible};
 use half::bf16;
 use krasis_core::Bytes;
@@ -25,6 +25,14 @@ fn kernels_agree_with_the_reference_in_bf16() {
 #[test]
 fn kernels_agree_with_the_reference_in_f32() {
     agree::<f32>(LARGE, "");
+}
+
+#[test]
+fn delta_nets_do_not_mind_company_or_cuts() {
+    if possible() {
+        let kernels = Kernels::new::<bf16>(LARGE);
+        cut_a_delta_net(Emulated::new(Bytes(ARENA_BYTES), &kernels));
+    }
 }
 
 /// Attention and chunks of delta nets have other blocks there.

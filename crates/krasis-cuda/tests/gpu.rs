@@ -3,21 +3,31 @@
 
 mod common;
 
-use common::{ARENA_BYTES, judge_all};
+use common::{ARENA_BYTES, cut_a_delta_net, judge_all};
 use half::bf16;
 use krasis_core::Bytes;
 use krasis_cuda::gpu::Checking;
 use krasis_cuda::{Activation, Gpu, driver};
 
-fn agree<A: Activation>() {
+/// A GPU with memory for any case.
+fn open<A: Activation>() -> Option<Gpu> {
     let cache = std::env::temp_dir().join("krasis-test-kernels");
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let opened = driver::first()
         .and_then(|found| Gpu::open::<A>(found, Some(&cache), threads, Checking::Launches))
         .and_then(|mut gpu| gpu.allocate(Bytes(ARENA_BYTES)).map(|()| gpu));
     match opened {
-        Ok(gpu) => judge_all::<A, _>(gpu, &std::env::var("KRASIS_CASE").unwrap_or_default()),
-        Err(error) => println!("skipped: no GPU ({error})"),
+        Ok(gpu) => Some(gpu),
+        Err(error) => {
+            println!("skipped: no GPU ({error})");
+            None
+        }
+    }
+}
+
+fn agree<A: Activation>() {
+    if let Some(gpu) = open::<A>() {
+        judge_all::<A, _>(gpu, &std::env::var("KRASIS_CASE").unwrap_or_default());
     }
 }
 
@@ -29,4 +39,11 @@ fn kernels_agree_with_the_reference_in_bf16() {
 #[test]
 fn kernels_agree_with_the_reference_in_f32() {
     agree::<f32>();
+}
+
+#[test]
+fn delta_nets_do_not_mind_company_or_cuts() {
+    if let Some(gpu) = open::<bf16>() {
+        cut_a_delta_net(gpu);
+    }
 }
