@@ -113,7 +113,7 @@ pub(crate) fn reference(
 pub(crate) mod cases {
     use super::DeltaHeads;
     use crate::testing::{Case, Judge, as_mat};
-    use krasis_core::{Act, Mat, Weight};
+    use krasis_core::{Act, Mat, Slot, Weight};
 
     cases![heads_states_and_starts, long_sequences, more_than_a_workspace];
 
@@ -158,9 +158,14 @@ pub(crate) mod cases {
         let (seqs, _) = case.seqs(parts, 4);
         let places = parts.len() as u32;
         let state = case.state(places, h.state());
-        let (out, memory) = (case.blank(rows, h.width()), as_mat(state.data, places));
-        case.agree(on, &[out, memory], 1e-4, |ops| {
-            ops.delta_rule(qkv, ba, h, &a_log, &dt_bias, &state, &seqs, out);
+        let mut outs = vec![case.blank(rows, h.width())];
+        // Each by itself: what is large in one allows nothing in another.
+        outs.extend((0..places).map(|place| {
+            let start = state.data.start + u64::from(4 * place * h.state());
+            as_mat(Slot::new(start, u64::from(h.state())), h.value)
+        }));
+        case.agree(on, &outs, 1e-4, |ops| {
+            ops.delta_rule(qkv, ba, h, &a_log, &dt_bias, &state, &seqs, outs[0]);
         });
     }
 
@@ -176,10 +181,12 @@ pub(crate) mod cases {
         agree(on, &DeltaHeads { key_dim: 96, value_dim: 32, ..h }, &[(2, 70)]);
     }
 
-    /// What a GPU keeps of chunks in between takes several launches here, amid a sequence.
+    /// What a GPU keeps of chunks in between takes two launches here, which part the last sequence.
     fn more_than_a_workspace(on: &mut dyn Judge) {
         let h = DeltaHeads { key: 1, value: 64, key_dim: 64, value_dim: 32 };
-        agree(on, &h, &[(0, 70), (5, 900)]);
+        let mut parts = vec![(3, 1); 13];
+        parts.push((5, 200));
+        agree(on, &h, &parts);
     }
 }
 
