@@ -10,7 +10,8 @@ use std::marker::PhantomData;
 
 /// Memory that operations need for themselves, behind the arena: for sorting the pairs of a step
 /// by expert, eight bytes a pair and twelve a tile; for the splits of attention, whose blocks are no
-/// more than the GPU has multiprocessors, up to 64 KiB a block.
+/// more than the GPU has multiprocessors, up to 64 KiB a block; for chunks of delta nets, 25 KiB of
+/// each chunk and value head, as many at a time as there is room for.
 pub const WORKSPACE_BYTES: Bytes = Bytes(16 << 20);
 
 /// Activations of type `A`, kernels on machine `M`.

@@ -6,6 +6,7 @@ mod attend;
 pub mod attention;
 pub mod compile;
 pub mod cuda;
+mod delta;
 pub mod driver;
 pub mod error;
 pub mod gpu;

@@ -1,6 +1,6 @@
 //! Every operation as launches: which kernel, how many blocks, which arguments; attention in
-//! `attend.rs`, what comes before it in `heads.rs`. Formulas stand in krasis-ops, and shapes of blocks
-//! at the head of each kernel.
+//! `attend.rs`, what comes before it in `heads.rs`, delta nets in `delta.rs`. Formulas stand in
+//! krasis-ops, and shapes of blocks at the head of each kernel.
 
 use crate::activation::Activation;
 use crate::cuda::{BLOCK, Cuda};
@@ -368,27 +368,7 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
         seqs: &Seqs,
         out: Mat<Act>,
     ) {
-        assert!((2..=8).contains(&w.cols), "a convolution of {} taps", w.cols);
-        assert!(!matches!(w.format, Format::Lines(_)), "taps are in order in rows only");
-        assert_eq!((x.cols, out.cols), (w.rows, w.rows), "a filter per channel");
-        let args = [
-            self.mat(x),
-            x.stride.into(),
-            self.slot(w.data),
-            self.slot(w.scales),
-            w.cols.into(),
-            group(w).into(),
-            self.slot(state.data),
-            state.each.into(),
-            self.slot(seqs.first_row),
-            self.slot(seqs.positions),
-            self.slot(seqs.state),
-            self.mat(out),
-            out.stride.into(),
-            w.rows.into(),
-        ];
-        let grid = [w.rows.div_ceil(128), seqs.count, 1];
-        self.launch(of_format("causal_conv", w), shape(grid, 128), &args);
+        self.convolve(x, w, state, seqs, out);
     }
 
     fn delta_rule(
@@ -402,28 +382,7 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
         seqs: &Seqs,
         out: Mat<Act>,
     ) {
-        assert!(heads.key_dim <= 256, "keys of {} elements", heads.key_dim);
-        let args = [
-            self.mat(qkv),
-            qkv.stride.into(),
-            self.mat(ba),
-            ba.stride.into(),
-            heads.key.into(),
-            heads.value.into(),
-            heads.key_dim.into(),
-            heads.value_dim.into(),
-            self.vector(a_log),
-            self.vector(dt_bias),
-            self.slot(state.data),
-            state.each.into(),
-            self.slot(seqs.first_row),
-            self.slot(seqs.positions),
-            self.slot(seqs.state),
-            self.mat(out),
-            out.stride.into(),
-        ];
-        let grid = [heads.value_dim.div_ceil(32), heads.value, seqs.count];
-        self.launch(one("delta_rule"), shape(grid, 256), &args);
+        self.delta(qkv, ba, heads, a_log, dt_bias, state, seqs, out);
     }
 
     fn gated_norm(&mut self, x: Mat<Act>, gate: Mat<Act>, dim: u32, w: &Weight, eps: f32) {

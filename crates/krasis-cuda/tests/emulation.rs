@@ -5,7 +5,7 @@ mod common;
 mod emulated;
 
 use common::{
-    ARENA_BYTES, device_with, judge_all, largest_are_those_of_the_reference,
+    ARENA_BYTES, cut_a_delta_net, device_with, judge_all, largest_are_those_of_the_reference,
     repeats_give_what_plain_launches_do,
 };
 use emulated::{Emulated, Kernels, LARGE, possible};
@@ -33,10 +33,20 @@ fn kernels_agree_with_the_reference_in_f32() {
     agree::<f32>(LARGE, "");
 }
 
-/// Attention has other blocks there.
+#[test]
+fn delta_nets_do_not_mind_company_or_cuts() {
+    if possible() {
+        let kernels = Kernels::new::<bf16>(LARGE);
+        cut_a_delta_net(Emulated::new(Bytes(ARENA_BYTES), &kernels));
+    }
+}
+
+/// Attention and chunks of delta nets have other blocks there.
 #[test]
 fn kernels_agree_with_the_reference_on_a_gpu_with_little_shared_memory() {
-    agree::<bf16>(Limits { processors: 24, shared_max: 99 << 10 }, "attend");
+    for filter in ["attend", "delta_rule"] {
+        agree::<bf16>(Limits { processors: 24, shared_max: 99 << 10 }, filter);
+    }
 }
 
 /// Blocks have several tiles of outputs there, and fewer units on their way.

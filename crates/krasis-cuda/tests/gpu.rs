@@ -4,13 +4,15 @@
 mod common;
 
 use common::{
-    ARENA_BYTES, judge_all, largest_are_those_of_the_reference, repeats_give_what_plain_launches_do,
+    ARENA_BYTES, cut_a_delta_net, judge_all, largest_are_those_of_the_reference,
+    repeats_give_what_plain_launches_do,
 };
 use half::bf16;
 use krasis_core::Bytes;
 use krasis_cuda::gpu::Checking;
 use krasis_cuda::{Activation, Gpu, driver};
 
+/// A GPU with memory for any case.
 fn opened<A: Activation>(checking: Checking) -> Option<Gpu> {
     let cache = std::env::temp_dir().join("krasis-test-kernels");
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -45,4 +47,11 @@ fn kernels_agree_with_the_reference_in_bf16() {
 #[test]
 fn kernels_agree_with_the_reference_in_f32() {
     agree::<f32>();
+}
+
+#[test]
+fn delta_nets_do_not_mind_company_or_cuts() {
+    if let Some(gpu) = opened::<bf16>(Checking::Launches) {
+        cut_a_delta_net(gpu);
+    }
 }

@@ -207,6 +207,13 @@ impl Case {
         self.weight(1, cols, Format::Float(DType::F32))
     }
 
+    /// A vector of given f32.
+    pub fn vector_of(&mut self, values: &[f32]) -> Weight {
+        let (cols, data) = (values.len() as u32, self.hold(cast_slice::<f32, u8>(values)));
+        let format = Format::Float(DType::F32);
+        Weight { format, rows: 1, cols, data, scales: Slot::EMPTY }
+    }
+
     /// Sequences of a step: `(position of the first row, rows)` each, pages of `page` tokens
     /// scattered over the store. Returns the tokens that a KV store needs.
     pub fn seqs(&mut self, parts: &[(u32, u32)], page: u32) -> (Seqs, u32) {

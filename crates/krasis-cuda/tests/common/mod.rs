@@ -1,9 +1,10 @@
 //! Comparing a machine's results with the reference's, over all cases of all operations.
 
+use half::bf16;
 use krasis_core::{Act, DType, Format, Mat, Slot};
 use krasis_cuda::{Activation, Cuda, Machine, WORKSPACE_BYTES};
 use krasis_ops::testing::{Case, Judge, all};
-use krasis_ops::{Bank, Memory, Ops, Reference, Routes, Routing, Score, Turns};
+use krasis_ops::{Bank, DeltaHeads, Memory, Ops, Reference, Routes, Routing, Score, Turns};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -200,4 +201,51 @@ pub fn repeats_give_what_plain_launches_do<A: Activation, M: Machine>(machine: M
     let (repeated, _) = steps(machine, &|device| device.repeat(3, body));
     assert!(plain.windows(2).all(|pair| pair[0] != pair[1]), "steps differ");
     assert!(plain == repeated, "repeated launches compute something else");
+}
+
+/// A sequence among others and all at once, or alone and in steps that end where chunks do: the same
+/// bits, and the same state after them.
+pub fn cut_a_delta_net<M: Machine>(mut machine: M) {
+    const PARTS: [(u32, u32); 3] = [(5, 70), (64, 201), (0, 1)];
+    let h = DeltaHeads { key: 1, value: 2, key_dim: 64, value_dim: 32 };
+    let mut case = Case::new(20);
+    let rows = PARTS.iter().map(|(_, rows)| rows).sum();
+    let inputs: Vec<f32> = (0..rows * h.channels()).map(|_| case.float()).collect();
+    let gates: Vec<f32> = (0..rows * 2 * h.value).map(|_| case.float()).collect();
+    let (a_log, dt_bias) = (case.vector(h.value), case.vector(h.value));
+    let state = case.state(3, h.state());
+    let mut parts = Vec::new();
+    for range in [0..64, 64..192, 192..201] {
+        let first = PARTS[0].1 + range.start;
+        let of = |values: &[f32], cols: u32| {
+            values[(first * cols) as usize..][..range.len() * cols as usize].to_vec()
+        };
+        let count = range.len() as u32;
+        let (qkv, ba) = (of(&inputs, h.channels()), of(&gates, 2 * h.value));
+        let (qkv, ba) =
+            (case.act_of(count, h.channels(), &qkv), case.act_of(count, 2 * h.value, &ba));
+        let seqs = case.some_rows(&PARTS, 4, 1, range);
+        parts.push((seqs, qkv, ba, case.blank(count, h.width())));
+    }
+    let (seqs, _) = case.seqs(&PARTS, 4);
+    let (qkv, ba) =
+        (case.act_of(rows, h.channels(), &inputs), case.act_of(rows, 2 * h.value, &gates));
+    let whole = vec![(seqs, qkv, ba, case.blank(rows, h.width()))];
+    let mut both = Vec::new();
+    for steps in [whole, parts] {
+        let mut device = device_with::<bf16, M>(&case, machine);
+        let mut results = Vec::new();
+        for (seqs, qkv, ba, out) in steps {
+            device.delta_rule(qkv, ba, &h, &a_log, &dt_bias, &state, &seqs, out);
+            results.extend(device.download_act(out));
+        }
+        // Sequence 1 of three has the place in the middle.
+        let memory =
+            device.download(state.data)[h.state() as usize..][..h.state() as usize].to_vec();
+        both.push((results, memory));
+        machine = device.into_machine();
+    }
+    let of_sequence = (PARTS[0].1 * h.width()) as usize..((rows - PARTS[2].1) * h.width()) as usize;
+    assert!(both[0].0[of_sequence] == both[1].0, "results of the same sequence");
+    assert!(both[0].1 == both[1].1, "states after it");
 }
