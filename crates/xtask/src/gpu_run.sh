@@ -23,6 +23,7 @@ part() {
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 part ops-f32 .gpu/ops in_f32 --nocapture
 part ops-bf16 .gpu/ops in_bf16 --nocapture
+part repeats .gpu/ops repeated --nocapture
 part delta-nets .gpu/ops delta_nets --nocapture
 part models-f32 .gpu/models f32_activations --nocapture
 part models-bf16 .gpu/models bf16_activations --nocapture
