@@ -579,7 +579,10 @@ mod tests {
         decode_row(Format::Float(DType::F16), &all, &[], &mut out);
         for (stored, got) in (0..=u16::MAX).zip(out) {
             let wanted = f16::from_bits(stored).to_f32();
-            assert!(got.to_bits() == wanted.to_bits() || got.is_nan() && wanted.is_nan(), "{stored}");
+            assert!(
+                got.to_bits() == wanted.to_bits() || got.is_nan() && wanted.is_nan(),
+                "{stored}"
+            );
         }
     }
 

@@ -110,7 +110,7 @@ pub fn gpu<A: Activation>(
     if options.kv == Some(KvDtype::F16) {
         return Err(StartError::GpuKv);
     }
-    let threads = options.threads.unwrap_or(krasis_cpu::affinity::cores().len());
+    let threads = options.threads.unwrap_or_else(krasis_cpu::affinity::threads);
     let cache = options.kernel_cache.as_deref();
     let found = driver::first()?;
     tracing::info!(gpu = %found.name, memory = %found.memory, "found");
