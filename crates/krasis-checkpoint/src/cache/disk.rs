@@ -9,7 +9,7 @@ use rustix::fs::OFlags;
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv2};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Bytes that are read from the file cache at a time, so that whoever looks at them next finds them
@@ -32,7 +32,12 @@ impl Disk {
         let file = File::open(path)?;
         let flag = OFlags::DIRECT.bits() as i32;
         let direct = OpenOptions::new().read(true).custom_flags(flag).open(path);
-        let direct = direct.ok().filter(|_| cached(&file, 0, &mut [0]).is_some());
+        // Whoever builds the file again puts another one under its name.
+        let number = file.metadata()?.ino();
+        let direct = direct.ok().filter(|direct| {
+            direct.metadata().is_ok_and(|about| about.ino() == number)
+                && cached(&file, 0, &mut [0]).is_some()
+        });
         Ok(Disk { file, direct })
     }
 
@@ -66,13 +71,13 @@ impl Disk {
         Ok(())
     }
 
-    /// Fills `bytes` straight from the disk; false if it wants them in other memory or cannot.
+    /// Fills `bytes` straight from the disk; false if it wants them in other memory or cannot. What else
+    /// is wrong with it, the file cache will hear, too.
     fn read_direct(&self, at: u64, bytes: &mut [u8]) -> io::Result<bool> {
         let Some(direct) = &self.direct else { return Ok(false) };
         let (whole, rest) = bytes.split_at_mut(bytes.len() / BLOCK * BLOCK);
-        match direct.read_exact_at(whole, at) {
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(false),
-            read => read?,
+        if direct.read_exact_at(whole, at).is_err() {
+            return Ok(false);
         }
         self.file.read_exact_at(rest, at + whole.len() as u64)?;
         Ok(true)
