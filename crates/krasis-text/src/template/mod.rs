@@ -102,6 +102,12 @@ impl Template {
         })
     }
 
+    /// The template's text, as tools that read models want it.
+    pub fn source(&self) -> String {
+        let template = self.default.environment.get_template(python::NAME);
+        template.expect("it was compiled under this name").source().to_owned()
+    }
+
     /// The prompt for a conversation of OpenAI messages.
     pub fn render(&self, messages: &[Value], render: &Render) -> Result<String, TextError> {
         let variant = match &self.tool_use {
