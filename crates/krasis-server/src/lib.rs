@@ -4,21 +4,36 @@
 //! prompt, and calls in the history as well, but answers are not parsed yet.
 #![forbid(unsafe_code)]
 
+mod access;
 mod answer;
 mod app;
+mod document;
 mod error;
 mod fields;
+mod flight;
 mod generation;
+mod guard;
 mod jobs;
 mod json;
+mod keys;
+mod limits;
 mod messages;
+mod metrics;
 mod openai;
+mod paced;
 mod routes;
 mod serve;
 mod sse;
+mod stage;
+mod tls;
 mod wishes;
 
+pub use access::Access;
 pub use app::{App, Loaded};
 pub use generation::{Generation, GenerationError};
-pub use routes::router;
+pub use keys::{KeyError, Keys};
+pub use limits::{LimitError, Limits};
+pub use routes::{Entry, Needs, ROUTES, Route, router};
 pub use serve::serve;
+pub use stage::{Over, Progress, Stage};
+pub use tls::{Tls, TlsError};

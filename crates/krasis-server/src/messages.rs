@@ -3,14 +3,10 @@
 use crate::error::ApiError;
 use serde_json::{Map, Value, json};
 
-const MESSAGES_MAX: usize = 10_000;
-const TOOLS_MAX: usize = 256;
-
 /// Checks a conversation and brings it to the form that templates know.
 pub(crate) fn checked(messages: Vec<Value>) -> Result<Vec<Value>, ApiError> {
-    if messages.is_empty() || messages.len() > MESSAGES_MAX {
-        let message = format!("messages takes 1 to {MESSAGES_MAX} messages");
-        return Err(ApiError::field("messages", message));
+    if messages.is_empty() {
+        return Err(ApiError::field("messages", "messages is empty: give at least one"));
     }
     let mut calls = Vec::new();
     let mut checked = Vec::with_capacity(messages.len());
@@ -110,9 +106,6 @@ pub(crate) fn tools(
     choice: Option<Value>,
 ) -> Result<Vec<Value>, ApiError> {
     let tools = tools.unwrap_or_default();
-    if tools.len() > TOOLS_MAX {
-        return Err(ApiError::field("tools", format!("tools takes up to {TOOLS_MAX} tools")));
-    }
     for (index, tool) in tools.iter().enumerate() {
         if !tool["function"]["name"].is_string() {
             let field = format!("tools[{index}]");

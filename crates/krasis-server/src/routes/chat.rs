@@ -33,7 +33,7 @@ pub(super) async fn chat(
     // Templates and tokenizers take their time with long texts; other requests go on meanwhile.
     let texts = loaded.clone();
     let prompt = tokio::task::spawn_blocking(move || prompt(&texts, &messages, &render));
-    let prompt = prompt.await.map_err(|error| ApiError::internal(error.to_string()))??;
+    let prompt = prompt.await??;
 
     let request = |sample| {
         let mut request = wishes.request(&loaded, prompt.clone(), sample)?;
@@ -62,7 +62,7 @@ fn logprobs(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
     }
 }
 
-fn render(fields: &mut Fields) -> Result<Render, ApiError> {
+pub(super) fn render(fields: &mut Fields) -> Result<Render, ApiError> {
     if fields.value("chat_template").is_some() {
         let message = "chat_template: templates come with the model, not with requests";
         return Err(ApiError::unsupported("chat_template", message));
@@ -89,7 +89,11 @@ fn render(fields: &mut Fields) -> Result<Render, ApiError> {
     })
 }
 
-fn prompt(loaded: &Loaded, messages: &[Value], render: &Render) -> Result<Vec<u32>, ApiError> {
+pub(super) fn prompt(
+    loaded: &Loaded,
+    messages: &[Value],
+    render: &Render,
+) -> Result<Vec<u32>, ApiError> {
     match &loaded.template {
         Ok(template) => {
             let text = template.render(messages, render)?;

@@ -16,9 +16,6 @@ use std::sync::Arc;
 
 const LOGPROBS_MAX: u32 = 20;
 
-/// Answers per request: prompts times samples.
-const ANSWERS_MAX: usize = 1024;
-
 pub(super) async fn completions(
     State(app): State<Arc<App>>,
     mut fields: Fields,
@@ -34,8 +31,9 @@ pub(super) async fn completions(
     };
     refuse(&mut fields, &wishes)?;
     let prompts = prompts(&mut fields)?;
-    if prompts.len() * wishes.n as usize > ANSWERS_MAX {
-        let message = format!("prompt: at most {ANSWERS_MAX} answers per request");
+    let answers = fields.limits.answers;
+    if prompts.len() as u64 * u64::from(wishes.n) > answers {
+        let message = format!("prompt: at most {answers} answers per request");
         return Err(ApiError::field("prompt", message));
     }
 
@@ -43,7 +41,7 @@ pub(super) async fn completions(
     let prompts = tokio::task::spawn_blocking(move || -> Result<Vec<_>, ApiError> {
         prompts.into_iter().map(|prompt| read(&texts, prompt, specials)).collect()
     });
-    let prompts = prompts.await.map_err(|error| ApiError::internal(error.to_string()))??;
+    let prompts = prompts.await??;
 
     let mut requests = Vec::new();
     for prompt in &prompts {

@@ -73,7 +73,7 @@ impl<F: Form> Run<F> {
             form,
             head,
             prompt_tokens: prompts.sum(),
-            jobs: Jobs::submit(&loaded.handle, requests)?,
+            jobs: Jobs::submit(&loaded.handle, &app.metrics, requests)?,
             answers,
             n,
             stream: wishes.stream,
