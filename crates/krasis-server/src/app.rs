@@ -1,7 +1,7 @@
 //! What every route shares.
 
-use crate::Generation;
 use crate::error::ApiError;
+use crate::{Answers, Generation};
 use krasis_engine::Handle;
 use krasis_text::{Template, TextError, Tokenizer};
 use std::sync::{Arc, OnceLock};
@@ -24,6 +24,8 @@ pub struct Loaded {
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat template, or why chats are refused.
     pub template: Result<Template, TextError>,
+    /// How its answers are read.
+    pub answers: Answers,
     /// Its sampling defaults.
     pub generation: Generation,
     /// Changes when the same request may be answered differently: version, precision.

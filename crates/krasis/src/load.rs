@@ -3,7 +3,7 @@
 use crate::bar::Bar;
 use crate::exit::Failure;
 use krasis_engine::{Handle, Options, Running};
-use krasis_server::{Generation, Loaded};
+use krasis_server::{Answers, Generation, Loaded};
 use krasis_text::{Template, TextError, Tokenizer};
 use std::path::Path;
 use std::sync::Arc;
@@ -49,10 +49,12 @@ fn with_engine(mut texts: Texts, handle: Handle, options: &Options) -> Loaded {
     // compare.
     let precision = format!("{:?}-{:?}-{:?}", options.device, options.expert_bits, options.kv);
     let precision = precision.to_lowercase().replace(['(', ')'], "");
+    let format = texts.template.as_ref().map(Template::format).unwrap_or_default();
     Loaded {
         handle,
         tokenizer: Arc::new(texts.tokenizer),
         template: texts.template,
+        answers: Answers { format, ..Answers::default() },
         generation: texts.generation,
         fingerprint: format!("krasis-{}-{precision}", env!("CARGO_PKG_VERSION")),
     }

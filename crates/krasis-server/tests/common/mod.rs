@@ -5,7 +5,7 @@
 pub mod text;
 
 use krasis_engine::{Event, Facts, Finish, Handle, Logprob, Submission, Usage};
-use krasis_server::{App, Generation, Loaded};
+use krasis_server::{Answers, App, Generation, Loaded};
 use krasis_text::Template;
 use serde_json::Value;
 use std::io::{Read, Write};
@@ -37,12 +37,25 @@ pub struct Script {
     pub queue_max: usize,
     /// Fail instead of the second token.
     pub fails: bool,
+    /// The chat template, and the tokens that prompt and answer may have.
+    pub template: &'static str,
+    pub context: u32,
+    /// How answers are read; `None` for what the template says.
+    pub answers: Option<Answers>,
 }
 
 impl Script {
     pub fn saying(answer: &str) -> Script {
         let answer = text::byte_level().encode_rendered(answer).unwrap();
-        Script { answer, step: Duration::ZERO, queue_max: 64, fails: false }
+        Script {
+            answer,
+            step: Duration::ZERO,
+            queue_max: 64,
+            fails: false,
+            template: TEMPLATE,
+            context: CONTEXT,
+            answers: None,
+        }
     }
 }
 
@@ -99,7 +112,7 @@ impl Server {
 
     /// The model is there; `serves` is false for an engine that never takes a request.
     pub fn ready(&self, serves: bool) {
-        let facts = Facts { vocab: VOCAB, context_max: CONTEXT };
+        let facts = Facts { vocab: VOCAB, context_max: self.script.context };
         let (handle, submissions) = Handle::new(facts, self.script.queue_max);
         let (script, seen) = (self.script.clone(), self.seen.clone());
         let (tokens, cancelled) = (self.tokens.clone(), self.cancelled.clone());
@@ -110,10 +123,14 @@ impl Server {
                 let _ = &submissions;
             },
         });
+        let template = Template::new(self.script.template, &text::specials());
+        let format = template.as_ref().map(Template::format).unwrap_or_default();
+        let answers = Answers { format, ..Answers::default() };
         self.app.ready(Loaded {
             handle,
             tokenizer: text::byte_level(),
-            template: Template::new(TEMPLATE, &text::specials()),
+            template,
+            answers: self.script.answers.unwrap_or(answers),
             generation: Generation { eos: vec![EOS], ..Generation::default() },
             fingerprint: "test".into(),
         });

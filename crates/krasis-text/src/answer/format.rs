@@ -118,6 +118,12 @@ impl Format {
 }
 
 impl ToolFormat {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        let row = TOOL_FORMATS.iter().find(|(format, _)| *format == self);
+        row.expect("the table has every format").1[0]
+    }
+
     /// By its name on the command line.
     pub fn named(name: &str) -> Option<ToolFormat> {
         TOOL_FORMATS.iter().find(|(_, names)| names.contains(&name)).map(|&(format, _)| format)
@@ -213,6 +219,12 @@ impl ToolFormat {
 }
 
 impl Reasoning {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        let row = REASONINGS.iter().find(|(format, _)| *format == self);
+        row.expect("the table has every format").1[0]
+    }
+
     /// By its name on the command line.
     pub fn named(name: &str) -> Option<Reasoning> {
         REASONINGS.iter().find(|(_, names)| names.contains(&name)).map(|&(format, _)| format)

@@ -32,7 +32,8 @@ fn number_calls(messages: &mut [Value]) {
     let mut ids: HashMap<String, String> = HashMap::new();
     let mut count = 0;
     for message in messages {
-        for call in message["tool_calls"].as_array_mut().into_iter().flatten() {
+        let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
+        for call in calls.into_iter().flatten().filter(|call| call.is_object()) {
             let id = call["id"].as_str().unwrap_or_default().to_owned();
             if !id.starts_with("functions.") {
                 let name = call["function"]["name"].as_str().unwrap_or_default();
