@@ -155,7 +155,10 @@ impl Prompt {
         let continued = messages.last().filter(|_| render.continue_final);
         let continued = continued.map(|message| match &message["content"] {
             Value::String(text) => text.clone(),
-            parts => parts[0]["text"].as_str().unwrap_or_default().to_owned(),
+            parts => {
+                let last = parts.as_array().and_then(|parts| parts.last());
+                last.and_then(|part| part["text"].as_str()).unwrap_or_default().to_owned()
+            }
         });
         Ok(Prompt { text, opening, ids, tools, continued })
     }
