@@ -133,7 +133,7 @@ fn prompt(server: &Server) -> String {
 fn a_call_is_no_text() {
     let oslo = call("weather", "{\"city\": \"Oslo\"}");
     let server = Server::start(says(WEATHER));
-    let expected = (message(json!(null), &[oslo.clone()]), "tool_calls".into());
+    let expected = (message(json!(null), std::slice::from_ref(&oslo)), "tool_calls".into());
     assert_eq!(answer(&server, ask(json!({}))), expected);
     let two = format!("Let me look.\n\n{WEATHER}\n<tool_call>{{\"name\": \"now\"}}</tool_call>");
     let server = Server::start(says(&two));
@@ -198,7 +198,10 @@ fn one_call_is_enough_when_they_must_not_be_parallel() {
     let server = Server::start(Script { step: std::time::Duration::from_millis(1), ..says(&two) });
     let body = ask(json!({"parallel_tool_calls": false}));
     let oslo = call("weather", "{\"city\": \"Oslo\"}");
-    assert_eq!(answer(&server, body), (message(json!(null), &[oslo.clone()]), "tool_calls".into()));
+    assert_eq!(
+        answer(&server, body),
+        (message(json!(null), std::slice::from_ref(&oslo)), "tool_calls".into())
+    );
     common::eventually("the engine stops", || server.cancelled.load(Ordering::Relaxed) == 2);
     let body = ask(json!({"parallel_tool_calls": true}));
     assert_eq!(answer(&server, body).0["tool_calls"], json!([oslo, oslo]));

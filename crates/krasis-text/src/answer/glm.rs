@@ -69,11 +69,7 @@ impl Block for Glm {
 
     fn marker(&mut self, marker: &'static str, calls: &mut Calls) -> Flow {
         match (self.state, marker) {
-            (State::Name, _) => {
-                if self.name(calls).is_none() {
-                    return Flow::Fault;
-                }
-            }
+            (State::Name, _) if self.name(calls).is_none() => return Flow::Fault,
             (State::ValueEnd, VALUE_END) => {
                 self.resume(calls);
                 return Flow::Inside;
@@ -85,9 +81,8 @@ impl Block for Glm {
             self.typed.complete(calls);
             return Flow::Over;
         }
-        match marker {
-            KEY_END => self.typed.begin(self.text.trim(), calls),
-            _ => {}
+        if marker == KEY_END {
+            self.typed.begin(self.text.trim(), calls);
         }
         self.text.clear();
         self.state = match marker {
@@ -102,9 +97,7 @@ impl Block for Glm {
     fn plain(&mut self, c: char, calls: &mut Calls) -> Flow {
         match self.state {
             State::Name if c == '\n' && !self.text.trim().is_empty() => {
-                if self.name(calls).is_none() {
-                    return Flow::Fault;
-                }
+                return self.name(calls).map_or(Flow::Fault, |()| Flow::Inside);
             }
             State::Name | State::Key => {
                 self.text.push(c);

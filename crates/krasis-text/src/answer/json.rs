@@ -37,7 +37,7 @@ enum State {
     /// A comma or the end of the container.
     Next,
     String(Role, Escape),
-    Number(Digits),
+    Number(Part),
     /// What is left of `true`, `false` or `null`.
     Word(&'static str),
     Done,
@@ -59,7 +59,7 @@ enum Escape {
 
 /// The part of a number that has been read last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Digits {
+enum Part {
     Minus,
     Zero,
     Whole,
@@ -96,13 +96,13 @@ impl Json {
             self.string(role, escape, c, out);
             return Some(Step::More);
         }
-        if let State::Number(digits) = self.state {
-            if let Some(digits) = digits.then(c) {
-                self.state = State::Number(digits);
+        if let State::Number(part) = self.state {
+            if let Some(part) = part.then(c) {
+                self.state = State::Number(part);
                 out.push(c);
                 return Some(Step::More);
             }
-            if !digits.is_complete() {
+            if !part.is_complete() {
                 return None;
             }
             self.state = State::Next;
@@ -145,9 +145,9 @@ impl Json {
                 't' => State::Word("rue"),
                 'f' => State::Word("alse"),
                 'n' => State::Word("ull"),
-                '-' => State::Number(Digits::Minus),
-                '0' => State::Number(Digits::Zero),
-                '1'..='9' => State::Number(Digits::Whole),
+                '-' => State::Number(Part::Minus),
+                '0' => State::Number(Part::Zero),
+                '1'..='9' => State::Number(Part::Whole),
                 _ => return None,
             },
             _ => return None,
@@ -258,17 +258,17 @@ impl Json {
     pub fn closers(&self) -> Option<String> {
         let complete = match self.state {
             State::Next | State::First | State::FirstKey => true,
-            State::Number(digits) => digits.is_complete(),
+            State::Number(part) => part.is_complete(),
             _ => false,
         };
         complete.then(|| self.stack.iter().rev().collect())
     }
 }
 
-impl Digits {
+impl Part {
     /// The part that a further character belongs to.
-    fn then(self, c: char) -> Option<Digits> {
-        use Digits::{Exponent, ExponentDigits, ExponentSign, Fraction, Minus, Point, Whole, Zero};
+    fn then(self, c: char) -> Option<Part> {
+        use Part::{Exponent, ExponentDigits, ExponentSign, Fraction, Minus, Point, Whole, Zero};
         Some(match (self, c) {
             (Minus, '0') => Zero,
             (Minus, '1'..='9') | (Whole, '0'..='9') => Whole,
@@ -282,7 +282,7 @@ impl Digits {
     }
 
     fn is_complete(self) -> bool {
-        matches!(self, Digits::Zero | Digits::Whole | Digits::Fraction | Digits::ExponentDigits)
+        matches!(self, Part::Zero | Part::Whole | Part::Fraction | Part::ExponentDigits)
     }
 }
 

@@ -206,15 +206,14 @@ impl Tagged {
                 self.calls.events.text(marker);
                 self.mode = Mode::Text;
             }
-            (_, marker) => match self.tools.filter(|tools| tools.openers().contains(&marker)) {
-                Some(tools) => {
+            // What closes nothing is part of the format, and not of the text.
+            (_, marker) => {
+                if let Some(tools) = self.tools.filter(|tools| tools.openers().contains(&marker)) {
                     let gap = std::mem::take(&mut self.gap);
                     self.calls.begin(&(gap + marker));
                     self.mode = Mode::Block(self.block(tools, marker));
                 }
-                // Nothing that it could close: part of the format, and not of the text.
-                None => {}
-            },
+            }
         }
     }
 
