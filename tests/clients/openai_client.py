@@ -13,6 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import openai
@@ -22,10 +23,10 @@ USER = [{"role": "user", "content": "What is 2 + 3?"}]
 GREEDY = {"model": "default", "temperature": 0, "max_tokens": 24}
 
 
-def start(krasis, model_path):
+def start(krasis, model_path, *options):
     """The process and its URL, once the model is ready."""
     ready = Path(tempfile.mkdtemp()) / "ready"
-    command = [krasis, "serve", "--port", "0", "--ready-file", ready]
+    command = [krasis, "serve", "--port", "0", "--ready-file", ready, *options]
     if model_path:
         command += ["--model-path", model_path]
     server = subprocess.Popen(command)
@@ -345,23 +346,48 @@ CHECKS = [
 ]
 
 
+def overridden(krasis):
+    """Whoever serves has the last word about formats and fields."""
+    options = ("--tool-parser", "none", "--reasoning-parser", "think", "--reasoning-field", "both")
+    with served(krasis, None, *options) as client:
+        text = client.chat.completions.create(messages=RAIN, tools=[WEATHER], **CALLS).choices[0]
+        assert text.finish_reason == "stop" and text.message.content.startswith("<tool_call>")
+        thinking = {"chat_template_kwargs": {"enable_thinking": True}}
+        message = client.chat.completions.create(messages=USER, extra_body=thinking, **CALLS)
+        message = message.choices[0].message
+        assert message.reasoning and message.reasoning == message.reasoning_content
+
+
+@contextmanager
+def served(krasis, model_path, *options):
+    """A client of a server, which must end cleanly."""
+    server, url = start(krasis, model_path, *options)
+    try:
+        yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        code = server.wait(timeout=60)
+    assert code == 0, f"krasis serve ended with {code}"
+
+
+def check(name, run, *arguments):
+    began = time.monotonic()
+    run(*arguments)
+    print(f"ok {name} ({time.monotonic() - began:.1f} s)", flush=True)
+
+
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--krasis", default=ROOT / "target/release/krasis", type=Path)
     arguments.add_argument("--model-path", type=Path)
     arguments = arguments.parse_args()
-    server, url = start(arguments.krasis, arguments.model_path)
-    try:
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
-        for check in CHECKS + (DEMO_CHECKS if arguments.model_path is None else []):
-            began = time.monotonic()
-            check(client)
-            print(f"ok {check.__name__} ({time.monotonic() - began:.1f} s)", flush=True)
-    finally:
-        server.send_signal(signal.SIGTERM)
-        code = server.wait(timeout=60)
-    assert code == 0, f"krasis serve ended with {code}"
+    demo = arguments.model_path is None
+    with served(arguments.krasis, arguments.model_path) as client:
+        for run in CHECKS + (DEMO_CHECKS if demo else []):
+            check(run.__name__, run, client)
     print("ok ended cleanly")
+    if demo:
+        check("overridden", overridden, arguments.krasis)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
-/// References and alternatives are followed this deep.
-const DEPTH_MAX: usize = 16;
+/// Schemas that are looked at for one argument. References may lead in circles, and alternatives
+/// to more of them than there is time for.
+const VISITS_MAX: usize = 256;
 
 /// The schemas of a request's tools.
 pub(super) struct Tools(Vec<(String, Value)>);
@@ -22,10 +23,11 @@ impl Tools {
     pub fn types(&self, function: &str, argument: &str) -> Types {
         let mut types = Types::default();
         if let Some((_, schema)) = self.0.iter().find(|(name, _)| name == function) {
-            let object = resolved(schema, schema, 0);
+            let mut visits = VISITS_MAX;
+            let object = resolved(schema, schema, &mut visits);
             match object["properties"].get(argument) {
-                Some(property) => types.collect(property, schema, 0),
-                None => types.collect(&object["additionalProperties"], schema, 0),
+                Some(property) => types.collect(property, schema, &mut visits),
+                None => types.collect(&object["additionalProperties"], schema, &mut visits),
             }
         }
         types
@@ -83,11 +85,12 @@ impl Types {
         }
     }
 
-    fn collect(&mut self, schema: &Value, root: &Value, depth: usize) {
-        if depth > DEPTH_MAX {
+    fn collect(&mut self, schema: &Value, root: &Value, visits: &mut usize) {
+        let schema = resolved(schema, root, visits);
+        if *visits == 0 {
             return;
         }
-        let schema = resolved(schema, root, depth);
+        *visits -= 1;
         match &schema["type"] {
             Value::String(name) => self.name(name),
             Value::Array(names) => {
@@ -97,7 +100,7 @@ impl Types {
         }
         for alternatives in ["anyOf", "oneOf", "allOf"] {
             for schema in schema[alternatives].as_array().into_iter().flatten() {
-                self.collect(schema, root, depth + 1);
+                self.collect(schema, root, visits);
             }
         }
         if schema["type"].is_null() {
@@ -133,12 +136,16 @@ fn kind(value: &Value) -> &'static str {
 }
 
 /// What a reference within the schema (`#/$defs/point`) points to.
-fn resolved<'a>(schema: &'a Value, root: &'a Value, depth: usize) -> &'a Value {
-    let target = schema["$ref"].as_str().and_then(|reference| reference.strip_prefix('#'));
-    match target.and_then(|pointer| root.pointer(pointer)) {
-        Some(target) if depth < DEPTH_MAX => resolved(target, root, depth + 1),
-        _ => schema,
+fn resolved<'a>(mut schema: &'a Value, root: &'a Value, visits: &mut usize) -> &'a Value {
+    let target = |schema: &Value| {
+        let pointer = schema["$ref"].as_str()?.strip_prefix('#')?;
+        root.pointer(pointer)
+    };
+    while let Some(next) = target(schema).filter(|_| *visits > 0) {
+        *visits -= 1;
+        schema = next;
     }
+    schema
 }
 
 /// 5.0 where 5 is meant.
@@ -149,4 +156,34 @@ fn whole(number: &serde_json::Number) -> Option<i64> {
 
 fn quoted(text: &str) -> String {
     Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn references_may_lead_in_circles() {
+        let many = vec![json!({"$ref": "#/$defs/many"}); 100];
+        let tools = Tools::new(&[json!({"function": {"name": "f", "parameters": {
+            "properties": {
+                "x": {"$ref": "#/properties/x"},
+                "y": {"$ref": "#/$defs/many"},
+                "z": {"anyOf": [{"$ref": "#/$defs/whole"}, {"type": ["null", "boolean"]}]},
+            },
+            "additionalProperties": {"oneOf": [{"const": 1.5}, {"enum": ["a", []]}]},
+            "$defs": {"many": {"anyOf": many}, "whole": {"type": "integer"}},
+        }}})]);
+        for unknown in ["x", "y"] {
+            assert_eq!(tools.types("f", unknown), Types::default());
+        }
+        let found = tools.types("f", "z");
+        let expected = Types { integer: true, null: true, boolean: true, ..Types::default() };
+        assert_eq!(found, expected);
+        let found = tools.types("f", "else");
+        let expected = Types { number: true, text: true, list: true, ..Types::default() };
+        assert_eq!(found, expected);
+        assert_eq!(tools.types("g", "z"), Types::default());
+    }
 }
