@@ -280,6 +280,10 @@ fn glm() {
         "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value></arg_value> <arg_value></arg_value>\n</tool_call>",
         say("", "", &[("weather", r#"{"city": "</arg_value> <arg_value>"}"#)]),
     );
+    check(
+        "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value></arg_value></arg_value>\n</tool_call>",
+        say("", "", &[("weather", r#"{"city": "</arg_value>"}"#)]),
+    );
     check("<tool_call>now\n</tool_call>", say("", "", &[("now", "{}")]));
 }
 
