@@ -1,11 +1,11 @@
 //! What every route shares.
 
-use crate::Generation;
 use crate::access::Access;
 use crate::error::ApiError;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::stage::{Over, Progress, Stage};
+use crate::{Answers, Generation};
 use krasis_engine::Handle;
 use krasis_text::{Template, TextError, Tokenizer};
 use std::sync::{Arc, OnceLock};
@@ -38,6 +38,8 @@ pub struct Loaded {
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat template, or why chats are refused.
     pub template: Result<Template, TextError>,
+    /// How its answers are read.
+    pub answers: Answers,
     /// Its sampling defaults.
     pub generation: Generation,
     /// Changes when the same request may be answered differently: version, precision.

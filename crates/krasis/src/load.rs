@@ -2,7 +2,7 @@
 
 use crate::exit::Failure;
 use krasis_engine::{Options, Running, Watch};
-use krasis_server::{Generation, Loaded};
+use krasis_server::{Answers, Generation, Loaded};
 use krasis_text::{Template, TextError, Tokenizer};
 use std::path::Path;
 use std::sync::Arc;
@@ -48,10 +48,12 @@ fn with_engine(mut texts: Texts, running: Running, options: &Options) -> Loaded 
     // compare.
     let precision = format!("{:?}-{:?}-{:?}", options.device, options.expert_bits, options.kv);
     let precision = precision.to_lowercase().replace(['(', ')'], "");
+    let format = texts.template.as_ref().map(Template::format).unwrap_or_default();
     Loaded {
         handle,
         tokenizer: Arc::new(texts.tokenizer),
         template: texts.template,
+        answers: Answers { format, ..Answers::default() },
         generation: texts.generation,
         device: format!("{:?}", options.device).to_lowercase(),
         regions: regions.into_iter().map(|(region, bytes)| (region, bytes.0)).collect(),

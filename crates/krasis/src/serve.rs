@@ -6,10 +6,14 @@ use crate::load::load;
 use crate::options::ModelArguments;
 use crate::submit::Stream;
 use crate::supervise;
-use clap::Args;
+use clap::builder::PossibleValuesParser;
+use clap::{Args, ValueEnum};
 use krasis_core::Bytes;
 use krasis_engine::{Event, Options, Phase, Request, Sampling, Watch};
-use krasis_server::{Access, App, Keys, Limits, Loaded, Over, Progress, Stage, Tls};
+use krasis_server::{
+    Access, App, Keys, Limits, Loaded, Over, Progress, ReasoningField, Stage, Tls,
+};
+use krasis_text::{Reasoning, ToolFormat};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,6 +42,19 @@ pub struct Serve {
     /// Sequences that run at a time
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     max_sequences: Option<u32>,
+    /// Format of tool calls in answers; auto is what the chat template says, none leaves calls
+    /// in the text
+    #[arg(long, value_name = "FORMAT", default_value = "auto",
+          value_parser = PossibleValuesParser::new(names(ToolFormat::names())))]
+    tool_parser: String,
+    /// Format of reasoning in answers; auto is what the chat template says, none leaves
+    /// reasoning in the text
+    #[arg(long, value_name = "FORMAT", default_value = "auto",
+          value_parser = PossibleValuesParser::new(names(Reasoning::names())))]
+    reasoning_parser: String,
+    /// Field of a message that holds the reasoning
+    #[arg(long, value_name = "FIELD", default_value = "reasoning_content")]
+    reasoning_field: Field,
     /// File that holds the server's URL once the model is ready
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
@@ -74,6 +91,19 @@ pub struct Serve {
     /// Fail in this forward pass, for tests
     #[arg(long, value_name = "N", hide = true)]
     fault_at_step: Option<u64>,
+}
+
+/// Names of the field for reasoning.
+#[derive(Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Field {
+    ReasoningContent,
+    Reasoning,
+    Both,
+}
+
+fn names(formats: impl Iterator<Item = &'static str>) -> Vec<&'static str> {
+    ["auto", "none"].into_iter().chain(formats).collect()
 }
 
 impl Serve {
@@ -128,9 +158,10 @@ impl Serve {
         let mut renewed =
             std::pin::pin!(renew_keys(&app, self.api_key_file.as_deref(), key_variable));
         let ready = async {
-            let (loaded, time) = loading.await.map_err(|_| {
+            let (mut loaded, time) = loading.await.map_err(|_| {
                 Failure::say(Failure::FAILED, "the thread that loads the model has ended")
             })??;
+            self.read_answers(&mut loaded);
             self.announce(&app, &loaded, &url, time);
             app.ready(loaded);
             self.tell_ready(&url)?;
@@ -190,6 +221,22 @@ impl Serve {
         })
     }
 
+    /// Formats that the arguments name go before those of the template.
+    fn read_answers(&self, loaded: &mut Loaded) {
+        let format = &mut loaded.answers.format;
+        if self.tool_parser != "auto" {
+            format.tools = ToolFormat::named(&self.tool_parser);
+        }
+        if self.reasoning_parser != "auto" {
+            format.reasoning = Reasoning::named(&self.reasoning_parser);
+        }
+        loaded.answers.reasoning_field = match self.reasoning_field {
+            Field::ReasoningContent => ReasoningField::ReasoningContent,
+            Field::Reasoning => ReasoningField::Reasoning,
+            Field::Both => ReasoningField::Both,
+        };
+    }
+
     fn names(&self, dir: &Path) -> Vec<String> {
         if !self.served_model_name.is_empty() {
             return self.served_model_name.clone();
@@ -214,6 +261,12 @@ impl Serve {
             defaults.temperature.unwrap_or(1.0),
             defaults.top_k.unwrap_or(0),
             defaults.top_p.unwrap_or(1.0),
+        );
+        let format = loaded.answers.format;
+        eprintln!(
+            "krasis: tool calls {}, reasoning {}",
+            format.tools.map_or("as text", ToolFormat::name),
+            format.reasoning.map_or("as text", Reasoning::name),
         );
         if let Err(error) = &loaded.template {
             eprintln!("krasis: chats will be refused: {error}");

@@ -1,7 +1,7 @@
 //! `POST /v1/completions`
 
 use super::run::{Form, Run};
-use crate::answer::Piece;
+use crate::answer::{Piece, Reading};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::openai::{TextChoice, TextLogprobs};
@@ -182,7 +182,7 @@ impl Completions {
         let ids_wanted = std::mem::take(&mut opening.ids_wanted);
         TextChoice {
             index,
-            text: piece.text,
+            text: piece.text(),
             logprobs,
             finish_reason: piece.finish,
             token_ids: self.token_ids.then_some(piece.ids),
@@ -215,20 +215,24 @@ impl Form for Completions {
         }
         let logprobs = prompt.map(|prompt| self.echoed(index, prompt));
         let text = self.openings[index].prompt.text.clone();
-        let choice = self.choice(index, Piece { text, ..Piece::default() });
-        Some(TextChoice { logprobs, ..choice })
+        let choice = self.choice(index, Piece::default());
+        Some(TextChoice { text, logprobs, ..choice })
     }
 
-    fn chunk(&mut self, index: usize, piece: Piece) -> TextChoice {
-        self.choice(index, piece)
+    fn reading(&self) -> Reading {
+        Reading::plain()
     }
 
-    fn whole(&mut self, index: usize, prompt: Option<&[Logprob]>, mut piece: Piece) -> TextChoice {
-        if self.echo {
-            piece.text.insert_str(0, &self.openings[index].prompt.text);
-        }
+    fn chunks(&mut self, index: usize, piece: Piece) -> Vec<TextChoice> {
+        vec![self.choice(index, piece)]
+    }
+
+    fn whole(&mut self, index: usize, prompt: Option<&[Logprob]>, piece: Piece) -> TextChoice {
         let echoed = prompt.map(|prompt| self.echoed(index, prompt));
-        let choice = self.choice(index, piece);
+        let mut choice = self.choice(index, piece);
+        if self.echo {
+            choice.text.insert_str(0, &self.openings[index].prompt.text);
+        }
         let logprobs = match (echoed, choice.logprobs) {
             (Some(echoed), Some(answer)) => Some(echoed.followed_by(answer)),
             (echoed, answer) => echoed.or(answer),

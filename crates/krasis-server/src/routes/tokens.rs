@@ -1,8 +1,9 @@
 //! Text to token ids and back, in the shapes of vLLM, which lm-evaluation-harness uses.
 
-use super::chat;
+use super::chat::{self, Prompt};
 use crate::error::ApiError;
 use crate::fields::Fields;
+use crate::tools::Tools;
 use crate::{App, Loaded, json, messages};
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -21,8 +22,10 @@ pub(super) async fn tokenize(
     let ids: Vec<u32> = match fields.take("messages")? {
         Some(messages) => {
             let messages = messages::checked(messages)?;
-            let render = chat::render(&mut fields)?;
-            blocking(move || chat::prompt(&texts, &messages, &render)).await?
+            let tools = Tools::take(&mut fields)?;
+            let render = chat::render(&mut fields, &tools)?;
+            let prompt = move || Ok(Prompt::new(&texts, &messages, render, tools)?.ids);
+            blocking(prompt).await?
         }
         None => {
             let missing = || ApiError::field("prompt", "prompt is missing");

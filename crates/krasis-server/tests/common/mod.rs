@@ -5,7 +5,7 @@
 pub mod text;
 
 use krasis_engine::{Census, Event, Facts, Finish, Handle, Logprob, Submission, Usage};
-use krasis_server::{Access, App, Generation, Limits, Loaded, Tls};
+use krasis_server::{Access, Answers, App, Generation, Limits, Loaded, Tls};
 use krasis_text::Template;
 use serde_json::Value;
 use std::io::{Read, Write};
@@ -37,8 +37,11 @@ pub struct Script {
     pub queue_max: usize,
     /// What happens instead of the second token.
     pub fault: Option<Fault>,
-    /// Tokens that a sequence may hold.
+    /// The chat template, and the tokens that prompt and answer may have.
+    pub template: &'static str,
     pub context: u32,
+    /// How answers are read; `None` for what the template says.
+    pub answers: Option<Answers>,
 }
 
 /// How an engine may fail.
@@ -53,7 +56,15 @@ pub enum Fault {
 impl Script {
     pub fn saying(answer: &str) -> Script {
         let answer = text::byte_level().encode_rendered(answer).unwrap();
-        Script { answer, step: Duration::ZERO, queue_max: 64, fault: None, context: CONTEXT }
+        Script {
+            answer,
+            step: Duration::ZERO,
+            queue_max: 64,
+            fault: None,
+            template: TEMPLATE,
+            context: CONTEXT,
+            answers: None,
+        }
     }
 }
 
@@ -138,10 +149,14 @@ impl Server {
                 let _ = &submissions;
             },
         });
+        let template = Template::new(self.script.template, &text::specials());
+        let format = template.as_ref().map(Template::format).unwrap_or_default();
+        let answers = Answers { format, ..Answers::default() };
         self.app.ready(Loaded {
             handle,
             tokenizer: text::byte_level(),
-            template: Template::new(TEMPLATE, &text::specials()),
+            template,
+            answers: self.script.answers.unwrap_or(answers),
             generation: Generation { eos: vec![EOS], ..Generation::default() },
             fingerprint: "test".into(),
             device: "a script".into(),
