@@ -1,5 +1,6 @@
 //! The step, and the thread that makes it.
 
+use crate::census::Census;
 use crate::device::{self, Home, Watched};
 use crate::dummy::{self, Dummy};
 use crate::error::StartError;
@@ -20,6 +21,8 @@ use krasis_machine::Need;
 use krasis_model::{Config, Model, Source, describe};
 use krasis_ops::{Cpu, Memory, Ops};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -181,6 +184,9 @@ pub struct Engine<D> {
     batch: Batch,
     /// Of requests that name no seed.
     seeds: u64,
+    census: Arc<Census>,
+    /// The step that fails, in tests of what happens then.
+    fault: Option<u64>,
 }
 
 impl<D: Ops + Memory> Engine<D> {
@@ -289,13 +295,15 @@ impl<D: Ops + Memory> Engine<D> {
             prefill_chunk: options.prefill_chunk,
             context_max: plan.context_max,
         };
-        let scheduler = Scheduler::new(pages, limits);
+        let scheduler = Scheduler::new(pages, limits, handle.census.clone());
         let seeds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
         let decode_bytes = plan.placed.decode_bytes();
         let banks = plan.placed.banks;
         let network = Network { model, banks, caches: plan.caches, buffers: plan.buffers };
         let runner = Runner { device, network, step: plan.step, host: HostMemory::default() };
-        let engine = Engine { scheduler, runner, batch: Batch::default(), seeds };
+        let fault = options.fault_at_step;
+        let census = handle.census.clone();
+        let engine = Engine { scheduler, runner, batch: Batch::default(), seeds, census, fault };
         Loaded { engine, handle, submissions, regions: plan.regions, decode_bytes, loading }
     }
 
@@ -312,11 +320,15 @@ impl<D: Ops + Memory> Engine<D> {
     pub fn step(&mut self) {
         let (scheduler, batch) = (&mut self.scheduler, &mut self.batch);
         if !scheduler.next_batch(batch) {
+            scheduler.count();
             return;
         }
+        let step = self.census.steps.fetch_add(1, Ordering::Relaxed);
+        assert!(self.fault != Some(step), "step {step} fails, as --fault-at-step wishes");
         let hear = |index, known: Known| scheduler.hear(batch, index, known);
         self.runner.forward(&batch.input, &batch.chosen, hear);
         scheduler.commit(batch);
+        scheduler.count();
     }
 
     /// Takes requests while there is room for them; with nothing to do, waits for one. False once
@@ -335,6 +347,7 @@ impl<D: Ops + Memory> Engine<D> {
                     Err(_) => return false,
                 }
             };
+            self.census.queued.fetch_sub(1, Ordering::Relaxed);
             self.seeds = self.seeds.wrapping_add(1);
             self.scheduler.add(Sequence::new(submission, self.seeds));
             self.scheduler.admit();

@@ -1,9 +1,11 @@
 //! The door to the engine's thread: clone it freely, submit from anywhere.
 
+use crate::census::Census;
 use crate::request::{Event, InvalidRequest, Request};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::Instant;
 
 /// Where a request's events go. Called on the engine's thread, so it must not block; an unbounded
 /// channel's `send` is the usual body. Dropped after `Done` or `Failed`.
@@ -57,6 +59,8 @@ pub struct Submission {
     pub sink: Sink,
     /// Set when the caller has lost interest.
     pub cancelled: Arc<AtomicBool>,
+    /// When it was queued.
+    pub submitted: Instant,
 }
 
 /// The door to the engine's thread.
@@ -66,25 +70,38 @@ pub struct Handle {
     queue_max: usize,
     /// What is known without asking.
     pub facts: Arc<Facts>,
+    /// What the engine's thread counts.
+    pub census: Arc<Census>,
 }
 
 impl Handle {
     /// A door and the receiving end that the engine's thread (or a test's script) serves.
     pub fn new(facts: Facts, queue_max: usize) -> (Handle, Receiver<Submission>) {
         let (queue, submissions) = sync_channel(queue_max);
-        (Handle { queue, queue_max, facts: Arc::new(facts) }, submissions)
+        let (facts, census) = (Arc::new(facts), Arc::default());
+        (Handle { queue, queue_max, facts, census }, submissions)
+    }
+
+    /// Requests that may wait.
+    pub fn queue_max(&self) -> usize {
+        self.queue_max
     }
 
     /// Checks the request and queues it. Never blocks: a full queue is [`SubmitError::Busy`].
     pub fn submit(&self, request: Request, sink: Sink) -> Result<Ticket, SubmitError> {
         self.check(&request)?;
         let cancelled = Arc::new(AtomicBool::new(false));
-        let submission = Submission { request, sink, cancelled: cancelled.clone() };
-        match self.queue.try_send(submission) {
-            Ok(()) => Ok(Ticket { cancelled }),
-            Err(TrySendError::Full(_)) => Err(SubmitError::Busy { queue: self.queue_max }),
-            Err(TrySendError::Disconnected(_)) => Err(SubmitError::Stopped),
-        }
+        let submitted = Instant::now();
+        let submission = Submission { request, sink, cancelled: cancelled.clone(), submitted };
+        // Counted before the engine can take it, so that the count never falls below zero.
+        self.census.queued.fetch_add(1, Ordering::Relaxed);
+        let refused = match self.queue.try_send(submission) {
+            Ok(()) => return Ok(Ticket { cancelled }),
+            Err(TrySendError::Full(_)) => SubmitError::Busy { queue: self.queue_max },
+            Err(TrySendError::Disconnected(_)) => SubmitError::Stopped,
+        };
+        self.census.queued.fetch_sub(1, Ordering::Relaxed);
+        Err(refused)
     }
 
     fn check(&self, request: &Request) -> Result<(), InvalidRequest> {

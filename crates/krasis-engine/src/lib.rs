@@ -2,6 +2,7 @@
 //! [`Handle`].
 #![forbid(unsafe_code)]
 
+pub mod census;
 pub mod device;
 pub mod dummy;
 pub mod engine;
@@ -19,6 +20,7 @@ pub mod scheduler;
 pub mod sequence;
 pub mod skew;
 
+pub use census::Census;
 pub use engine::{
     Engine, Loaded, Loading, Running, build_cache, estimate, estimate_dummy, start, start_dummy,
     start_watched,

@@ -102,6 +102,9 @@ pub struct Options {
     pub trace: Option<Sender<Span>>,
     /// Folder of compiled GPU kernels; without one they are compiled for every start.
     pub kernel_cache: Option<PathBuf>,
+    /// The forward pass in which the engine's thread panics, as on a device that fails: for tests of
+    /// what happens then.
+    pub fault_at_step: Option<u64>,
 }
 
 impl Default for Options {
@@ -127,6 +130,7 @@ impl Default for Options {
             queue_max: 64,
             trace: None,
             kernel_cache: None,
+            fault_at_step: None,
         }
     }
 }

@@ -202,6 +202,8 @@ pub struct Usage {
     pub cached_tokens: u32,
     /// Tokens generated.
     pub completion_tokens: u32,
+    /// From submission to the first admission: waiting for others.
+    pub queued: Duration,
     /// From admission to the first token.
     pub prefill: Duration,
     /// From the first token to the last.

@@ -4,12 +4,15 @@
 //! ends, the one admitted last goes back to the queue and is computed again later; since results do
 //! not depend on how tokens are grouped into steps, nobody can tell.
 
+use crate::census::Census;
 use crate::kv::Pages;
 use crate::request::{Finish, Request};
 use crate::runner::{Chosen, StepInput};
 use crate::sample::{self, History, Known};
 use crate::sequence::{Held, Sequence};
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Sequences that wait and run, and the memory that they share.
 pub struct Scheduler {
@@ -19,6 +22,7 @@ pub struct Scheduler {
     pages: Pages,
     places: Vec<u32>,
     limits: Limits,
+    census: Arc<Census>,
 }
 
 /// How much there may be of what.
@@ -55,15 +59,27 @@ struct Wanted {
 }
 
 impl Scheduler {
-    /// Shares `pages` and `limits.places` places of recurrent state.
-    pub fn new(pages: Pages, limits: Limits) -> Scheduler {
+    /// Shares `pages` and `limits.places` places of recurrent state; what happens is counted in
+    /// `census`.
+    pub fn new(pages: Pages, limits: Limits, census: Arc<Census>) -> Scheduler {
+        census.pages.store(pages.available() as u64, Ordering::Relaxed);
+        census.pages_available.store(pages.available() as u64, Ordering::Relaxed);
         Scheduler {
             waiting: VecDeque::new(),
             running: Vec::new(),
             pages,
             places: (0..limits.places).rev().collect(),
             limits: Limits { prefill_chunk: limits.prefill_chunk.max(1), ..limits },
+            census,
         }
+    }
+
+    /// Tells the census how things are between two steps.
+    pub fn count(&self) {
+        let Census { waiting, running, pages_available, .. } = &*self.census;
+        waiting.store(self.waiting.len() as u64, Ordering::Relaxed);
+        running.store(self.running.len() as u64, Ordering::Relaxed);
+        pages_available.store(self.pages.available() as u64, Ordering::Relaxed);
     }
 
     /// Queues a request.
@@ -165,6 +181,9 @@ impl Scheduler {
                 self.pages.release(prefix);
                 return;
             }
+            let queried = reused.len() as u64;
+            self.census.prefix_queries.fetch_add(queried, Ordering::Relaxed);
+            self.census.prefix_hits.fetch_add(covered as u64, Ordering::Relaxed);
             self.places.pop();
             let mut sequence = self.waiting.pop_front().expect("it was looked at");
             // All the room it may need: a decode step allocates nothing.
@@ -190,6 +209,7 @@ impl Scheduler {
             let mut last = self.running.pop().expect("one is running");
             self.release(&mut last);
             self.waiting.push_front(last);
+            self.census.preemptions.fetch_add(1, Ordering::Relaxed);
         }
     }
 

@@ -28,6 +28,7 @@ pub struct Sequence {
     sink: Sink,
     cancelled: Arc<AtomicBool>,
     submitted: Instant,
+    admitted: Option<Instant>,
     first_token: Option<Instant>,
 }
 
@@ -42,7 +43,7 @@ pub struct Held {
 impl Sequence {
     /// A request that has not run yet; `seed` is used if it names none.
     pub fn new(submission: Submission, seed: u64) -> Sequence {
-        let Submission { request, sink, cancelled } = submission;
+        let Submission { request, sink, cancelled, submitted } = submission;
         Sequence {
             seed: request.sampling.seed.unwrap_or(seed),
             tokens: request.prompt.clone(),
@@ -54,7 +55,8 @@ impl Sequence {
             cached: 0,
             sink,
             cancelled,
-            submitted: Instant::now(),
+            submitted,
+            admitted: None,
             first_token: None,
             request,
         }
@@ -63,6 +65,7 @@ impl Sequence {
     /// Takes memory whose first `covered` tokens are computed already.
     pub fn admit(&mut self, held: Held, covered: usize) {
         self.held = Some(held);
+        self.admitted.get_or_insert_with(Instant::now);
         self.computed = covered;
         self.cached = self.cached.max(covered.min(self.request.prompt.len()));
     }
@@ -124,11 +127,13 @@ impl Sequence {
     pub fn finish(mut self, finish: Finish) {
         let now = Instant::now();
         let first_token = self.first_token.unwrap_or(now);
+        let admitted = self.admitted.unwrap_or(now);
         let usage = Usage {
             prompt_tokens: self.request.prompt.len() as u32,
             cached_tokens: self.cached as u32,
             completion_tokens: self.answer().len() as u32,
-            prefill: first_token - self.submitted,
+            queued: admitted - self.submitted,
+            prefill: first_token - admitted,
             decode: now - first_token,
         };
         (self.sink)(Event::Done { finish, usage });

@@ -1,11 +1,16 @@
 //! What every route shares.
 
-use crate::Generation;
+use crate::access::Access;
 use crate::error::ApiError;
+use crate::limits::Limits;
+use crate::metrics::Metrics;
+use crate::stage::{Over, Progress, Stage};
+use crate::{Answers, Generation};
 use krasis_engine::Handle;
 use krasis_text::{Template, TextError, Tokenizer};
 use std::sync::{Arc, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::watch;
 
 /// A server that may still be waiting for its model.
 pub struct App {
@@ -13,6 +18,15 @@ pub struct App {
     pub names: Vec<String>,
     /// Unix time of the start, which clients see as the model's creation.
     pub created: u64,
+    /// Who may come in.
+    pub access: Access,
+    /// What they may take.
+    pub limits: Limits,
+    pub(crate) metrics: Metrics,
+    pub(crate) started: Instant,
+    /// Requests between admission and the last byte of their answer.
+    pub(crate) in_flight: watch::Sender<usize>,
+    pub(crate) stage: watch::Sender<Stage>,
     loaded: OnceLock<Arc<Loaded>>,
 }
 
@@ -24,23 +38,83 @@ pub struct Loaded {
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat template, or why chats are refused.
     pub template: Result<Template, TextError>,
+    /// How its answers are read.
+    pub answers: Answers,
     /// Its sampling defaults.
     pub generation: Generation,
     /// Changes when the same request may be answered differently: version, precision.
     pub fingerprint: String,
+    /// Where it runs, in words.
+    pub device: String,
+    /// What was allocated: words and bytes.
+    pub regions: Vec<(&'static str, u64)>,
 }
 
 impl App {
     /// A server without a model: it listens and says that it is loading. `names` holds the
     /// model's id, then its aliases.
-    pub fn new(names: Vec<String>) -> App {
+    pub fn new(names: Vec<String>, access: Access, limits: Limits) -> App {
         assert!(!names.is_empty(), "a served model needs a name");
-        App { names, created: unix_now(), loaded: OnceLock::new() }
+        App {
+            metrics: Metrics::new(&names[0]),
+            names,
+            created: unix_now(),
+            access,
+            limits,
+            started: Instant::now(),
+            in_flight: watch::Sender::new(0),
+            stage: watch::Sender::new(Stage::Loading(Progress { phase: "starting", percent: 0 })),
+            loaded: OnceLock::new(),
+        }
+    }
+
+    /// Loading has come so far.
+    pub fn loading(&self, progress: Progress) {
+        self.stage.send_if_modified(|stage| match stage {
+            Stage::Loading(known) if *known != progress => {
+                *known = progress;
+                true
+            }
+            _ => false,
+        });
     }
 
     /// The model is ready. Only the first call counts.
     pub fn ready(&self, loaded: Loaded) {
         let _ = self.loaded.set(Arc::new(loaded));
+        self.advance(Stage::Ready);
+    }
+
+    /// New requests are refused from now on.
+    pub fn drain(&self) {
+        self.advance(Stage::Draining);
+    }
+
+    /// Answers in flight end now, and their clients are told why.
+    pub fn over(&self, why: Over) {
+        self.advance(Stage::Over(why));
+    }
+
+    /// Stages follow each other in one direction only.
+    fn advance(&self, next: Stage) {
+        let age = |stage: &Stage| match stage {
+            Stage::Loading(_) => 0,
+            Stage::Ready => 1,
+            Stage::Draining => 2,
+            Stage::Over(_) => 3,
+        };
+        self.stage.send_if_modified(|stage| {
+            let newer = age(&next) > age(stage);
+            if newer {
+                *stage = next;
+            }
+            newer
+        });
+    }
+
+    /// What the server can do now.
+    pub fn stage(&self) -> Stage {
+        self.stage.borrow().clone()
     }
 
     /// The model, if it is ready.
@@ -60,7 +134,7 @@ impl App {
             Some(name) if self.names.iter().any(|known| known == name) => {}
             Some(name) => return Err(ApiError::no_model(name, &self.names)),
         }
-        self.loaded().cloned().ok_or_else(ApiError::loading)
+        self.loaded().cloned().ok_or_else(|| ApiError::not_now(&self.stage()))
     }
 }
 

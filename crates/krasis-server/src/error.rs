@@ -1,11 +1,15 @@
 //! Errors as OpenAI's clients expect them: a status and `{"error": {message, type, param, code}}`.
 
 use crate::json;
+use crate::stage::{Over, Progress, Stage};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use krasis_engine::{InvalidRequest, SubmitError};
 use krasis_text::TextError;
 use serde_json::{Value, json};
+use tokio::task::JoinError;
+
+const FAILED: &str = "the engine has failed; the server ends, and its log says why";
 
 /// What a client did wrong, or why the server cannot serve now. What fails the same way every
 /// time is never a 5xx: clients would repeat it.
@@ -49,9 +53,26 @@ impl ApiError {
         }
     }
 
-    pub fn loading() -> ApiError {
-        let message = "the model is still loading: try again in a moment".into();
-        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, Some("model_loading"), message)
+    /// 503: the server is not in the stage in which requests are answered.
+    pub fn not_now(stage: &Stage) -> ApiError {
+        let (code, message) = match stage {
+            Stage::Loading(Progress { phase, percent }) => (
+                "model_loading",
+                format!("the model is still loading ({phase}, {percent} %): try again in a moment"),
+            ),
+            Stage::Over(Over::Failed) => ("engine_failed", FAILED.into()),
+            _ => ("shutting_down", "the server is shutting down: try again in a moment".into()),
+        };
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, Some(code), message)
+    }
+
+    /// What an answer in flight is told when it ends before its end.
+    pub fn over(why: Over) -> ApiError {
+        let (code, message) = match why {
+            Over::Failed => ("engine_failed", FAILED),
+            Over::Stopped => ("shutting_down", "the server is shutting down and cannot finish"),
+        };
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, Some(code), message.into())
     }
 
     pub fn too_long(prompt: usize, answer: Option<u32>, context: u32) -> ApiError {
@@ -71,6 +92,12 @@ impl ApiError {
             param: Some(if answer.is_none() { "messages" } else { "max_tokens" }.into()),
             code: Some("context_length_exceeded"),
         }
+    }
+
+    /// A panic in the server. What it says is for the log alone.
+    pub fn bug() -> ApiError {
+        let message = "a bug in the server ended this request; its log says more";
+        ApiError::internal(message.into())
     }
 
     /// The engine or the server failed.
@@ -107,11 +134,19 @@ impl IntoResponse for ApiError {
         match self.status {
             StatusCode::TOO_MANY_REQUESTS => header(header::RETRY_AFTER, "1"),
             StatusCode::SERVICE_UNAVAILABLE => header(header::RETRY_AFTER, "5"),
+            StatusCode::UNAUTHORIZED => header(header::WWW_AUTHENTICATE, "Bearer"),
             // The rest of a refused body is not read, so the connection cannot go on.
             StatusCode::PAYLOAD_TOO_LARGE => header(header::CONNECTION, "close"),
             _ => {}
         }
         response
+    }
+}
+
+/// Work that was handed to another thread has panicked, or the server ends.
+impl From<JoinError> for ApiError {
+    fn from(_: JoinError) -> ApiError {
+        ApiError::bug()
     }
 }
 

@@ -4,15 +4,20 @@
 //! ignored (every client sends extras).
 
 use crate::error::ApiError;
+use crate::limits::Limits;
 use axum::http::StatusCode;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 /// The fields of a JSON object.
-pub(crate) struct Fields(Map<String, Value>);
+pub(crate) struct Fields {
+    values: Map<String, Value>,
+    /// What they may hold.
+    pub limits: Limits,
+}
 
 impl Fields {
-    pub fn parse(body: &[u8]) -> Result<Fields, ApiError> {
+    pub fn parse(body: &[u8], limits: &Limits) -> Result<Fields, ApiError> {
         let value = serde_json::from_slice(body).map_err(|error| {
             let message = format!(
                 "the body is not valid JSON (line {}, column {}): {error}",
@@ -22,12 +27,36 @@ impl Fields {
             ApiError::new(StatusCode::BAD_REQUEST, Some("invalid_json"), message)
         })?;
         match value {
-            Value::Object(fields) => Ok(Fields(fields)),
+            Value::Object(values) => {
+                let fields = Fields { values, limits: limits.clone() };
+                fields.check()?;
+                Ok(fields)
+            }
             _ => {
                 let message = "the body is not a JSON object".into();
                 Err(ApiError::new(StatusCode::BAD_REQUEST, Some("invalid_json"), message))
             }
         }
+    }
+
+    /// Refuses what is too large to look at, whichever route it is for.
+    fn check(&self) -> Result<(), ApiError> {
+        let entries = |name| self.values.get(name).and_then(Value::as_array).map_or(0, Vec::len);
+        for (name, most) in [("messages", self.limits.messages), ("tools", self.limits.tools)] {
+            if entries(name) as u64 > most {
+                let message = format!("{name} holds {} entries, at most {most}", entries(name));
+                return Err(ApiError::field(name, message));
+            }
+        }
+        for name in ["tools", "response_format"] {
+            let bytes = self.values.get(name).map_or(0, |value| value.to_string().len());
+            if bytes as u64 > self.limits.schema_bytes {
+                let most = self.limits.schema_bytes;
+                let message = format!("{name} takes {bytes} bytes, at most {most}");
+                return Err(ApiError::field(name, message));
+            }
+        }
+        Ok(())
     }
 
     /// A field's value, `None` if absent or null.
@@ -43,7 +72,7 @@ impl Fields {
 
     /// A field's value as it came.
     pub fn value(&mut self, name: &str) -> Option<Value> {
-        self.0.shift_remove(name).filter(|value| !value.is_null())
+        self.values.shift_remove(name).filter(|value| !value.is_null())
     }
 
     /// A number that must lie within bounds.

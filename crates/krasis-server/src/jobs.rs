@@ -1,5 +1,6 @@
 //! The engine requests behind one HTTP request: each sample of each prompt is one.
 
+use crate::metrics::{Metrics, Observer};
 use krasis_engine::{Event, Handle, Request, SubmitError, Ticket};
 use std::collections::VecDeque;
 use std::task::{Context, Poll, ready};
@@ -10,7 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 pub(crate) struct Jobs {
     handle: Handle,
     /// Not submitted yet, because the queue was full of our own.
-    waiting: VecDeque<(usize, Request)>,
+    waiting: VecDeque<(usize, Request, Observer)>,
     tickets: Vec<Option<Ticket>>,
     running: usize,
     /// Kept while requests wait; without it, the channel ends with the engine.
@@ -21,12 +22,20 @@ pub(crate) struct Jobs {
 impl Jobs {
     /// Submits as many as the queue takes. A batch may be larger than the queue, so only a queue
     /// that takes none at all is an error.
-    pub fn submit(handle: &Handle, requests: Vec<Request>) -> Result<Jobs, SubmitError> {
+    pub fn submit(
+        handle: &Handle,
+        metrics: &Metrics,
+        requests: Vec<Request>,
+    ) -> Result<Jobs, SubmitError> {
         let (sender, events) = unbounded_channel();
+        let observed = |(index, request): (usize, Request)| {
+            let observer = metrics.observe(&request);
+            (index, request, observer)
+        };
         let mut jobs = Jobs {
             handle: handle.clone(),
             tickets: requests.iter().map(|_| None).collect(),
-            waiting: requests.into_iter().enumerate().collect(),
+            waiting: requests.into_iter().enumerate().map(observed).collect(),
             running: 0,
             sender: Some(sender),
             events,
@@ -71,10 +80,13 @@ impl Jobs {
 
     fn fill(&mut self) -> Result<(), SubmitError> {
         let Some(sender) = &self.sender else { return Ok(()) };
-        while let Some((index, request)) = self.waiting.front() {
-            let (index, sender) = (*index, sender.clone());
+        while let Some((index, request, observer)) = self.waiting.front() {
+            let (index, sender, mut observer) = (*index, sender.clone(), observer.clone());
             // A receiver that is gone is a client that is gone: the ticket has told the engine.
-            let sink = Box::new(move |event| drop(sender.send((index, event))));
+            let sink = Box::new(move |event| {
+                observer.hear(&event);
+                drop(sender.send((index, event)));
+            });
             match self.handle.submit(request.clone(), sink) {
                 Ok(ticket) => self.tickets[index] = Some(ticket),
                 Err(SubmitError::Busy { .. }) if self.running > 0 => return Ok(()),

@@ -1,24 +1,23 @@
 //! JSON in and out: bodies with limits, and answers that survive every client's line splitter.
 
+use crate::App;
 use crate::error::ApiError;
 use crate::fields::Fields;
-use axum::body::{Body, to_bytes};
+use crate::limits::Limits;
+use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures_core::Stream;
 use serde::Serialize;
-use std::time::Duration;
+use std::pin::pin;
+use std::sync::Arc;
+use tokio::time::Instant;
 
-/// Agents send whole files in their prompts; axum's own 2 MB would refuse them.
-const BODY_BYTES_MAX: usize = 32 << 20;
-
-/// A body must have arrived after this time.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
-
-impl<S: Sync> FromRequest<S> for Fields {
+impl FromRequest<Arc<App>> for Fields {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, _: &S) -> Result<Fields, ApiError> {
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Fields, ApiError> {
         let kind = request.headers().get(header::CONTENT_TYPE);
         let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         // A browser sends text/plain across origins without asking; JSON it does not.
@@ -29,41 +28,48 @@ impl<S: Sync> FromRequest<S> for Fields {
             return Err(ApiError::new(status, Some("unsupported_media_type"), message));
         }
         let length = request.headers().get(header::CONTENT_LENGTH);
-        let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-        if length.is_some_and(|length| length > BODY_BYTES_MAX) {
-            return Err(too_large());
+        let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        if length.is_some_and(|length| length > app.limits.body_bytes) {
+            return Err(too_large(&app.limits));
         }
-        let body = to_bytes(request.into_body(), BODY_BYTES_MAX);
-        let body = tokio::time::timeout(BODY_TIMEOUT, body).await.map_err(|_| {
-            let message = format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs());
-            ApiError::new(StatusCode::REQUEST_TIMEOUT, Some("timeout"), message)
-        })?;
-        let body = body.map_err(|error| match is_length_limit(&error) {
-            true => too_large(),
-            false => {
-                let message = format!("the body could not be read: {error}");
-                ApiError::new(StatusCode::BAD_REQUEST, Some("incomplete_body"), message)
+        let body = read(request.into_body(), &app.limits).await?;
+        Fields::parse(&body, &app.limits)
+    }
+}
+
+/// Reads a body. Its time grows with what has arrived, so a slow line may send a long prompt, while
+/// bytes that trickle in hold a connection for seconds only.
+async fn read(body: Body, limits: &Limits) -> Result<Vec<u8>, ApiError> {
+    let start = Instant::now();
+    let (mut stream, mut bytes) = (pin!(body.into_data_stream()), Vec::new());
+    loop {
+        let chunk = std::future::poll_fn(|context| stream.as_mut().poll_next(context));
+        let deadline = start + limits.body_time(bytes.len());
+        match tokio::time::timeout_at(deadline, chunk).await {
+            Err(_) => {
+                let message = format!("the body stopped coming after {} bytes", bytes.len());
+                return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, Some("timeout"), message));
             }
-        })?;
-        Fields::parse(&body)
-    }
-}
-
-fn too_large() -> ApiError {
-    let message = format!("the body is larger than {} MiB", BODY_BYTES_MAX >> 20);
-    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, Some("body_too_large"), message)
-}
-
-fn is_length_limit(error: &axum::Error) -> bool {
-    // The error's type belongs to a crate below axum; its words have been stable for years.
-    let mut cause: Option<&dyn std::error::Error> = Some(error);
-    while let Some(error) = cause {
-        if error.to_string().contains("length limit exceeded") {
-            return true;
+            Ok(None) => return Ok(bytes),
+            Ok(Some(Ok(chunk))) if (bytes.len() + chunk.len()) as u64 <= limits.body_bytes => {
+                bytes.extend_from_slice(&chunk);
+            }
+            Ok(Some(Ok(_))) => return Err(too_large(limits)),
+            Ok(Some(Err(error))) => {
+                let message = format!("the body could not be read: {error}");
+                return Err(ApiError::new(
+                    StatusCode::BAD_REQUEST,
+                    Some("incomplete_body"),
+                    message,
+                ));
+            }
         }
-        cause = error.source();
     }
-    false
+}
+
+fn too_large(limits: &Limits) -> ApiError {
+    let message = format!("the body is larger than {} bytes", limits.body_bytes);
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, Some("body_too_large"), message)
 }
 
 /// An answer in JSON.

@@ -1,24 +1,40 @@
-//! HTTP as OpenAI's clients speak it: chat and plain completions, blocking and streamed.
-//!
-//! Text of a tool call and of reasoning is part of `content` for now: tools are rendered into the
-//! prompt, and calls in the history as well, but answers are not parsed yet.
+//! HTTP as OpenAI's clients speak it: chat and plain completions, blocking and streamed, with
+//! tools and reasoning.
 #![forbid(unsafe_code)]
 
+mod access;
 mod answer;
 mod app;
+mod document;
 mod error;
 mod fields;
+mod flight;
 mod generation;
+mod guard;
 mod jobs;
 mod json;
+mod keys;
+mod limits;
 mod messages;
+mod metrics;
 mod openai;
+mod paced;
 mod routes;
 mod serve;
 mod sse;
+mod stage;
+mod tls;
+mod tools;
 mod wishes;
 
+pub use access::Access;
+pub use answer::Answers;
 pub use app::{App, Loaded};
 pub use generation::{Generation, GenerationError};
-pub use routes::router;
+pub use keys::{KeyError, Keys};
+pub use limits::{LimitError, Limits};
+pub use openai::ReasoningField;
+pub use routes::{Entry, Needs, ROUTES, Route, router};
 pub use serve::serve;
+pub use stage::{Over, Progress, Stage};
+pub use tls::{Tls, TlsError};

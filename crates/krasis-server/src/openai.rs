@@ -36,6 +36,7 @@ pub(crate) struct Usage {
     pub completion_tokens: u32,
     pub total_tokens: u32,
     pub prompt_tokens_details: PromptDetails,
+    pub completion_tokens_details: CompletionDetails,
 }
 
 /// More about the prompt.
@@ -44,13 +45,21 @@ pub(crate) struct PromptDetails {
     pub cached_tokens: u32,
 }
 
+/// More about the answer.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct CompletionDetails {
+    /// Part of the completion's tokens.
+    pub reasoning_tokens: u32,
+}
+
 impl Usage {
-    pub fn new(prompt_tokens: u32, completion_tokens: u32, cached_tokens: u32) -> Usage {
+    pub fn new(prompt: u32, completion: u32, cached: u32, reasoning: u32) -> Usage {
         Usage {
-            prompt_tokens,
-            completion_tokens,
-            total_tokens: prompt_tokens + completion_tokens,
-            prompt_tokens_details: PromptDetails { cached_tokens },
+            prompt_tokens: prompt,
+            completion_tokens: completion,
+            total_tokens: prompt + completion,
+            prompt_tokens_details: PromptDetails { cached_tokens: cached },
+            completion_tokens_details: CompletionDetails { reasoning_tokens: reasoning },
         }
     }
 }
@@ -74,16 +83,92 @@ pub(crate) struct ChatChoice {
 #[derive(Debug, Serialize)]
 pub(crate) struct Message {
     pub role: &'static str,
-    pub content: String,
+    /// Null if there is nothing but calls.
+    pub content: Option<String>,
+    #[serde(flatten)]
+    pub reasoning: Thoughts,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
     pub refusal: Option<String>,
 }
 
 /// The next part of the assistant's message. Clients fail on deltas without `content`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Delta {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<&'static str>,
-    pub content: String,
+    pub content: Option<String>,
+    #[serde(flatten)]
+    pub reasoning: Thoughts,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCallDelta>,
+}
+
+/// The name of the field for what the model thinks. OpenAI has none; servers differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReasoningField {
+    /// `reasoning_content`: DeepSeek, llama.cpp, and most clients.
+    #[default]
+    ReasoningContent,
+    /// `reasoning`: vLLM, OpenRouter.
+    Reasoning,
+    /// Both at a time.
+    Both,
+}
+
+/// What the model thinks, under the names that are asked for.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Thoughts {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<String>,
+}
+
+impl Thoughts {
+    pub fn new(text: String, field: ReasoningField) -> Thoughts {
+        use ReasoningField::{Both, Reasoning, ReasoningContent};
+        Thoughts {
+            reasoning_content: matches!(field, ReasoningContent | Both).then(|| text.clone()),
+            reasoning: matches!(field, Reasoning | Both).then_some(text),
+        }
+    }
+}
+
+/// A call of a function.
+#[derive(Debug, Serialize)]
+pub(crate) struct ToolCall {
+    pub id: String,
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    pub function: Function,
+}
+
+/// The function called. Its arguments are JSON in a string.
+#[derive(Debug, Serialize)]
+pub(crate) struct Function {
+    pub name: String,
+    pub arguments: String,
+}
+
+/// A call's beginning, with id, type and name, or more of its arguments.
+#[derive(Debug, Serialize)]
+pub(crate) struct ToolCallDelta {
+    /// Which call; clients collect by it.
+    pub index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<&'static str>,
+    pub function: FunctionDelta,
+}
+
+/// The function's name, once, or more of its arguments.
+#[derive(Debug, Serialize)]
+pub(crate) struct FunctionDelta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    pub arguments: String,
 }
 
 /// One of the answers to plain prompts.

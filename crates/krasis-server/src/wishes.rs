@@ -2,17 +2,11 @@
 
 use crate::error::ApiError;
 use crate::fields::Fields;
+use crate::limits::Limits;
 use crate::{Generation, Loaded};
 use krasis_engine::{Request, Sampling};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-
-/// Samples per prompt.
-const N_MAX: u32 = 8;
-const STOPS_MAX: usize = 16;
-const STOP_BYTES_MAX: usize = 256;
-const STOP_TOKENS_MAX: usize = 256;
-const BIASES_MAX: usize = 1024;
 
 /// Fields that change what an answer is and that are not implemented. Ignoring one would return
 /// something other than what was asked for.
@@ -78,8 +72,9 @@ impl Wishes {
             return Err(ApiError::unsupported("min_tokens", message));
         }
         let mut stop_tokens = fields.take::<Vec<u32>>("stop_token_ids")?.unwrap_or_default();
-        if stop_tokens.len() > STOP_TOKENS_MAX {
-            let message = format!("stop_token_ids holds more than {STOP_TOKENS_MAX} tokens");
+        let most = fields.limits.stop_tokens;
+        if stop_tokens.len() as u64 > most {
+            let message = format!("stop_token_ids holds more than {most} tokens");
             return Err(ApiError::field("stop_token_ids", message));
         }
         if !ignore_eos {
@@ -89,7 +84,7 @@ impl Wishes {
         Ok(Wishes {
             sampling: sampling(fields, generation)?,
             tokens_max: None,
-            n: fields.within("n", 1, N_MAX)?.unwrap_or(1),
+            n: fields.within("n", 1, fields.limits.samples as u32)?.unwrap_or(1),
             stops: stops(fields)?,
             stop_included: fields.flag("include_stop_str_in_output")?,
             stop_tokens,
@@ -161,8 +156,9 @@ fn sampling(fields: &mut Fields, model: &Generation) -> Result<Sampling, ApiErro
 
 fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
     let biases: Map<String, Value> = fields.take("logit_bias")?.unwrap_or_default();
-    if biases.len() > BIASES_MAX {
-        let message = format!("logit_bias holds more than {BIASES_MAX} tokens");
+    let most = fields.limits.logit_biases;
+    if biases.len() as u64 > most {
+        let message = format!("logit_bias holds more than {most} tokens");
         return Err(ApiError::field("logit_bias", message));
     }
     let bias = |(token, bias): (String, Value)| {
@@ -184,10 +180,10 @@ fn stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
             return Err(ApiError::field("stop", "stop must be a string or a list of strings"));
         }
     };
-    let wrong = |stop: &String| stop.is_empty() || stop.len() > STOP_BYTES_MAX;
-    if stops.len() > STOPS_MAX || stops.iter().any(wrong) {
-        let message =
-            format!("stop takes up to {STOPS_MAX} strings of 1 to {STOP_BYTES_MAX} bytes");
+    let Limits { stops: most, stop_bytes, .. } = fields.limits;
+    let wrong = |stop: &String| stop.is_empty() || stop.len() as u64 > stop_bytes;
+    if stops.len() as u64 > most || stops.iter().any(wrong) {
+        let message = format!("stop takes up to {most} strings of 1 to {stop_bytes} bytes");
         return Err(ApiError::field("stop", message));
     }
     Ok(stops)

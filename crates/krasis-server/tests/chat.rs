@@ -34,7 +34,8 @@ fn a_whole_answer_has_openais_form() {
             "choices": [{"index": 0, "message": {"role": "assistant", "content": "hé",
                          "refusal": null}, "logprobs": null, "finish_reason": "stop"}],
             "usage": {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11,
-                      "prompt_tokens_details": {"cached_tokens": 1}},
+                      "prompt_tokens_details": {"cached_tokens": 1},
+                      "completion_tokens_details": {"reasoning_tokens": 0}},
         })
     );
     // The template's text as it is: no BOS in front.
@@ -202,7 +203,8 @@ fn the_template_sees_tools_history_and_variables() {
     assert_eq!(rendered(chat(json!({"tools": tools}))), "T:f;T:g;u:hi;a:");
     assert_eq!(rendered(chat(json!({"tools": tools, "tool_choice": "none"}))), "u:hi;a:");
     let named = json!({"type": "function", "function": {"name": "g"}});
-    assert_eq!(rendered(chat(json!({"tools": tools, "tool_choice": named}))), "T:f;T:g;u:hi;a:");
+    let flat = json!([{"type": "function", "name": "f"}, {"type": "web_search"}]);
+    assert_eq!(rendered(chat(json!({"tools": flat}))), "T:f;u:hi;a:");
     let allowed =
         json!({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [named]}});
     assert_eq!(rendered(chat(json!({"tools": tools, "tool_choice": allowed}))), "T:g;u:hi;a:");

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Script, Server};
+use common::{Fault, Script, Server};
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -202,7 +202,8 @@ fn request_ids_are_echoed_or_made() {
 fn a_server_listens_before_its_model_is_there() {
     let server = Server::loading(Script::saying("x"));
     let health = server.get("/health");
-    assert_eq!((health.status, health.json()), (503, json!({"status": "loading"})));
+    let loading = json!({"status": "loading", "phase": "starting", "percent": 0});
+    assert_eq!((health.status, health.json()), (503, loading));
     let reply = server.post(TEXT, json!({"prompt": "a"}));
     assert_eq!((reply.status, &reply.json()["error"]["code"]), (503, &json!("model_loading")));
     assert_eq!(reply.header("retry-after"), "5");
@@ -233,7 +234,7 @@ fn a_full_queue_is_429() {
 
 #[test]
 fn a_failure_is_500_or_an_error_in_the_stream() {
-    let server = Server::start(Script { fails: true, ..Script::saying("abc") });
+    let server = Server::start(Script { fault: Some(Fault::Said), ..Script::saying("abc") });
     let reply = server.post(TEXT, json!({"prompt": "a"}));
     assert_eq!((reply.status, &reply.json()["error"]["message"]), (500, &json!("the GPU is gone")));
     let reply = server.post(TEXT, json!({"prompt": "a", "stream": true}));
@@ -281,7 +282,7 @@ fn a_connection_serves_one_request_after_the_other() {
     let server = Server::start(Script::saying("x"));
     let mut socket = std::net::TcpStream::connect(server.address).unwrap();
     for _ in 0..3 {
-        socket.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        socket.write_all(b"GET /health HTTP/1.1\r\nHost: [::1]\r\n\r\n").unwrap();
         let mut reply = [0; 1024];
         let bytes = socket.read(&mut reply).unwrap();
         let reply = String::from_utf8_lossy(&reply[..bytes]);

@@ -28,9 +28,10 @@ pub struct Detokenizer {
 }
 
 /// What becomes of special tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Special {
-    Hidden,
+    /// They are left out, but for these.
+    Hidden(Vec<u32>),
     Spelled,
 }
 
@@ -39,12 +40,18 @@ impl Detokenizer {
     pub fn new(tokenizer: Arc<Tokenizer>) -> Detokenizer {
         Detokenizer {
             tokenizer,
-            spelled: Special::Hidden,
+            spelled: Special::Hidden(Vec::new()),
             window: Vec::new(),
             known: 0,
             context: String::new(),
             sent: 0,
         }
+    }
+
+    /// Leaves special tokens out, but for those of an answer's format, which a parser must see.
+    pub fn with_markers(tokenizer: Arc<Tokenizer>, markers: &[&str]) -> Detokenizer {
+        let ids = markers.iter().filter_map(|marker| tokenizer.id(marker)).collect();
+        Detokenizer { spelled: Special::Hidden(ids), ..Detokenizer::new(tokenizer) }
     }
 
     /// Spells special tokens out.
@@ -54,7 +61,10 @@ impl Detokenizer {
 
     /// Takes a token; returns the text that is certain now, which may be none.
     pub fn push(&mut self, id: u32) -> String {
-        let hidden = self.spelled == Special::Hidden && self.tokenizer.is_special(id);
+        let hidden = match &self.spelled {
+            Special::Hidden(shown) => self.tokenizer.is_special(id) && !shown.contains(&id),
+            Special::Spelled => false,
+        };
         if hidden || !self.tokenizer.knows(id) {
             return String::new();
         }

@@ -2,12 +2,14 @@
 //! nothing of tensors, engines or HTTP.
 #![forbid(unsafe_code)]
 
+mod answer;
 mod detokenize;
 mod error;
 mod stop;
 mod template;
 mod tokenizer;
 
+pub use answer::{End, Event, Format, Parser, Reasoning, Start, ToolFormat};
 pub use detokenize::Detokenizer;
 pub use error::TextError;
 pub use stop::{Passage, StopStrings};

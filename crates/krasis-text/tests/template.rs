@@ -100,21 +100,50 @@ fn missing_content_is_never_printed_as_none() {
 }
 
 #[test]
-fn arguments_that_are_no_object_are_refused_by_name() {
+fn arguments_that_are_no_object_are_history_all_the_same() {
     let source = "{% for m in messages %}{% for c in m.tool_calls %}\
-                  {% for k, v in c.function.arguments.items() %}{{ k }}{{ v }}{% endfor %}\
+                  {% for k, v in c.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}\
                   {% endfor %}{% endfor %}";
-    let call = |arguments: &str| {
+    let call = |arguments: Value| {
         json!([{"role": "assistant", "tool_calls":
             [{"id": "1", "function": {"name": "f", "arguments": arguments}}]}])
     };
-    assert_eq!(render(source, call(r#"{"a": 1}"#)), "a1");
-    assert_eq!(render(source, call("")), "");
-    let error = template(source)
-        .render(call("{broken").as_array().unwrap(), &Render::default())
-        .unwrap_err()
-        .to_string();
-    assert!(error.starts_with("messages[0].tool_calls[0].function.arguments: "), "{error}");
+    for (arguments, rendered) in [
+        (json!(r#"{"a": 1}"#), "a=1"),
+        (json!({"a": 1}), "a=1"),
+        (json!(""), ""),
+        (json!(null), ""),
+        (json!("{broken"), "arguments={broken"),
+        (json!("[1]"), "arguments=[1]"),
+        (json!([1]), "arguments=[1]"),
+    ] {
+        assert_eq!(render(source, call(arguments.clone())), rendered, "{arguments}");
+    }
+    let prints = "{% for m in messages %}{% for c in m.tool_calls %}\
+                  {{ c.function.arguments + ';' }}{% endfor %}{% endfor %}";
+    for arguments in ["{\"a\": 1}", "{broken", ""] {
+        assert_eq!(render(prints, call(json!(arguments))), format!("{arguments};"));
+    }
+}
+
+#[test]
+fn kimis_ids_say_name_and_number() {
+    let source = "{% for m in messages %}{% for c in m.tool_calls or [] %}<|tool_call_begin|>\
+                  {{ c.id }}{% endfor %}{% if m.tool_call_id %}R{{ m.tool_call_id }}{% endif %}\
+                  {% endfor %}";
+    let call = |id: &str| json!({"id": id, "function": {"name": "f", "arguments": "{}"}});
+    let messages = json!([
+        {"role": "assistant", "tool_calls": [call("functions.f:0"), call("call_x")]},
+        {"role": "tool", "tool_call_id": "call_x", "content": "r"},
+        {"role": "tool", "tool_call_id": "functions.f:0", "content": "r"},
+        {"role": "assistant", "tool_calls": [call("call_x")]},
+        {"role": "tool", "tool_call_id": "call_x", "content": "r"},
+    ]);
+    assert_eq!(
+        render(source, messages),
+        "<|tool_call_begin|>functions.f:0<|tool_call_begin|>functions.f:1Rfunctions.f:1\
+         Rfunctions.f:0<|tool_call_begin|>functions.f:2Rfunctions.f:2"
+    );
 }
 
 #[test]

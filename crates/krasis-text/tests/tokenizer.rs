@@ -50,6 +50,14 @@ fn special_tokens_are_hidden_and_others_are_not() {
 }
 
 #[test]
+fn markers_are_spelled_where_other_special_tokens_are_hidden() {
+    let mut detokenizer = Detokenizer::with_markers(byte_level(), &["</s>", "<unheard>"]);
+    let pieces: Vec<String> =
+        [BOS, 97, EOS, TOOL].into_iter().map(|id| detokenizer.push(id)).collect();
+    assert_eq!(pieces.concat() + &detokenizer.finish(), "a</s><tool>");
+}
+
+#[test]
 fn long_texts_are_refused_before_any_work() {
     let json = byte_level_json().to_string();
     let mut tokenizer = Tokenizer::from_json(&json, specials()).unwrap();

@@ -70,12 +70,16 @@ impl Shown {
 
 impl Watch for Bar {
     fn progress(&self, phase: Phase, done: Bytes, of: Bytes) {
-        let words = match phase {
-            Phase::Building => "quantising",
-            Phase::Waiting => "waiting for the process that quantises",
-            Phase::Loading => "loading",
-        };
-        self.show(words, done, of);
+        self.show(words(phase), done, of);
+    }
+}
+
+/// A phase in words.
+pub fn words(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Building => "quantising",
+        Phase::Waiting => "waiting for the process that quantises",
+        Phase::Loading => "loading",
     }
 }
 

@@ -1,5 +1,6 @@
 //! `krasis eval`: perplexity on given tokens, exactness on given tasks.
 
+use crate::bar::Bar;
 use crate::exit::Failure;
 use crate::load::load;
 use crate::options::ModelArguments;
@@ -47,7 +48,7 @@ impl Eval {
         let tasks = self.tasks.as_deref().map(|file| self.lines(file)).transpose()?;
         let mut options = self.model.options()?;
         options.sequences_max = self.max_sequences.unwrap_or(options.sequences_max);
-        let loaded = load(&self.model.folder()?, &options)?;
+        let loaded = load(&self.model.folder()?, &options, &Bar::new())?;
         if let Some(lines) = text {
             perplexity(&loaded, &lines)?;
         }

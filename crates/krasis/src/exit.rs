@@ -5,6 +5,8 @@ use krasis_engine::StartError;
 use krasis_server::GenerationError;
 use krasis_text::TextError;
 use std::process::ExitCode;
+use std::sync::OnceLock;
+use std::time::Duration;
 
 /// The table in `--help`.
 pub const CODES: &str = "\
@@ -18,6 +20,7 @@ Exit codes:
     6  no such GPU, or its driver
     8  port in use, or network
    70  a bug in Krasis (panic)
+   75  the device or the engine failed while serving: start again, as --supervise does
   130  interrupted
   137  memory ran out: less than 5 % was left (--no-memory-watchdog)
 
@@ -53,6 +56,9 @@ impl Failure {
 
     /// The watchdog: what a shell reports of a program that the system kills for its memory.
     pub const OUT_OF_MEMORY: i32 = 137;
+
+    /// The device failed, or the thread that drives it.
+    pub const DEVICE: u8 = 75;
 
     const PANIC: i32 = 70;
 
@@ -111,6 +117,12 @@ impl From<StartError> for Failure {
     }
 }
 
+/// Who is told that the engine has panicked, once a server answers with it.
+static FAREWELL: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
+
+/// Clients are told within this time, or they are not.
+const FAREWELL_TIME: Duration = Duration::from_secs(4);
+
 /// A panic of the main thread or of the engine's ends the process: a server without an engine
 /// would only look alive. A panic in one HTTP request ends that request.
 pub fn on_panic() {
@@ -118,8 +130,31 @@ pub fn on_panic() {
     std::panic::set_hook(Box::new(move |panic| {
         report(panic);
         let thread = std::thread::current();
-        if matches!(thread.name(), Some(name) if name == "main" || name.starts_with("krasis")) {
-            std::process::exit(Failure::PANIC);
+        let engine = thread.name().is_some_and(|name| name.starts_with("krasis"));
+        match FAREWELL.get() {
+            Some(tell) if engine => {
+                tell();
+                die_later();
+            }
+            _ if engine || thread.name() == Some("main") => std::process::exit(Failure::PANIC),
+            _ => {}
         }
     }));
+}
+
+/// From now on a panic of the engine's threads calls `tell`, and ends the process with
+/// [`Failure::DEVICE`] soon after, whatever else still hangs.
+pub fn on_engine_panic(tell: impl Fn() + Send + Sync + 'static) {
+    // A second server of one process would be told by the first.
+    let _ = FAREWELL.set(Box::new(tell));
+}
+
+fn die_later() {
+    let dead = || {
+        std::thread::sleep(FAREWELL_TIME);
+        std::process::exit(Failure::DEVICE.into());
+    };
+    if std::thread::Builder::new().name("farewell".into()).spawn(dead).is_err() {
+        std::process::exit(Failure::DEVICE.into());
+    }
 }

@@ -1,9 +1,8 @@
 //! A model with everything that turns text into tokens and back.
 
-use crate::bar::Bar;
 use crate::exit::Failure;
-use krasis_engine::{Handle, Options, Running};
-use krasis_server::{Generation, Loaded};
+use krasis_engine::{Options, Running, Watch};
+use krasis_server::{Answers, Generation, Loaded};
 use krasis_text::{Template, TextError, Tokenizer};
 use std::path::Path;
 use std::sync::Arc;
@@ -37,23 +36,27 @@ impl Texts {
 }
 
 /// Reads a model and starts its engine.
-pub fn load(dir: &Path, options: &Options) -> Result<Loaded, Failure> {
+pub fn load(dir: &Path, options: &Options, watch: &dyn Watch) -> Result<Loaded, Failure> {
     let texts = Texts::read(dir)?;
-    let Running { handle, .. } = krasis_engine::start_watched(dir, options, &Bar::new())?;
-    Ok(with_engine(texts, handle, options))
+    Ok(with_engine(texts, krasis_engine::start_watched(dir, options, watch)?, options))
 }
 
-fn with_engine(mut texts: Texts, handle: Handle, options: &Options) -> Loaded {
+fn with_engine(mut texts: Texts, running: Running, options: &Options) -> Loaded {
+    let Running { handle, regions, .. } = running;
     texts.tokenizer.bytes_max = BYTES_PER_TOKEN * handle.facts.context_max as usize;
     // Answers may differ between versions, devices and precisions, so these are what clients
     // compare.
     let precision = format!("{:?}-{:?}-{:?}", options.device, options.expert_bits, options.kv);
     let precision = precision.to_lowercase().replace(['(', ')'], "");
+    let format = texts.template.as_ref().map(Template::format).unwrap_or_default();
     Loaded {
         handle,
         tokenizer: Arc::new(texts.tokenizer),
         template: texts.template,
+        answers: Answers { format, ..Answers::default() },
         generation: texts.generation,
+        device: format!("{:?}", options.device).to_lowercase(),
+        regions: regions.into_iter().map(|(region, bytes)| (region, bytes.0)).collect(),
         fingerprint: format!("krasis-{}-{precision}", env!("CARGO_PKG_VERSION")),
     }
 }

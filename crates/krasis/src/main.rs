@@ -13,6 +13,7 @@ mod options;
 mod run;
 mod serve;
 mod submit;
+mod supervise;
 mod trace;
 mod watch;
 
@@ -56,7 +57,8 @@ impl Command {
     fn model(&self) -> Option<&options::ModelArguments> {
         match self {
             Command::Run(run) => Some(&run.model),
-            Command::Serve(serve) => Some(&serve.model),
+            // Who only supervises has no memory to watch.
+            Command::Serve(serve) => (!serve.supervise).then_some(&serve.model),
             Command::Eval(eval) => Some(&eval.model),
             Command::Bench(bench) => Some(&bench.model),
             Command::Cache(cache) => cache.model(),

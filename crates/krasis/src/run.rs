@@ -1,5 +1,6 @@
 //! `krasis run`: one prompt, one answer, two numbers.
 
+use crate::bar::Bar;
 use crate::exit::Failure;
 use crate::load::load;
 use crate::options::ModelArguments;
@@ -57,7 +58,7 @@ impl Run {
                 .read_to_string(&mut self.prompt)
                 .map_err(|error| anyhow::anyhow!("cannot read the prompt: {error}"))?;
         }
-        let loaded = load(&self.model.folder()?, &self.model.options()?)?;
+        let loaded = load(&self.model.folder()?, &self.model.options()?, &Bar::new())?;
         let request = self.request(&loaded)?;
         let usage = answer(&loaded, request)?;
         if let Some(usage) = usage {

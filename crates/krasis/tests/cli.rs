@@ -1,18 +1,10 @@
 //! The program from outside: exit codes, and whole runs of a tiny model with random weights.
 
-use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+mod common;
 
-fn krasis(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_krasis"));
-    // Where there is a GPU, these tests do not see it.
-    command.args(arguments).stdin(Stdio::null()).env("CUDA_VISIBLE_DEVICES", "");
-    command
-}
+use common::{krasis, tiny};
+use serde_json::{Value, json};
+use std::process::Output;
 
 fn output(arguments: &[&str]) -> Output {
     krasis(arguments).output().unwrap()
@@ -29,44 +21,6 @@ fn refused_with_output(arguments: &[&str], code: i32, sentence: &str) -> Output 
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
     assert!(said.contains(sentence), "{arguments:?}: {said}");
     output
-}
-
-/// The fixture of a Qwen3 MoE with a tokenizer of 240 bytes, `<s>` and `</s>`.
-fn tiny() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/tiny/qwen3_moe");
-    for file in ["config.json", "generation_config.json", "model.safetensors"] {
-        std::fs::copy(fixture.join(file), dir.path().join(file)).unwrap();
-    }
-    let printable = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
-    let spelled = |byte: u32| match printable(byte) {
-        true => char::from_u32(byte).unwrap(),
-        false => {
-            char::from_u32(0x100 + (0..byte).filter(|&b| !printable(b)).count() as u32).unwrap()
-        }
-    };
-    let mut vocab: serde_json::Map<String, Value> =
-        (0..240).map(|byte| (spelled(byte).to_string(), json!(byte + 2))).collect();
-    vocab.insert("<s>".into(), json!(0));
-    vocab.insert("</s>".into(), json!(1));
-    let added = [("<s>", 0), ("</s>", 1)].map(|(token, id)| {
-        json!({"id": id, "content": token, "special": true, "single_word": false,
-               "lstrip": false, "rstrip": false, "normalized": false})
-    });
-    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
-                       "use_regex": true});
-    let tokenizer = json!({"version": "1.0", "truncation": null, "padding": null,
-        "added_tokens": added, "normalizer": null, "pre_tokenizer": bytes, "decoder": bytes,
-        "post_processor": null, "model": {"type": "BPE", "vocab": vocab, "merges": []}});
-    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
-    write("tokenizer.json", &tokenizer.to_string());
-    write("tokenizer_config.json", r#"{"bos_token": "<s>", "eos_token": "</s>"}"#);
-    write(
-        "chat_template.jinja",
-        "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}\
-         {% if add_generation_prompt %}assistant:{% endif %}",
-    );
-    dir
 }
 
 #[test]
@@ -176,43 +130,4 @@ fn eval_prints_perplexity_and_exactness() {
     let perplexity: f64 = words[3][1].parse().unwrap();
     assert!((100.0..1000.0).contains(&perplexity), "{table}");
     assert_eq!(words[5], ["sums", "0", "2", "0.0"]);
-}
-
-#[test]
-fn serve_listens_answers_and_ends_on_a_signal() {
-    let model = tiny();
-    let dir = model.path().to_str().unwrap();
-    let ready = model.path().join("ready");
-    let mut server = krasis(&["serve", "--model-path", dir, "--port", "0", "--ready-file"])
-        .arg(&ready)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut first = String::new();
-    let mut said = BufReader::new(server.stderr.take().unwrap());
-    said.read_line(&mut first).unwrap();
-    let url = first.split("http://").nth(1).unwrap().split(',').next().unwrap().to_owned();
-    std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
-    for _ in 0..1000 {
-        std::thread::sleep(Duration::from_millis(10));
-        if std::fs::read_to_string(&ready).is_ok_and(|text| text.contains(&url)) {
-            break;
-        }
-    }
-    let body = json!({"prompt": "hi", "max_tokens": 3, "ignore_eos": true}).to_string();
-    let mut socket = TcpStream::connect(&url).unwrap();
-    write!(
-        socket,
-        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
-         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
-    let mut reply = String::new();
-    socket.read_to_string(&mut reply).unwrap();
-    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
-    assert!(reply.contains("\"completion_tokens\":3"), "{reply}");
-    let ended = Command::new("kill").arg(server.id().to_string()).status().unwrap();
-    assert!(ended.success());
-    assert_eq!(server.wait().unwrap().code(), Some(0));
 }

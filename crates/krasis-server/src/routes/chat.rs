@@ -1,16 +1,21 @@
 //! `POST /v1/chat/completions`
 
 use super::run::{Form, Run};
-use crate::answer::Piece;
+use super::unique;
+use crate::answer::{Answers, Piece, Reading};
 use crate::error::ApiError;
 use crate::fields::Fields;
-use crate::openai::{ChatChoice, ChatLogprobs, Delta, Message};
+use crate::openai::{
+    ChatChoice, ChatLogprobs, Delta, Function, FunctionDelta, Message, Thoughts, ToolCall,
+    ToolCallDelta,
+};
+use crate::tools::{Demand, Tools};
 use crate::wishes::Wishes;
 use crate::{App, Loaded, messages};
 use axum::extract::State;
 use axum::response::Response;
 use krasis_engine::Logprob;
-use krasis_text::{Render, Tokenizer};
+use krasis_text::{Event, Format, Parser, Render, Start, Tokenizer};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
@@ -28,24 +33,27 @@ pub(super) async fn chat(
     let messages = fields.take("messages")?;
     let messages = messages.ok_or_else(|| ApiError::field("messages", "messages is missing"))?;
     let messages = messages::checked(messages)?;
-    let render = render(&mut fields)?;
+    let tools = Tools::take(&mut fields)?;
+    let render = render(&mut fields, &tools)?;
 
     // Templates and tokenizers take their time with long texts; other requests go on meanwhile.
     let texts = loaded.clone();
-    let prompt = tokio::task::spawn_blocking(move || prompt(&texts, &messages, &render));
-    let prompt = prompt.await.map_err(|error| ApiError::internal(error.to_string()))??;
+    let prompt = tokio::task::spawn_blocking(move || Prompt::new(&texts, &messages, render, tools));
+    let prompt = prompt.await??;
 
     let request = |sample| {
-        let mut request = wishes.request(&loaded, prompt.clone(), sample)?;
+        let mut request = wishes.request(&loaded, prompt.ids.clone(), sample)?;
         request.logprobs = logprobs;
         Ok(request)
     };
     let requests = (0..wishes.n).map(request).collect::<Result<_, ApiError>>()?;
     let form = Chat {
         tokenizer: loaded.tokenizer.clone(),
+        answers: loaded.answers,
         logprobs: logprobs.is_some(),
         token_ids: wishes.token_ids,
-        prompt_ids: wishes.token_ids.then_some(prompt),
+        prompt_ids: wishes.token_ids.then(|| prompt.ids.clone()),
+        prompt,
     };
     Run::start(&app, &loaded, &wishes, requests, form)?.respond().await
 }
@@ -62,7 +70,7 @@ fn logprobs(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
     }
 }
 
-fn render(fields: &mut Fields) -> Result<Render, ApiError> {
+pub(super) fn render(fields: &mut Fields, tools: &Tools) -> Result<Render, ApiError> {
     if fields.value("chat_template").is_some() {
         let message = "chat_template: templates come with the model, not with requests";
         return Err(ApiError::unsupported("chat_template", message));
@@ -80,31 +88,90 @@ fn render(fields: &mut Fields) -> Result<Render, ApiError> {
         let message = "add_generation_prompt and continue_final_message exclude each other";
         return Err(ApiError::field("add_generation_prompt", message));
     }
-    let choice = fields.value("tool_choice");
-    Ok(Render {
-        tools: messages::tools(fields.take("tools")?, choice)?,
-        generation_prompt: generation_prompt.unwrap_or(!continue_final),
-        continue_final,
-        variables,
-    })
+    let generation_prompt = generation_prompt.unwrap_or(!continue_final);
+    if tools.demand != Demand::Free {
+        if !generation_prompt {
+            let message = "a demanded call begins the assistant's turn: leave \
+                           continue_final_message and add_generation_prompt away";
+            return Err(ApiError::field("tool_choice", message));
+        }
+        // Thoughts could end in another decision than the one that is demanded.
+        for name in ["enable_thinking", "thinking"] {
+            variables.entry(name).or_insert(false.into());
+        }
+    }
+    Ok(Render { tools: tools.offered.clone(), generation_prompt, continue_final, variables })
 }
 
-fn prompt(loaded: &Loaded, messages: &[Value], render: &Render) -> Result<Vec<u32>, ApiError> {
+/// The text that the model continues.
+fn rendered(loaded: &Loaded, messages: &[Value], render: &Render) -> Result<String, ApiError> {
     match &loaded.template {
-        Ok(template) => {
-            let text = template.render(messages, render)?;
-            Ok(loaded.tokenizer.encode_rendered(&text)?)
+        Ok(template) if !render.tools.is_empty() && !template.takes_tools() => {
+            let message = "tools: this model's chat template knows none";
+            Err(ApiError::unsupported("tools", message))
         }
+        Ok(template) => Ok(template.render(messages, render)?),
         Err(error) => Err(ApiError::field("messages", error.to_string())),
+    }
+}
+
+/// What the model reads, and how its answer is to be read.
+pub(super) struct Prompt {
+    text: String,
+    /// The beginning of a call that is demanded. The model reads it behind the prompt; for the
+    /// client it is the beginning of the answer.
+    opening: String,
+    pub ids: Vec<u32>,
+    tools: Tools,
+    /// The message that is continued.
+    continued: Option<String>,
+}
+
+impl Prompt {
+    pub fn new(
+        loaded: &Loaded,
+        messages: &[Value],
+        render: Render,
+        tools: Tools,
+    ) -> Result<Prompt, ApiError> {
+        let text = rendered(loaded, messages, &render)?;
+        let opening = match (&tools.demand, loaded.answers.format.tools) {
+            (Demand::Free, _) => String::new(),
+            (_, None) => {
+                let message = "tool_choice: it is not known how this model writes calls, so none \
+                               can be demanded; krasis serve --tool-parser names the format";
+                return Err(ApiError::unsupported("tool_choice", message));
+            }
+            (demand, Some(format)) => {
+                let calls = |message: &Value| message["tool_calls"].as_array().map_or(0, Vec::len);
+                let function = match demand {
+                    Demand::Function(function) => Some(function),
+                    _ => None,
+                };
+                format.opening(&text, function, messages.iter().map(calls).sum())
+            }
+        };
+        let ids = loaded.tokenizer.encode_rendered(&format!("{text}{opening}"))?;
+        let continued = messages.last().filter(|_| render.continue_final);
+        let continued = continued.map(|message| match &message["content"] {
+            Value::String(text) => text.clone(),
+            parts => {
+                let last = parts.as_array().and_then(|parts| parts.last());
+                last.and_then(|part| part["text"].as_str()).unwrap_or_default().to_owned()
+            }
+        });
+        Ok(Prompt { text, opening, ids, tools, continued })
     }
 }
 
 /// Choices of a chat.
 struct Chat {
     tokenizer: Arc<Tokenizer>,
+    answers: Answers,
     logprobs: bool,
     token_ids: bool,
     prompt_ids: Option<Vec<u32>>,
+    prompt: Prompt,
 }
 
 impl Chat {
@@ -119,6 +186,36 @@ impl Chat {
             token_ids: self.token_ids.then(|| piece.ids.clone()),
         }
     }
+
+    /// What an event adds to the message.
+    fn delta(&self, event: Event) -> Option<Delta> {
+        let call = |index, id, kind, name, arguments| Delta {
+            tool_calls: vec![ToolCallDelta {
+                index,
+                id,
+                kind,
+                function: FunctionDelta { name, arguments },
+            }],
+            ..Delta::default()
+        };
+        Some(match event {
+            Event::Text(text) => Delta { content: Some(text), ..Delta::default() },
+            Event::Reasoning(text) => Delta {
+                reasoning: Thoughts::new(text, self.answers.reasoning_field),
+                ..Delta::default()
+            },
+            Event::Call { index, id, name } => {
+                let id = id.unwrap_or_else(call_id);
+                call(index, Some(id), Some("function"), Some(name), String::new())
+            }
+            Event::Arguments { index, json } => call(index, None, None, None, json),
+            Event::End { .. } => return None,
+        })
+    }
+}
+
+fn call_id() -> String {
+    format!("call_{}", unique())
 }
 
 impl Form for Chat {
@@ -129,18 +226,79 @@ impl Form for Chat {
 
     fn open(&mut self, index: usize, prompt: Option<&[Logprob]>) -> Option<ChatChoice> {
         let choice = self.choice(index, &Piece::default());
-        let delta = Delta { role: Some("assistant"), content: String::new() };
+        let delta =
+            Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
         prompt.is_none().then_some(ChatChoice { delta: Some(delta), token_ids: None, ..choice })
     }
 
-    fn chunk(&mut self, index: usize, piece: Piece) -> ChatChoice {
-        let choice = self.choice(index, &piece);
-        ChatChoice { delta: Some(Delta { role: None, content: piece.text }), ..choice }
+    fn reading(&self) -> Reading {
+        let tools = &self.prompt.tools;
+        let known = self.answers.format;
+        // Without tools there is nothing to call, and what looks like a call is text.
+        let format = Format { tools: known.tools.filter(|_| !tools.offered.is_empty()), ..known };
+        let start = match &self.prompt.continued {
+            Some(text) => Start::Continued(text),
+            None => Start::Prompt(&self.prompt.text),
+        };
+        Reading {
+            parser: Parser::new(format, &tools.offered, start),
+            markers: format.markers(),
+            opening: self.prompt.opening.clone(),
+            calls_max: tools.calls_max,
+        }
+    }
+
+    fn chunks(&mut self, index: usize, mut piece: Piece) -> Vec<ChatChoice> {
+        let said = std::mem::take(&mut piece.said);
+        // Clients read the reason in a chunk that adds no call.
+        let open = matches!(said.last(), Some(Event::Text(_)) | None);
+        let mut deltas: Vec<Delta> =
+            said.into_iter().filter_map(|event| self.delta(event)).collect();
+        if deltas.is_empty() || piece.finish.is_some() && !open {
+            deltas.push(Delta { content: Some(String::new()), ..Delta::default() });
+        }
+        let finish = piece.finish.take();
+        let mut choices: Vec<ChatChoice> = Vec::with_capacity(deltas.len());
+        for delta in deltas {
+            // The tokens of the whole piece come with its first chunk.
+            let choice = self.choice(index, &std::mem::take(&mut piece));
+            choices.push(ChatChoice { delta: Some(delta), ..choice });
+        }
+        if let Some(last) = choices.last_mut() {
+            last.finish_reason = finish;
+        }
+        choices
     }
 
     fn whole(&mut self, index: usize, _: Option<&[Logprob]>, piece: Piece) -> ChatChoice {
         let choice = self.choice(index, &piece);
-        let message = Message { role: "assistant", content: piece.text, refusal: None };
+        let (mut content, mut thoughts) = (String::new(), String::new());
+        let mut tool_calls: Vec<ToolCall> = Vec::new();
+        for event in piece.said {
+            match event {
+                Event::Text(text) => content += &text,
+                Event::Reasoning(text) => thoughts += &text,
+                Event::Call { id, name, .. } => tool_calls.push(ToolCall {
+                    id: id.unwrap_or_else(call_id),
+                    kind: "function",
+                    function: Function { name, arguments: String::new() },
+                }),
+                Event::Arguments { index, json } => {
+                    tool_calls[index].function.arguments += &json;
+                }
+                Event::End { .. } => {}
+            }
+        }
+        let message = Message {
+            role: "assistant",
+            content: (!content.is_empty() || tool_calls.is_empty()).then_some(content),
+            reasoning: match thoughts.is_empty() {
+                true => Thoughts::default(),
+                false => Thoughts::new(thoughts, self.answers.reasoning_field),
+            },
+            tool_calls,
+            refusal: None,
+        };
         ChatChoice { message: Some(message), ..choice }
     }
 

@@ -1,7 +1,7 @@
 //! `POST /v1/completions`
 
 use super::run::{Form, Run};
-use crate::answer::Piece;
+use crate::answer::{Piece, Reading};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::openai::{TextChoice, TextLogprobs};
@@ -15,9 +15,6 @@ use serde::Deserialize;
 use std::sync::Arc;
 
 const LOGPROBS_MAX: u32 = 20;
-
-/// Answers per request: prompts times samples.
-const ANSWERS_MAX: usize = 1024;
 
 pub(super) async fn completions(
     State(app): State<Arc<App>>,
@@ -34,8 +31,9 @@ pub(super) async fn completions(
     };
     refuse(&mut fields, &wishes)?;
     let prompts = prompts(&mut fields)?;
-    if prompts.len() * wishes.n as usize > ANSWERS_MAX {
-        let message = format!("prompt: at most {ANSWERS_MAX} answers per request");
+    let answers = fields.limits.answers;
+    if prompts.len() as u64 * u64::from(wishes.n) > answers {
+        let message = format!("prompt: at most {answers} answers per request");
         return Err(ApiError::field("prompt", message));
     }
 
@@ -43,7 +41,7 @@ pub(super) async fn completions(
     let prompts = tokio::task::spawn_blocking(move || -> Result<Vec<_>, ApiError> {
         prompts.into_iter().map(|prompt| read(&texts, prompt, specials)).collect()
     });
-    let prompts = prompts.await.map_err(|error| ApiError::internal(error.to_string()))??;
+    let prompts = prompts.await??;
 
     let mut requests = Vec::new();
     for prompt in &prompts {
@@ -184,7 +182,7 @@ impl Completions {
         let ids_wanted = std::mem::take(&mut opening.ids_wanted);
         TextChoice {
             index,
-            text: piece.text,
+            text: piece.text(),
             logprobs,
             finish_reason: piece.finish,
             token_ids: self.token_ids.then_some(piece.ids),
@@ -217,20 +215,24 @@ impl Form for Completions {
         }
         let logprobs = prompt.map(|prompt| self.echoed(index, prompt));
         let text = self.openings[index].prompt.text.clone();
-        let choice = self.choice(index, Piece { text, ..Piece::default() });
-        Some(TextChoice { logprobs, ..choice })
+        let choice = self.choice(index, Piece::default());
+        Some(TextChoice { text, logprobs, ..choice })
     }
 
-    fn chunk(&mut self, index: usize, piece: Piece) -> TextChoice {
-        self.choice(index, piece)
+    fn reading(&self) -> Reading {
+        Reading::plain()
     }
 
-    fn whole(&mut self, index: usize, prompt: Option<&[Logprob]>, mut piece: Piece) -> TextChoice {
-        if self.echo {
-            piece.text.insert_str(0, &self.openings[index].prompt.text);
-        }
+    fn chunks(&mut self, index: usize, piece: Piece) -> Vec<TextChoice> {
+        vec![self.choice(index, piece)]
+    }
+
+    fn whole(&mut self, index: usize, prompt: Option<&[Logprob]>, piece: Piece) -> TextChoice {
         let echoed = prompt.map(|prompt| self.echoed(index, prompt));
-        let choice = self.choice(index, piece);
+        let mut choice = self.choice(index, piece);
+        if self.echo {
+            choice.text.insert_str(0, &self.openings[index].prompt.text);
+        }
         let logprobs = match (echoed, choice.logprobs) {
             (Some(echoed), Some(answer)) => Some(echoed.followed_by(answer)),
             (echoed, answer) => echoed.or(answer),

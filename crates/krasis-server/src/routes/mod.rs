@@ -2,33 +2,140 @@
 
 mod chat;
 mod completions;
+mod docs;
 mod models;
 mod run;
+mod status;
+mod tokens;
 
 use crate::App;
 use crate::error::ApiError;
+use crate::{flight, guard};
 use axum::Router;
-use axum::extract::Request;
-use axum::http::{HeaderValue, Method, StatusCode, Uri};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
+
+/// Who may call a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Everybody.
+    Open,
+    /// Whoever has a key, where keys are wanted.
+    Keyed,
+}
+
+/// What a route works with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Nothing: it answers at any time.
+    Nothing,
+    /// A model that answers: before and after, it is 503.
+    Model,
+}
+
+/// One route.
+pub struct Route {
+    /// GET or POST.
+    pub method: &'static str,
+    /// As axum writes it.
+    pub path: &'static str,
+    /// Who may call it.
+    pub entry: Entry,
+    /// What it works with.
+    pub needs: Needs,
+    /// What it is for.
+    pub about: &'static str,
+    handler: fn() -> MethodRouter<Arc<App>>,
+}
+
+/// A route that answers with a key, at any time.
+const fn tells(
+    path: &'static str,
+    about: &'static str,
+    handler: fn() -> MethodRouter<Arc<App>>,
+) -> Route {
+    Route { method: "GET", path, entry: Entry::Keyed, needs: Needs::Nothing, about, handler }
+}
+
+/// A route that answers with a key, once there is a model.
+const fn works(
+    path: &'static str,
+    about: &'static str,
+    handler: fn() -> MethodRouter<Arc<App>>,
+) -> Route {
+    Route { method: "POST", path, entry: Entry::Keyed, needs: Needs::Model, about, handler }
+}
+
+/// All of them: what is not here is 404, and what is here is described in `/openapi.json` and tested
+/// without a key.
+pub const ROUTES: [Route; 15] = [
+    works("/v1/chat/completions", "Answer a conversation", || post(chat::chat)),
+    works("/v1/completions", "Continue texts", || post(completions::completions)),
+    tells("/v1/models", "List the names of the model", || get(models::list)),
+    tells("/v1/models/{*id}", "Describe one of them", || get(models::one)),
+    works("/tokenize", "Token ids of a text or a conversation", || post(tokens::tokenize)),
+    works("/detokenize", "The text of token ids", || post(tokens::detokenize)),
+    Route {
+        method: "GET",
+        ..works("/tokenizer_info", "Special tokens and the chat template", || get(tokens::info))
+    },
+    Route {
+        entry: Entry::Open,
+        ..tells("/health", "Whether requests will be answered", || get(status::health))
+    },
+    Route { entry: Entry::Open, ..tells("/readyz", "The same", || get(status::health)) },
+    tells("/metrics", "Counts and times, in Prometheus' format", || get(status::metrics)),
+    tells("/v1/status", "Model, memory, queue and limits", || get(status::status)),
+    tells("/status", "The same", || get(status::status)),
+    tells("/version", "The version of the server", || get(status::version)),
+    tells("/openapi.json", "A description of these routes, for programs", || get(docs::json)),
+    tells("/docs", "A description of these routes, for people", || get(docs::page)),
+];
+
+impl Route {
+    /// The route of a path as axum matched it.
+    pub(crate) fn find(path: &str, method: &Method) -> Option<&'static Route> {
+        // axum answers HEAD where there is GET.
+        let method = if method == Method::HEAD { &Method::GET } else { method };
+        ROUTES.iter().find(|route| route.path == path && route.method == method.as_str())
+    }
+}
 
 /// All routes.
 pub fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/v1/chat/completions", post(chat::chat))
-        .route("/v1/completions", post(completions::completions))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::one))
-        .route("/health", get(models::health))
-        .route("/version", get(models::version))
+    let routes = ROUTES
+        .iter()
+        .fold(Router::new(), |router, route| router.route(route.path, (route.handler)()));
+    guarded(routes, app)
+}
+
+/// Routes and what every request passes on the way to one, in the order from the bottom up.
+fn guarded(routes: Router<Arc<App>>, app: Arc<App>) -> Router {
+    let pages = app.clone();
+    routes
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn(accompany))
+        .layer(middleware::from_fn_with_state(app.clone(), flight::watch))
+        .layer(middleware::from_fn_with_state(app.clone(), guard::key))
+        .layer(
+            CorsLayer::new()
+                .allow_origin(AllowOrigin::predicate(move |page, _| pages.access.admits(page)))
+                .allow_methods(AllowMethods::list([Method::GET, Method::POST, Method::DELETE]))
+                .allow_headers(AllowHeaders::mirror_request())
+                .expose_headers([REQUEST_ID])
+                .max_age(Duration::from_secs(600)),
+        )
+        .layer(middleware::from_fn_with_state(app.clone(), guard::site))
+        .layer(CatchPanicLayer::custom(flight::panicked))
+        .layer(middleware::from_fn_with_state(app.clone(), accompany))
         .with_state(app)
 }
 
@@ -59,27 +166,102 @@ async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, Some("method_not_allowed"), message)
 }
 
-/// Gives each request an id (its own, if it brings one) and the log a line.
-async fn accompany(request: Request, next: Next) -> Response {
-    const NAME: &str = "x-request-id";
-    let given = request.headers().get(NAME).filter(|id| id.len() <= 128 && id.to_str().is_ok());
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Gives each request an id (its own, if it brings one), the log a line and the metrics a count.
+async fn accompany(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    // What a client brings goes into the log, so it must be short and printable.
+    let printable = |id: &&HeaderValue| {
+        id.len() <= 128 && id.as_bytes().iter().all(|byte| (0x20..0x7f).contains(byte))
+    };
+    let given = request.headers().get(REQUEST_ID).filter(printable);
     let id = given.cloned().unwrap_or_else(|| {
         HeaderValue::from_str(&format!("req-{}", unique())).expect("hexadecimal digits")
     });
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let route = request.extensions().get::<MatchedPath>().cloned();
     let start = Instant::now();
     let mut response = next.run(request).await;
+    let status = response.status().as_u16();
     tracing::info!(
         id = id.to_str().unwrap_or_default(),
-        status = response.status().as_u16(),
+        status,
         ms = start.elapsed().as_millis() as u64,
         "{method} {path}"
     );
-    response.headers_mut().insert(NAME, id);
+    let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    app.metrics.answered(route, known(&method), status);
+    let headers = response.headers_mut();
+    headers.insert(REQUEST_ID, id);
+    // Nothing here is to be taken for something else than it says.
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
+}
+
+/// A method as a label: clients may invent any number of them.
+fn known(method: &Method) -> &str {
+    match *method {
+        Method::GET | Method::POST | Method::HEAD | Method::OPTIONS => method.as_str(),
+        _ => "other",
+    }
 }
 
 /// 16 hexadecimal digits that no other call returns, from the keys that `HashMap` draws.
 fn unique() -> String {
     format!("{:016x}", RandomState::new().build_hasher().finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sse::{self, Lines, Source};
+    use axum::body::{Body, to_bytes};
+    use hyper::service::Service;
+    use hyper_util::service::TowerToHyperService;
+    use std::task::{Context, Poll};
+
+    /// Says something, then panics.
+    struct Panics(bool);
+
+    impl Source for Panics {
+        fn poll_more(&mut self, _: &mut Context<'_>, lines: &mut Lines) -> Poll<bool> {
+            assert!(!self.0, "a secret");
+            self.0 = true;
+            lines.push(&"first");
+            Poll::Ready(true)
+        }
+    }
+
+    async fn handler() -> Response {
+        panic!("a secret")
+    }
+
+    async fn stream() -> Response {
+        sse::response(Panics(false), Lines::default())
+    }
+
+    #[tokio::test]
+    async fn a_panic_stays_in_its_request() {
+        let rules = (crate::Access::local(), crate::Limits::default());
+        let app = Arc::new(App::new(vec!["tiny".into()], rules.0, rules.1));
+        let routes = Router::new()
+            .route("/handler", get(handler))
+            .route("/stream", get(stream))
+            .route("/version", get(status::version));
+        let service = TowerToHyperService::new(guarded(routes, app.clone()));
+        for (path, status, begin) in [
+            ("/handler", 500, "{\"error\":{\"message\":\"a bug"),
+            ("/stream", 200, "data: \"first\"\n\ndata: {\"error\":{\"message\":\"a bug"),
+            ("/version", 200, "{\"version\""),
+        ] {
+            let request = Request::builder().uri(path).header("host", "localhost");
+            let reply = service.call(request.body(Body::empty()).unwrap()).await.unwrap();
+            assert_eq!(reply.status(), status, "{path}");
+            assert!(reply.headers().contains_key(REQUEST_ID), "{path}");
+            let body = to_bytes(reply.into_body(), 10_000).await.unwrap();
+            let body = String::from_utf8_lossy(&body).into_owned();
+            assert!(body.starts_with(begin) && !body.contains("secret"), "{path}: {body}");
+            assert_eq!(*app.in_flight.borrow(), 0, "{path}");
+        }
+    }
 }

@@ -4,8 +4,8 @@ use crate::App;
 use crate::error::ApiError;
 use crate::{json, openai};
 use axum::extract::{Path, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -24,23 +24,6 @@ pub(super) async fn one(
         true => Ok(json::response(StatusCode::OK, &entry(&app, &id))),
         false => Err(ApiError::no_model(&id, &app.names)),
     }
-}
-
-/// `GET /health`: whether requests will be answered.
-pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
-    match app.loaded() {
-        Some(_) => json::response(StatusCode::OK, &json!({"status": "ok"})),
-        None => {
-            let body = json!({"status": "loading"});
-            let response = json::response(StatusCode::SERVICE_UNAVAILABLE, &body);
-            ([(header::RETRY_AFTER, "5")], response).into_response()
-        }
-    }
-}
-
-/// `GET /version`
-pub(super) async fn version() -> Response {
-    json::response(StatusCode::OK, &json!({"version": env!("CARGO_PKG_VERSION")}))
 }
 
 fn entry(app: &App, name: &str) -> Value {

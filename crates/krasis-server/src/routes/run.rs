@@ -1,7 +1,7 @@
 //! From submitted requests to a response, in one piece or streamed; the same for chats and plain
 //! completions but for the form of a choice.
 
-use crate::answer::{Answer, News, Piece};
+use crate::answer::{Answer, News, Piece, Reading};
 use crate::app::unix_now;
 use crate::error::ApiError;
 use crate::jobs::Jobs;
@@ -30,8 +30,10 @@ pub(super) trait Form: Send + Unpin + 'static {
     /// What a stream says before the first token. Called at once without log-probabilities of
     /// the prompt, and again with them when they come.
     fn open(&mut self, index: usize, prompt: Option<&[Logprob]>) -> Option<Self::Choice>;
-    /// A part of a streamed answer.
-    fn chunk(&mut self, index: usize, piece: Piece) -> Self::Choice;
+    /// How an answer is read.
+    fn reading(&self) -> Reading;
+    /// A part of a streamed answer, in one chunk or several.
+    fn chunks(&mut self, index: usize, piece: Piece) -> Vec<Self::Choice>;
     /// A whole answer.
     fn whole(&mut self, index: usize, prompt: Option<&[Logprob]>, piece: Piece) -> Self::Choice;
     /// Ids of the prompt at the top of a response, where the form has them there.
@@ -67,13 +69,14 @@ impl<F: Form> Run<F> {
             model: app.name().to_owned(),
             system_fingerprint: loaded.fingerprint.clone(),
         };
-        let answers = requests.iter().map(|_| Answer::new(&loaded.tokenizer, wishes)).collect();
+        let answer = |_| Answer::new(&loaded.tokenizer, wishes, form.reading());
+        let answers = requests.iter().map(answer).collect();
         let prompts = requests.iter().step_by(n).map(|request| request.prompt.len() as u32);
         Ok(Run {
             form,
             head,
             prompt_tokens: prompts.sum(),
-            jobs: Jobs::submit(&loaded.handle, requests)?,
+            jobs: Jobs::submit(&loaded.handle, &app.metrics, requests)?,
             answers,
             n,
             stream: wishes.stream,
@@ -141,7 +144,8 @@ impl<F: Form> Run<F> {
     fn usage(&self) -> Usage {
         let completion = self.answers.iter().map(Answer::tokens).sum();
         let cached = self.answers.iter().step_by(self.n).map(Answer::cached_tokens).sum();
-        Usage::new(self.prompt_tokens, completion, cached)
+        let reasoning = self.answers.iter().map(Answer::reasoning_tokens).sum();
+        Usage::new(self.prompt_tokens, completion, cached, reasoning)
     }
 }
 
@@ -156,16 +160,16 @@ impl<F: Form> Source for Run<F> {
             lines.done();
             return Poll::Ready(false);
         };
-        let choice = match self.news(index, event) {
-            Ok(News::Prompt(logprobs)) => self.form.open(index, Some(&logprobs)),
-            Ok(News::Piece(piece) | News::Stopped(piece)) => Some(self.form.chunk(index, piece)),
-            Ok(News::Nothing | News::Failed(_)) => None,
+        let choices = match self.news(index, event) {
+            Ok(News::Prompt(logprobs)) => Vec::from_iter(self.form.open(index, Some(&logprobs))),
+            Ok(News::Piece(piece) | News::Stopped(piece)) => self.form.chunks(index, piece),
+            Ok(News::Nothing | News::Failed(_)) => Vec::new(),
             Err(error) => {
                 lines.fail(&error);
                 return Poll::Ready(false);
             }
         };
-        if let Some(choice) = choice {
+        for choice in choices {
             self.send(choice, lines);
         }
         Poll::Ready(true)

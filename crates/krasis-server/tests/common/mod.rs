@@ -4,8 +4,8 @@
 #[path = "../../../krasis-text/tests/common/mod.rs"]
 pub mod text;
 
-use krasis_engine::{Event, Facts, Finish, Handle, Logprob, Submission, Usage};
-use krasis_server::{App, Generation, Loaded};
+use krasis_engine::{Census, Event, Facts, Finish, Handle, Logprob, Submission, Usage};
+use krasis_server::{Access, Answers, App, Generation, Limits, Loaded, Tls};
 use krasis_text::Template;
 use serde_json::Value;
 use std::io::{Read, Write};
@@ -35,14 +35,36 @@ pub struct Script {
     pub step: Duration,
     /// The queue's bound.
     pub queue_max: usize,
-    /// Fail instead of the second token.
-    pub fails: bool,
+    /// What happens instead of the second token.
+    pub fault: Option<Fault>,
+    /// The chat template, and the tokens that prompt and answer may have.
+    pub template: &'static str,
+    pub context: u32,
+    /// How answers are read; `None` for what the template says.
+    pub answers: Option<Answers>,
+}
+
+/// How an engine may fail.
+#[derive(Clone, Copy)]
+pub enum Fault {
+    /// It says so.
+    Said,
+    /// Its thread ends.
+    Death,
 }
 
 impl Script {
     pub fn saying(answer: &str) -> Script {
         let answer = text::byte_level().encode_rendered(answer).unwrap();
-        Script { answer, step: Duration::ZERO, queue_max: 64, fails: false }
+        Script {
+            answer,
+            step: Duration::ZERO,
+            queue_max: 64,
+            fault: None,
+            template: TEMPLATE,
+            context: CONTEXT,
+            answers: None,
+        }
     }
 }
 
@@ -62,7 +84,18 @@ pub struct Server {
 impl Server {
     /// Listens, without a model.
     pub fn loading(script: Script) -> Server {
-        let app = Arc::new(App::new(vec!["tiny".into(), "org/alias".into()]));
+        Server::with(script, Access::local(), Limits::default())
+    }
+
+    /// The same under other rules.
+    pub fn with(script: Script, access: Access, limits: Limits) -> Server {
+        Server::over(None, script, access, limits)
+    }
+
+    /// The same over HTTPS, with a certificate.
+    pub fn over(tls: Option<Tls>, script: Script, access: Access, limits: Limits) -> Server {
+        let names = vec!["tiny".into(), "org/alias".into()];
+        let app = Arc::new(App::new(names, access, limits));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -77,7 +110,7 @@ impl Server {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                krasis_server::serve(listener, served, stopped).await.unwrap();
+                krasis_server::serve(listener, tls, served, stopped).await.unwrap();
             });
         });
         Server {
@@ -99,23 +132,35 @@ impl Server {
 
     /// The model is there; `serves` is false for an engine that never takes a request.
     pub fn ready(&self, serves: bool) {
-        let facts = Facts { vocab: VOCAB, context_max: CONTEXT };
+        let facts = Facts { vocab: VOCAB, context_max: self.script.context };
         let (handle, submissions) = Handle::new(facts, self.script.queue_max);
         let (script, seen) = (self.script.clone(), self.seen.clone());
         let (tokens, cancelled) = (self.tokens.clone(), self.cancelled.clone());
+        let census = handle.census.clone();
         std::thread::spawn(move || match serves {
-            true => engine(&submissions, &script, &seen, &tokens, &cancelled),
+            true => {
+                // What an engine with nothing to do would say.
+                census.pages.store(8, Ordering::Relaxed);
+                census.pages_available.store(8, Ordering::Relaxed);
+                engine(&submissions, &script, &seen, &tokens, &cancelled, &census);
+            }
             false => loop {
                 std::thread::park();
                 let _ = &submissions;
             },
         });
+        let template = Template::new(self.script.template, &text::specials());
+        let format = template.as_ref().map(Template::format).unwrap_or_default();
+        let answers = Answers { format, ..Answers::default() };
         self.app.ready(Loaded {
             handle,
             tokenizer: text::byte_level(),
-            template: Template::new(TEMPLATE, &text::specials()),
+            template,
+            answers: self.script.answers.unwrap_or(answers),
             generation: Generation { eos: vec![EOS], ..Generation::default() },
             fingerprint: "test".into(),
+            device: "a script".into(),
+            regions: vec![("weights", 7)],
         });
     }
 
@@ -126,6 +171,12 @@ impl Server {
             &[("Content-Type", "application/json")],
             body.to_string().as_bytes(),
         )
+    }
+
+    /// A request whose answer is not waited for.
+    pub fn ask(&self, path: &str, body: &Value) -> TcpStream {
+        let json = [("Content-Type", "application/json")];
+        self.open("POST", path, &json, body.to_string().as_bytes())
     }
 
     pub fn get(&self, path: &str) -> Reply {
@@ -150,7 +201,10 @@ impl Server {
     ) -> TcpStream {
         let mut socket = TcpStream::connect(self.address).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n");
+        let mut head = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\n");
+        if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+            head += "Host: localhost\r\n";
+        }
         for (name, value) in headers {
             head += &format!("{name}: {value}\r\n");
         }
@@ -225,8 +279,10 @@ fn engine(
     seen: &Mutex<Vec<krasis_engine::Request>>,
     tokens: &AtomicUsize,
     cancelled: &AtomicUsize,
+    census: &Census,
 ) {
-    for Submission { request, mut sink, cancelled: flag } in submissions {
+    for Submission { request, mut sink, cancelled: flag, .. } in submissions {
+        census.queued.fetch_sub(1, Ordering::Relaxed);
         seen.lock().unwrap().push(request.clone());
         if let Some(top) = request.prompt_logprobs {
             let logprobs = request.prompt[1..].iter().map(|&id| logprob(id, top)).collect();
@@ -246,8 +302,10 @@ fn engine(
             if usage.completion_tokens == request.tokens_max {
                 break Event::Done { finish: Finish::Length, usage };
             }
-            if script.fails && usage.completion_tokens == 1 {
-                break Event::Failed { message: "the GPU is gone".into() };
+            match script.fault.filter(|_| usage.completion_tokens == 1) {
+                Some(Fault::Said) => break Event::Failed { message: "the GPU is gone".into() },
+                Some(Fault::Death) => return,
+                None => {}
             }
             std::thread::sleep(script.step);
             let id = answer.next().unwrap();
@@ -273,11 +331,18 @@ fn logprob(token: u32, top: u32) -> Logprob {
     Logprob { token, logprob: if token == 0x7a { -2.3 } else { -0.1 }, top: alternatives }
 }
 
+/// Everything that still comes.
+pub fn rest(mut socket: TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let _ = socket.read_to_end(&mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// Waits until something holds.
 pub fn eventually(what: &str, holds: impl Fn() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(10), "never happened: {what}");
+        assert!(start.elapsed() < Duration::from_secs(30), "never happened: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

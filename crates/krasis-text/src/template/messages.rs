@@ -2,21 +2,51 @@
 
 use super::probe::{Arguments, Content, Shape, silence_message};
 use crate::TextError;
+use crate::answer::ToolFormat;
 use serde_json::{Value, json};
+use std::collections::HashMap;
 
 /// The messages with content, arguments and roles as the template needs them. Order is kept:
 /// a system message in the middle stays there, or every turn would change the prompt's prefix.
-pub(super) fn shaped(messages: &[Value], shape: &Shape) -> Result<Vec<Value>, TextError> {
-    let shaped = messages.iter().enumerate().map(|(index, message)| {
-        let mut message = message.clone();
+pub(super) fn shaped(messages: &[Value], shape: &Shape) -> Vec<Value> {
+    let mut messages = messages.to_vec();
+    for message in &mut messages {
         if message["role"] == "developer" && !shape.developer {
             message["role"] = json!("system");
         }
-        shape_content(&mut message, shape);
-        shape_arguments(&mut message, shape, index)?;
-        Ok(message)
-    });
-    shaped.collect()
+        if let Some(thoughts) = message.get("reasoning_content").filter(|_| shape.thinking) {
+            message["thinking"] = thoughts.clone();
+        }
+        shape_content(message, shape);
+        shape_arguments(message, shape);
+    }
+    if shape.format.tools == Some(ToolFormat::KimiK2) {
+        number_calls(&mut messages);
+    }
+    messages
+}
+
+/// Kimi's template prints a call's id where the model writes name and number, so ids that come
+/// from elsewhere would teach it another format.
+fn number_calls(messages: &mut [Value]) {
+    let mut ids: HashMap<String, String> = HashMap::new();
+    let mut count = 0;
+    for message in messages {
+        let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
+        for call in calls.into_iter().flatten().filter(|call| call.is_object()) {
+            let id = call["id"].as_str().unwrap_or_default().to_owned();
+            if !id.starts_with("functions.") {
+                let name = call["function"]["name"].as_str().unwrap_or_default();
+                let numbered = format!("functions.{name}:{count}");
+                call["id"] = numbered.clone().into();
+                ids.insert(id, numbered);
+            }
+            count += 1;
+        }
+        if let Some(id) = message["tool_call_id"].as_str().and_then(|id| ids.get(id)) {
+            message["tool_call_id"] = id.clone().into();
+        }
+    }
 }
 
 fn shape_content(message: &mut Value, shape: &Shape) {
@@ -41,39 +71,32 @@ fn joined(parts: &[Value]) -> String {
     texts.collect::<Vec<_>>().join("\n")
 }
 
-fn shape_arguments(message: &mut Value, shape: &Shape, index: usize) -> Result<(), TextError> {
-    let Some(calls) = message.get_mut("tool_calls").and_then(Value::as_array_mut) else {
-        return Ok(());
-    };
-    for (call, tool_call) in calls.iter_mut().enumerate() {
+/// Arguments that are no JSON object come from models that were cut off or slipped. The call is
+/// history, so a conversation with it must go on: where only an object can be printed, it is
+/// their text under one name.
+fn shape_arguments(message: &mut Value, shape: &Shape) {
+    let Some(calls) = message.get_mut("tool_calls").and_then(Value::as_array_mut) else { return };
+    for tool_call in calls {
         // Some clients send the function's fields without the envelope.
         let function = match tool_call.get_mut("function") {
             Some(function) => function,
             None => tool_call,
         };
         let Some(arguments) = function.get_mut("arguments") else { continue };
-        let shaped = match (&*arguments, shape.arguments) {
+        *arguments = match (&*arguments, shape.arguments) {
+            (Value::String(_), Arguments::String) | (Value::Object(_), Arguments::Mapping) => {
+                continue;
+            }
             (Value::String(text), Arguments::Mapping) if text.trim().is_empty() => json!({}),
             (Value::String(text), Arguments::Mapping) => match serde_json::from_str(text) {
                 Ok(Value::Object(mapping)) => Value::Object(mapping),
-                _ => {
-                    let reason = "this model's template needs the arguments of a past tool call \
-                                  as a JSON object in a string, such as \"{\\\"city\\\": \
-                                  \\\"Oslo\\\"}\"";
-                    return Err(TextError::Message {
-                        field: format!("messages[{index}].tool_calls[{call}].function.arguments"),
-                        reason: reason.into(),
-                    });
-                }
+                _ => json!({"arguments": text}),
             },
-            (Value::Object(mapping), Arguments::String) => {
-                Value::Object(mapping.clone()).to_string().into()
-            }
-            _ => continue,
+            (Value::Null, Arguments::Mapping) => json!({}),
+            (value, Arguments::Mapping) => json!({"arguments": value}),
+            (value, Arguments::String) => value.to_string().into(),
         };
-        *arguments = shaped;
     }
-    Ok(())
 }
 
 /// Bytes of all strings: what bounds of time and output are proportional to.

@@ -5,6 +5,7 @@ mod probe;
 mod python;
 
 use crate::TextError;
+use crate::answer::Format;
 use crate::tokenizer::{Specials, read_json, read_text};
 use minijinja::{Environment, ErrorKind};
 use probe::Shape;
@@ -102,13 +103,31 @@ impl Template {
         })
     }
 
+    /// The template's text, as tools that read models want it.
+    pub fn source(&self) -> String {
+        let template = self.default.environment.get_template(python::NAME);
+        template.expect("it was compiled under this name").source().to_owned()
+    }
+
+    /// How the model writes tool calls and reasoning, as far as its template tells.
+    pub fn format(&self) -> Format {
+        let tools = self.tool_use.as_ref().and_then(|variant| variant.shape.format.tools);
+        let default = self.default.shape.format;
+        Format { tools: tools.or(default.tools), ..default }
+    }
+
+    /// Whether the template writes tools into prompts.
+    pub fn takes_tools(&self) -> bool {
+        self.tool_use.is_some() || self.default.shape.tools
+    }
+
     /// The prompt for a conversation of OpenAI messages.
     pub fn render(&self, messages: &[Value], render: &Render) -> Result<String, TextError> {
         let variant = match &self.tool_use {
             Some(tool_use) if !render.tools.is_empty() => tool_use,
             _ => &self.default,
         };
-        let mut messages = messages::shaped(messages, &variant.shape)?;
+        let mut messages = messages::shaped(messages, &variant.shape);
         let open = match render.continue_final {
             true => Some(messages::Open::mark(&mut messages)?),
             false => None,

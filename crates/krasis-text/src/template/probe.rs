@@ -5,6 +5,7 @@
 //! write nonsense. The same goes for missing content and for content in parts. So each template
 //! is rendered at load with a word that must come out once, unescaped.
 
+use crate::answer::Format;
 use serde_json::{Value, json};
 
 const WORD: &str = "krsentinelkr";
@@ -20,6 +21,12 @@ pub(super) struct Shape {
     pub content: Content,
     /// Whether the role `developer` means something to the template.
     pub developer: bool,
+    /// Whether the template has words for thoughts before a call under `thinking` (gpt-oss).
+    pub thinking: bool,
+    /// Whether tools are written into the prompt.
+    pub tools: bool,
+    /// How the model writes calls and thoughts.
+    pub format: Format,
 }
 
 /// Arguments of a tool call.
@@ -55,6 +62,9 @@ impl Default for Shape {
             silence: Silence::Null,
             content: Content::String,
             developer: false,
+            thinking: false,
+            tools: false,
+            format: Format::default(),
         }
     }
 }
@@ -69,6 +79,9 @@ impl Shape {
             silence,
             content,
             developer: source.contains("developer"),
+            thinking: source.contains("message.thinking"),
+            tools: source.contains("tools"),
+            format: Format::of_template(source),
         }
     }
 }

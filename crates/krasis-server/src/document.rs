@@ -1,0 +1,326 @@
+//! The description of the API, from the table of routes and a table of fields: OpenAPI for programs,
+//! a page for people.
+
+use crate::routes::{Entry, ROUTES, Route};
+use utoipa::openapi::path::{Operation, OperationBuilder, ParameterBuilder, ParameterIn};
+use utoipa::openapi::request_body::RequestBodyBuilder;
+use utoipa::openapi::schema::{
+    AnyOf, AnyOfBuilder, ArrayBuilder, ObjectBuilder, Schema, SchemaType, Type,
+};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{
+    ComponentsBuilder, ContentBuilder, HttpMethod, InfoBuilder, OpenApi, OpenApiBuilder, PathItem,
+    PathsBuilder, Ref, RefOr, Required, ResponseBuilder,
+};
+
+/// A field of a request.
+struct Field {
+    name: &'static str,
+    kind: Kind,
+    about: &'static str,
+}
+
+/// What a field may hold. Null is the same as leaving it out.
+#[derive(Clone, Copy)]
+enum Kind {
+    Text,
+    Flag,
+    Integer(i64, i64),
+    Number(f64, f64),
+    /// Of anything, at least one.
+    List,
+    Object,
+    Messages,
+    Tools,
+    /// Token ids with numbers.
+    Biases,
+    /// One text or several.
+    Texts,
+    /// Texts or token ids, one or several.
+    Prompts,
+    Ids,
+    /// `"auto"` or an object.
+    Choice,
+}
+
+const fn field(name: &'static str, kind: Kind, about: &'static str) -> Field {
+    Field { name, kind, about }
+}
+
+const TOKENS_MAX: i64 = u32::MAX as i64;
+
+/// What chats and completions share.
+const SAMPLING: [Field; 21] = [
+    field("model", Kind::Text, "A name of the model; it may be left out"),
+    field("stream", Kind::Flag, "Send the answer as server-sent events"),
+    field("stream_options", Kind::Object, "include_usage, continuous_usage_stats"),
+    field("n", Kind::Integer(1, 8), "Answers per prompt"),
+    field("temperature", Kind::Number(0.0, 2.0), "0 takes the most likely token"),
+    field("top_p", Kind::Number(0.0, 1.0), "Keep the likeliest tokens up to this probability"),
+    field("top_k", Kind::Integer(-1, TOKENS_MAX), "Keep so many tokens; 0 or -1 keeps all"),
+    field("min_p", Kind::Number(0.0, 1.0), "Drop tokens less likely than this part of the best"),
+    field("seed", Kind::Integer(i64::MIN, i64::MAX), "Same seed, same request, same answer"),
+    field("presence_penalty", Kind::Number(-2.0, 2.0), "Against tokens that were said"),
+    field("frequency_penalty", Kind::Number(-2.0, 2.0), "The same, per occurrence"),
+    field("repetition_penalty", Kind::Number(0.01, 10.0), "Divides their logits"),
+    field("logit_bias", Kind::Biases, "Token ids and what is added to their logits"),
+    field("stop", Kind::Texts, "Strings that end the answer"),
+    field("stop_token_ids", Kind::Ids, "Tokens that end the answer"),
+    field("include_stop_str_in_output", Kind::Flag, "Keep the string that ended it"),
+    field("ignore_eos", Kind::Flag, "Go on after the end of the text"),
+    field("min_tokens", Kind::Integer(0, TOKENS_MAX), "Only together with ignore_eos"),
+    field("skip_special_tokens", Kind::Flag, "Leave special tokens out of the text"),
+    field("return_token_ids", Kind::Flag, "Report token ids beside the text"),
+    field("response_format", Kind::Object, "The form of the answer"),
+];
+
+const CHAT: [Field; 14] = [
+    field("messages", Kind::Messages, "The conversation"),
+    field("max_tokens", Kind::Integer(1, TOKENS_MAX), "Tokens of the answer at most"),
+    field("max_completion_tokens", Kind::Integer(1, TOKENS_MAX), "The same, and wins"),
+    field("logprobs", Kind::Flag, "Report log-probabilities"),
+    field("top_logprobs", Kind::Integer(0, 20), "Alternatives per token"),
+    field("tools", Kind::Tools, "Functions that the model may call"),
+    field("tool_choice", Kind::Choice, "Which of them"),
+    field("chat_template_kwargs", Kind::Object, "Variables of the template"),
+    field("documents", Kind::List, "A variable of the template"),
+    field("reasoning_effort", Kind::Text, "A variable of the template"),
+    field("continue_final_message", Kind::Flag, "Continue the last message"),
+    field("add_generation_prompt", Kind::Flag, "Begin a new message"),
+    field("user", Kind::Text, "Ignored"),
+    field("metadata", Kind::Object, "Ignored"),
+];
+
+const COMPLETION: [Field; 7] = [
+    field("prompt", Kind::Prompts, "What to continue"),
+    field("max_tokens", Kind::Integer(0, TOKENS_MAX), "Tokens of each answer at most"),
+    field("logprobs", Kind::Integer(0, 20), "Alternatives per token"),
+    field("echo", Kind::Flag, "Answers begin with the prompt"),
+    field("add_special_tokens", Kind::Flag, "Begin prompts as the model is used to"),
+    field("suffix", Kind::Text, "Only the empty one"),
+    field("best_of", Kind::Integer(1, 8), "As n"),
+];
+
+const TOKENIZE: [Field; 5] = [
+    field("model", Kind::Text, "A name of the model; it may be left out"),
+    field("prompt", Kind::Text, "A text"),
+    field("messages", Kind::Messages, "A conversation instead"),
+    field("add_special_tokens", Kind::Flag, "Begin the text as the model is used to"),
+    field("return_token_strs", Kind::Flag, "Report the tokens' texts as well"),
+];
+
+const DETOKENIZE: [Field; 2] = [
+    field("model", Kind::Text, "A name of the model; it may be left out"),
+    field("tokens", Kind::Ids, "Token ids"),
+];
+
+/// A route's fields, and which of them must be there.
+fn fields(path: &str) -> (Vec<&'static Field>, Option<&'static str>) {
+    match path {
+        "/v1/chat/completions" => (CHAT.iter().chain(&SAMPLING).collect(), Some("messages")),
+        "/v1/completions" => (COMPLETION.iter().chain(&SAMPLING).collect(), Some("prompt")),
+        "/tokenize" => (TOKENIZE.iter().collect(), None),
+        "/detokenize" => (DETOKENIZE.iter().collect(), Some("tokens")),
+        _ => (Vec::new(), None),
+    }
+}
+
+/// The document.
+pub(crate) fn openapi() -> OpenApi {
+    let paths = ROUTES.iter().fold(PathsBuilder::new(), |paths, route| {
+        let method = if route.method == "POST" { HttpMethod::Post } else { HttpMethod::Get };
+        paths.path(public(route.path), PathItem::new(method, operation(route)))
+    });
+    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+    let components = ComponentsBuilder::new()
+        .schema("Error", error())
+        .security_scheme("key", SecurityScheme::Http(bearer));
+    let about =
+        "OpenAI's API over a model on this machine. Fields that are not listed are ignored.";
+    let info = InfoBuilder::new()
+        .title("Krasis")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(about));
+    OpenApiBuilder::new().info(info).paths(paths).components(Some(components.build())).build()
+}
+
+/// A path as OpenAPI writes it.
+fn public(path: &str) -> String {
+    path.replace("{*", "{")
+}
+
+fn operation(route: &Route) -> Operation {
+    let id = format!("{} {}", route.method, public(route.path));
+    let mut operation = OperationBuilder::new()
+        .summary(Some(route.about))
+        .operation_id(Some(id))
+        .response("200", ResponseBuilder::new().description("The answer"));
+    let problem = ContentBuilder::new().schema(Some(Ref::from_schema_name("Error"))).build();
+    // Probes are told how far loading is, in the form of an answer.
+    let problem = match route.entry {
+        Entry::Open => ResponseBuilder::new().description("Not yet, or no more"),
+        Entry::Keyed => {
+            let security = SecurityRequirement::new("key", Vec::<String>::new());
+            operation = operation.security(security);
+            ResponseBuilder::new().description("Why not").content("application/json", problem)
+        }
+    };
+    operation = operation.response("default", problem);
+    if route.path.contains('{') {
+        let text = ObjectBuilder::new().schema_type(Type::String);
+        let id = ParameterBuilder::new()
+            .name("id")
+            .parameter_in(ParameterIn::Path)
+            .required(Required::True)
+            .schema(Some(text));
+        operation = operation.parameter(id);
+    }
+    let (fields, required) = fields(route.path);
+    if !fields.is_empty() {
+        let body = fields.iter().fold(ObjectBuilder::new(), |body, field| {
+            body.property(field.name, field.kind.schema(field.about))
+        });
+        let body = required.into_iter().fold(body, ObjectBuilder::required);
+        let content = ContentBuilder::new().schema(Some(body)).build();
+        let body = RequestBodyBuilder::new()
+            .content("application/json", content)
+            .required(Some(Required::True));
+        operation = operation.request_body(Some(body.build()));
+    }
+    operation.build()
+}
+
+fn error() -> Schema {
+    let text =
+        |kind: Type| ObjectBuilder::new().schema_type(SchemaType::from_iter([kind, Type::Null]));
+    let inner = ObjectBuilder::new()
+        .property("message", ObjectBuilder::new().schema_type(Type::String))
+        .property("type", ObjectBuilder::new().schema_type(Type::String))
+        .property("param", text(Type::String))
+        .property("code", text(Type::String))
+        .required("message")
+        .required("type");
+    ObjectBuilder::new().property("error", inner).required("error").build().into()
+}
+
+fn text() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::String)
+}
+
+/// A message as most clients send them; what else is understood has no place in a schema.
+fn message() -> ObjectBuilder {
+    let roles = ["system", "user", "assistant"];
+    ObjectBuilder::new()
+        .property("role", text().enum_values(Some(roles)))
+        .property("content", text())
+        .required("role")
+        .required("content")
+}
+
+fn tool() -> ObjectBuilder {
+    let function = ObjectBuilder::new()
+        .property("name", text())
+        .property("description", text())
+        .property("parameters", ObjectBuilder::new().schema_type(Type::Object))
+        .required("name");
+    ObjectBuilder::new()
+        .property("type", text().enum_values(Some(["function"])))
+        .property("function", function)
+        .required("type")
+        .required("function")
+}
+
+impl Kind {
+    fn schema(self, about: &str) -> RefOr<Schema> {
+        let about = Some(about);
+        let one = |kind: Type| {
+            let nullable = SchemaType::from_iter([kind, Type::Null]);
+            ObjectBuilder::new().schema_type(nullable).description(about)
+        };
+        let list = |item: ObjectBuilder| ArrayBuilder::new().items(item);
+        let id = || ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0));
+        let any = |builder: AnyOfBuilder| builder.description(about).into();
+        match self {
+            Kind::Text => one(Type::String).into(),
+            Kind::Flag => one(Type::Boolean).into(),
+            Kind::Object => one(Type::Object).into(),
+            Kind::Integer(low, high) => {
+                one(Type::Integer).minimum(Some(low)).maximum(Some(high)).into()
+            }
+            Kind::Number(low, high) => {
+                one(Type::Number).minimum(Some(low)).maximum(Some(high)).into()
+            }
+            Kind::List => list(ObjectBuilder::new()).min_items(Some(1)).description(about).into(),
+            Kind::Messages => list(message()).min_items(Some(1)).description(about).into(),
+            Kind::Tools => list(tool()).description(about).into(),
+            Kind::Biases => {
+                let number = ObjectBuilder::new().schema_type(Type::Number);
+                let number = number.minimum(Some(-100)).maximum(Some(100));
+                one(Type::Object).additional_properties(Some(number)).into()
+            }
+            Kind::Ids => list(id()).description(about).into(),
+            Kind::Texts => any(AnyOfBuilder::new().item(text()).item(list(text()))),
+            Kind::Prompts => any(AnyOf::builder()
+                .item(text())
+                .item(list(text()).min_items(Some(1)))
+                .item(list(id()).min_items(Some(1)))),
+            Kind::Choice => any(AnyOfBuilder::new().item(text()).item(ObjectBuilder::new())),
+        }
+    }
+}
+
+const STYLE: &str = "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}\
+    code{font-size:15px}td{padding:0 1em 0 0;vertical-align:top}summary{cursor:pointer}";
+
+/// The page.
+pub(crate) fn page() -> String {
+    let mut page = format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Krasis</title>\
+         <style>{STYLE}</style><h1>Krasis {}</h1><p>OpenAI's API over a model on this machine; for \
+         programs, <a href=\"openapi.json\">openapi.json</a>. Fields that are not listed are \
+         ignored.</p>",
+        env!("CARGO_PKG_VERSION")
+    );
+    for route in &ROUTES {
+        let (path, (fields, required)) = (public(route.path), fields(route.path));
+        let open = if route.entry == Entry::Open { ", without a key" } else { "" };
+        page +=
+            &format!("<h2><code>{} {path}</code></h2><p>{}{open}.</p>", route.method, route.about);
+        if fields.is_empty() {
+            continue;
+        }
+        page += "<details><summary>Fields</summary><table>";
+        for field in fields {
+            let must = if required == Some(field.name) { ", needed" } else { "" };
+            let (name, kind) = (field.name, field.kind.words());
+            let about = field.about;
+            page += &format!(
+                "<tr><td><code>{name}</code></td><td>{kind}{must}</td><td>{about}</td></tr>"
+            );
+        }
+        page += "</table></details>";
+    }
+    page
+}
+
+impl Kind {
+    fn words(self) -> String {
+        match self {
+            Kind::Integer(i64::MIN, _) => "integer".into(),
+            Kind::Integer(low, TOKENS_MAX) => format!("integer from {low}"),
+            Kind::Integer(low, high) => format!("integer, {low} to {high}"),
+            Kind::Number(low, high) => format!("number, {low} to {high}"),
+            Kind::Text => "text".into(),
+            Kind::Flag => "true or false".into(),
+            Kind::List => "list".into(),
+            Kind::Object => "object".into(),
+            Kind::Messages => "messages".into(),
+            Kind::Tools => "tools".into(),
+            Kind::Biases => "token ids and numbers".into(),
+            Kind::Texts => "text or texts".into(),
+            Kind::Prompts => "text, texts or token ids".into(),
+            Kind::Ids => "token ids".into(),
+            Kind::Choice => "text or object".into(),
+        }
+    }
+}
