@@ -36,7 +36,7 @@ pub mod silu_mul;
 pub use combine::SharedExpert;
 pub use cpu::Cpu;
 pub use delta_rule::DeltaHeads;
-pub use experts::Bank;
+pub use experts::{ABSENT, Bank};
 pub use memory::Memory;
 pub use reference::Reference;
 pub use route::{GroupScore, Groups, Routes, Routing, Score};
