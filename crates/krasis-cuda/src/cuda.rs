@@ -99,6 +99,11 @@ impl<A: Activation, M: Machine> Memory for Cuda<A, M> {
         values
     }
 
+    fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
+        assert!(values.len() as u64 <= to.whole().len, "{} values for {to:?}", values.len());
+        self.machine.write(to.at.start, &A::encode(values));
+    }
+
     fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>) {
         to.clear();
         if from.is_empty() {

@@ -1,9 +1,11 @@
-//! One forward pass over all layers, on one device.
+//! One forward pass over all layers, on one device and what helps it.
 
 use krasis_core::{Act, Layout, Mat, Slot, Weight};
 use krasis_model::blocks::{self, Step, moe};
+use crate::experts::{Experts, Work};
 use krasis_model::{Buffers, Cache, Ffn, Model};
-use krasis_ops::{Bank, Memory, Ops, Seqs};
+use krasis_ops::{Memory, Ops, Seqs};
+use std::ops::Range;
 
 /// Rows whose logits are computed at a time: they are as wide as the vocabulary.
 const LOGIT_ROWS: u32 = 32;
@@ -23,6 +25,28 @@ pub struct StepInput {
     pub pages: Vec<u32>,
     /// `[sequences]`.
     pub state: Vec<u32>,
+}
+
+impl StepInput {
+    /// Makes this the given rows of `whole`, whose page lists have `pages_max` entries each.
+    fn cut(&mut self, whole: &StepInput, rows: Range<u32>, pages_max: u32) {
+        let StepInput { tokens, positions, row_seq, first_row, pages, state } = self;
+        let lists = [&mut *tokens, positions, row_seq, first_row, pages, state];
+        lists.into_iter().for_each(Vec::clear);
+        let all = rows.start as usize..rows.end as usize;
+        tokens.extend(&whole.tokens[all.clone()]);
+        positions.extend(&whole.positions[all.clone()]);
+        for (row, &seq) in (0..).zip(&whole.row_seq[all]) {
+            if row == 0 || seq != whole.row_seq[(rows.start + row - 1) as usize] {
+                first_row.push(row);
+                state.push(whole.state[seq as usize]);
+                let entries = seq as usize * pages_max as usize;
+                pages.extend(&whole.pages[entries..][..pages_max as usize]);
+            }
+            row_seq.push(state.len() as u32 - 1);
+        }
+        first_row.push(rows.end - rows.start);
+    }
 }
 
 /// Device memory of a step.
@@ -77,7 +101,11 @@ pub struct Runner<D> {
     /// Its weights.
     pub model: Model<Weight>,
     /// Routed experts of each layer.
-    pub banks: Vec<Option<Bank>>,
+    pub experts: Experts,
+    /// Rows that buffers are made for; a pass of more is made of chunks.
+    pub rows_max: u32,
+    /// The chunk at work, kept for its memory.
+    pub part: StepInput,
     /// What each layer remembers.
     pub caches: Vec<Cache>,
     /// Activations.
@@ -91,16 +119,40 @@ pub struct Runner<D> {
 impl<D: Ops + Memory> Runner<D> {
     /// Computes all layers for the tokens of a step; [`Self::logits`] may follow.
     pub fn forward(&mut self, input: &StepInput) {
-        let (step, b) = self.begin(input);
-        blocks::embed(&mut self.device, &self.model, &step, &b);
-        for layer in 0..self.model.layers.len() {
-            self.layer(layer, &step, &b);
+        let rows = input.tokens.len() as u32;
+        for group in 0..self.experts.begin(rows) {
+            let layers = self.experts.enter(&mut self.device, group);
+            if rows <= self.rows_max {
+                self.layers(layers, input, 0);
+                continue;
+            }
+            let mut part = std::mem::take(&mut self.part);
+            for first in (0..rows).step_by(self.rows_max as usize) {
+                let end = rows.min(first + self.rows_max);
+                part.cut(input, first..end, self.step.pages_max());
+                self.layers(layers.clone(), &part, first);
+            }
+            self.part = part;
         }
-        blocks::finish(&mut self.device, &self.model, &b);
+        self.experts.end(&mut self.device);
     }
 
-    /// Uploads a step, after which its layers may run.
-    pub fn begin(&mut self, input: &StepInput) -> (Step, Buffers) {
+    /// Some layers for a chunk, which begins at row `first` of the pass.
+    fn layers(&mut self, layers: Range<usize>, input: &StepInput, first: u32) {
+        let (step, b) = self.begin(input, first);
+        if layers.start == 0 {
+            blocks::embed(&mut self.device, &self.model, &step, &b);
+        }
+        for layer in layers.clone() {
+            self.layer(layer, &step, &b);
+        }
+        if layers.end == self.model.layers.len() {
+            blocks::finish(&mut self.device, &self.model, &b);
+        }
+    }
+
+    /// Uploads a chunk that begins at row `first` of the pass, after which its layers may run.
+    pub fn begin(&mut self, input: &StepInput, first: u32) -> (Step, Buffers) {
         let s = &self.step;
         let rows = input.tokens.len() as u32;
         let d = &mut self.device;
@@ -113,7 +165,7 @@ impl<D: Ops + Memory> Runner<D> {
         let seqs = Seqs { count: input.state.len() as u32, ..s.seqs };
         // The token list is shorter than planned; operations take as many rows as they write.
         let tokens = Slot::new(s.tokens.start, u64::from(rows));
-        (Step { rows, tokens, seqs }, self.buffers.first(rows))
+        (Step { rows, tokens, seqs }, self.buffers.part(first, rows))
     }
 
     /// One layer. What the layer before has left in `b.block` joins the residual stream first.
@@ -121,16 +173,15 @@ impl<D: Ops + Memory> Runner<D> {
         let (d, layer) = (&mut self.device, &self.model.layers[index]);
         let add = (index > 0).then_some(b.block);
         blocks::before_experts(d, layer, self.model.eps, &self.caches[index], step, add, b);
-        if let (Ffn::Moe(m), Some(bank)) = (&layer.ffn, &self.banks[index]) {
+        if let Ffn::Moe(m) = &layer.ffn {
             let pairs = step.rows * m.routing.top_k;
-            let inner = b.pair_inner.mat(pairs, bank.inter);
-            d.experts(
-                b.normed,
-                moe::routes(m, b),
-                bank,
-                inner,
-                b.pairs.mat(pairs, self.model.hidden),
-            );
+            let work = Work {
+                x: b.normed,
+                routes: moe::routes(m, b),
+                inner: b.pair_inner.mat(pairs, m.experts.inter),
+                out: b.pairs.mat(pairs, self.model.hidden),
+            };
+            self.experts.run(d, index, work);
         }
         blocks::after_experts(d, layer, b);
     }

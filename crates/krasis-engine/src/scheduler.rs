@@ -29,7 +29,7 @@ pub struct Limits {
     /// Entries of a sequence's page list.
     pub pages_max: u32,
     /// Prompt tokens of a step.
-    pub prefill_chunk: u32,
+    pub pass_tokens: u32,
     /// Tokens of a sequence.
     pub context_max: u32,
 }
@@ -62,7 +62,7 @@ impl Scheduler {
             running: Vec::new(),
             pages,
             places: (0..limits.places).rev().collect(),
-            limits: Limits { prefill_chunk: limits.prefill_chunk.max(1), ..limits },
+            limits: Limits { pass_tokens: limits.pass_tokens.max(1), ..limits },
         }
     }
 
@@ -185,7 +185,7 @@ impl Scheduler {
 
     fn fill(&self, batch: &mut Batch) {
         batch.clear();
-        let mut budget = self.limits.prefill_chunk as usize;
+        let mut budget = self.limits.pass_tokens as usize;
         for (index, s) in self.running.iter().enumerate() {
             // Decoding is never kept waiting by prompts.
             let rows = if s.pending() == 1 { 1 } else { s.pending().min(budget) };

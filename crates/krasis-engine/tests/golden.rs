@@ -59,7 +59,7 @@ fn every_layer_leaves_the_residual_stream_of_transformers() {
             pages: vec![0, 1],
             state: vec![0],
         };
-        let (step, b) = runner.begin(&input);
+        let (step, b) = runner.begin(&input, 0);
         krasis_model::blocks::embed(&mut runner.device, &runner.model, &step, &b);
         close(fixture, "embedding", &runner.device.download_act(b.residual), &golden.hidden[0]);
         for layer in 0..runner.model.layers.len() {

@@ -42,6 +42,11 @@ impl Cpu {
             desk: attend::Desk::default(),
         }
     }
+
+    /// Its memory, to be copied elsewhere.
+    pub fn bytes(&self, at: Slot<u8>) -> &[u8] {
+        self.arena.slice(at)
+    }
 }
 
 /// Token rows below which small operations stay on one thread: a decode step's always do.
@@ -123,6 +128,9 @@ impl Memory for Cpu {
     }
     fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T> {
         self.arena.download(at)
+    }
+    fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
+        self.arena.upload_act(to, values);
     }
     fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>) {
         self.arena.download_act_to(from, to);

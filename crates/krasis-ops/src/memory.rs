@@ -13,6 +13,8 @@ pub trait Memory {
     fn upload<T: Pod>(&mut self, at: Slot<T>, values: &[T]);
     /// Copies a slot to the host.
     fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T>;
+    /// Copies numbers to activations that are whole rows, which are the first of `to`.
+    fn upload_act(&mut self, to: Mat<Act>, values: &[f32]);
     /// Copies activations to the host as f32, row by row, in place of what `to` holds.
     fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>);
     /// Copies activations to the host as f32, row by row.
@@ -54,6 +56,10 @@ impl Memory for Arena {
 
     fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T> {
         self.slice(at).to_vec()
+    }
+
+    fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
+        self.slice_mut(to.whole().floats())[..values.len()].copy_from_slice(values);
     }
 
     fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>) {

@@ -91,6 +91,9 @@ impl Memory for Reference {
     fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T> {
         self.arena.slice(at).to_vec()
     }
+    fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
+        self.arena.upload_act(to, values);
+    }
     fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>) {
         *to = self.rows(from).concat();
     }

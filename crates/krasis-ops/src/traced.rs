@@ -52,6 +52,9 @@ impl<D: Memory> Memory for Traced<D> {
     fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T> {
         self.time("download", at.len as u32, |d| d.download(at))
     }
+    fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
+        self.time("upload", to.rows, |d| d.upload_act(to, values));
+    }
     fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>) {
         self.time("download", from.rows, |d| d.download_act_to(from, to));
     }

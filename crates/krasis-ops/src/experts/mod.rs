@@ -16,7 +16,7 @@ use crate::route::Routes;
 use crate::silu_mul::silu;
 pub(crate) use cpu::cpu;
 pub(crate) use groups::Groups;
-use krasis_core::{Act, Format, Mat, Weight};
+use krasis_core::{Act, Format, Mat, Slot, Weight};
 
 /// In the place of an expert: this pair is somebody else's.
 pub const ABSENT: u32 = u32::MAX;
@@ -54,6 +54,14 @@ impl Bank {
     pub fn down(&self, expert: u32) -> Weight {
         let hidden = self.gate_up.cols;
         self.down.rows(expert * Bank::rows_of(self.down.format, hidden), hidden)
+    }
+
+    /// Memory of some experts one behind the other: numbers and scales of gate and up, and of down.
+    pub fn slots(&self, first: u32, count: u32) -> [Slot<u8>; 4] {
+        let (up, down) = (2 * self.gate_rows(), Bank::rows_of(self.down.format, self.gate_up.cols));
+        let gate_up = self.gate_up.rows(first * up, count * up);
+        let down = self.down.rows(first * down, count * down);
+        [gate_up.data, gate_up.scales.bytes(), down.data, down.scales.bytes()]
     }
 
     fn gate_rows(&self) -> u32 {
