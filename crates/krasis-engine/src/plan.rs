@@ -248,15 +248,18 @@ impl<'a> Pool<'a> {
         }
         let moving = match prefill {
             PrefillStrategy::Chunked | PrefillStrategy::ActiveOnly => (*experts).min(fit),
-            by_layers => by_layers.slots_min(self.layers, *experts),
+            // Twice, so that the next layers come while these are at work.
+            by_layers => 2 * by_layers.slots_min(self.layers, *experts),
         };
         let keeps =
             prefill == PrefillStrategy::HcsPrefill || decode == DecodeStrategy::HcsHybrid;
-        let desk_rows = room.options.prompt_rows.saturating_sub(1).clamp(1, room.rows_max);
+        // A whole chunk is a prompt's, however short the user wants chunks to be.
+        let threshold = room.options.prompt_rows.min(room.options.prefill_chunk).max(1);
+        let desk_rows = threshold.saturating_sub(1).max(1);
         Ok(AwayPlan {
             prefill,
             decode,
-            threshold: room.options.prompt_rows,
+            threshold,
             pool: self.place(fit, layout),
             places,
             hot: if keeps { fit - moving.min(fit) } else { 0 },

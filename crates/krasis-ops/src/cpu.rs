@@ -6,7 +6,7 @@ use half::bf16;
 use krasis_core::{DType, Format, Lines};
 use krasis_cpu::floats::Floats;
 use krasis_cpu::lines::{Matrix, Tokens};
-use krasis_cpu::{Arena, Inputs, Isa, Team, vector};
+use krasis_cpu::{Arena, Inputs, Isa, Keep, Team, vector};
 use std::ops::Range;
 
 /// Host memory and the threads that work on it.
@@ -46,6 +46,11 @@ impl Cpu {
     /// Its memory, to be copied elsewhere.
     pub fn bytes(&self, at: Slot<u8>) -> &[u8] {
         self.arena.slice(at)
+    }
+
+    /// Has its memory outlive it.
+    pub fn keep(&self) -> Keep {
+        self.arena.keep()
     }
 }
 

@@ -5,6 +5,7 @@
 
 use crate::*;
 use bytemuck::Pod;
+use krasis_cpu::Keep;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,12 @@ impl<D: Memory> Memory for Traced<D> {
     }
     fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T> {
         self.time("download", at.len as u32, |d| d.download(at))
+    }
+    fn bring(&mut self, to: Slot<u8>, from: &[u8], keep: &Keep) {
+        self.time("bring", from.len() as u32, |d| d.bring(to, from, keep));
+    }
+    fn brought(&mut self) {
+        self.device.brought();
     }
     fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
         self.time("upload", to.rows, |d| d.upload_act(to, values));

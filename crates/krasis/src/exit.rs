@@ -102,7 +102,10 @@ impl From<StartError> for Failure {
             | StartError::Refused { .. }
             | StartError::Gpu(CudaError::OutOfMemory { .. }) => Failure::MEMORY,
             StartError::Gpu(_) => Failure::GPU,
-            StartError::Context { .. } | StartError::NothingQuantised => Failure::CONFIG,
+            StartError::Context { .. }
+            | StartError::NothingQuantised
+            | StartError::NoExperts
+            | StartError::UnlikeExperts => Failure::CONFIG,
             _ => Failure::FAILED,
         };
         Failure::new(code, error)

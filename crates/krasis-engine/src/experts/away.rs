@@ -5,6 +5,7 @@ use super::heat::Heat;
 use super::slots::Slots;
 use super::strategy::{DecodeStrategy, Missing, PrefillStrategy};
 use krasis_core::{Act, Layout, Mat, Slot};
+use krasis_cpu::Keep;
 use krasis_ops::{ABSENT, Bank, Cpu, Memory, Ops, Routes};
 use std::ops::Range;
 
@@ -58,10 +59,24 @@ impl Desk {
     }
 }
 
+/// What has been copied and computed where since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Experts of all layers.
+    pub experts: u64,
+    /// Experts copied to the device, one as often as it came.
+    pub brought: u64,
+    /// Pairs of tokens and experts that the device has computed.
+    pub on_the_device: u64,
+    /// Those that the CPU has computed.
+    pub on_the_cpu: u64,
+}
+
 /// Experts in host memory.
 pub struct Away {
     plan: AwayPlan,
     host: Cpu,
+    keep: Keep,
     /// In host memory.
     banks: Vec<Option<Bank>>,
     /// Layers that a prompt takes together.
@@ -71,11 +86,14 @@ pub struct Away {
     slots: Slots,
     heat: Heat,
     prompt: bool,
+    /// Experts are on their way that may be asked for before the next group of layers.
+    pending: bool,
     /// Who each pair of the layer at work is routed to; absent once it is computed.
     left: Vec<u32>,
     /// Experts on their way, with their slots.
     brought: Vec<(u32, u32)>,
     numbers: Vec<f32>,
+    traffic: Traffic,
 }
 
 impl Away {
@@ -94,10 +112,13 @@ impl Away {
             slots: Slots::new(moe, experts, plan.pool.experts),
             heat: Heat::new(moe, experts),
             prompt: false,
+            pending: false,
             left: Vec::new(),
             brought: Vec::new(),
             numbers: Vec::new(),
+            traffic: Traffic { experts: u64::from(moe * experts), ..Traffic::default() },
             plan,
+            keep: host.keep(),
             host,
             banks,
         }
@@ -107,9 +128,8 @@ impl Away {
         &self.banks
     }
 
-    /// Memory of the banks.
-    pub fn host(&mut self) -> &mut Cpu {
-        &mut self.host
+    pub(super) fn traffic(&self) -> Traffic {
+        self.traffic
     }
 
     /// Fills the slots that are to be hot, before anyone knows who is: of each layer the first.
@@ -141,9 +161,43 @@ impl Away {
             return 0..self.banks.len();
         }
         let layers = self.groups[group].clone();
-        let moe = self.before[layers.start]..self.moe_before(layers.end);
+        self.bring_layers(d, layers.clone(), layers.clone());
+        self.pending = true;
+        self.receive(d);
+        // While these layers are at work, the next ones come, if there is room for both.
+        if let Some(next) = self.groups.get(group + 1).cloned() {
+            let both = layers.start..next.end;
+            if self.moving() >= self.missing_of(both.clone()) {
+                self.bring_layers(d, next, both);
+                self.pending = false;
+            }
+        }
+        layers
+    }
+
+    /// Slots that are not kept for hot experts.
+    fn moving(&self) -> usize {
+        self.slots.all().filter(|&slot| !self.slots.is_hot(slot)).count()
+    }
+
+    /// Experts of these layers that are not in hot slots.
+    fn missing_of(&self, layers: Range<usize>) -> usize {
+        let cold = |index, expert| {
+            !self.slots.find(index, expert).is_some_and(|slot| self.slots.is_hot(slot))
+        };
+        let of = |layer: usize| {
+            let experts = self.banks[layer].map_or(0, |bank| bank.experts);
+            (0..experts).filter(|&expert| cold(self.before[layer], expert)).count()
+        };
+        layers.map(of).sum()
+    }
+
+    /// Brings all experts of some layers that are not here, into slots of none of the layers in
+    /// `stay`.
+    fn bring_layers<D: Memory>(&mut self, d: &mut D, layers: Range<usize>, stay: Range<usize>) {
+        let stay = self.moe_before(stay.start)..self.moe_before(stay.end);
         let mut free = 0;
-        for layer in layers.clone() {
+        for layer in layers {
             let Some(bank) = self.banks[layer] else { continue };
             let index = self.before[layer];
             self.brought.clear();
@@ -154,16 +208,14 @@ impl Away {
                 // In order, so that neighbours become one copy.
                 let stays = |slot| {
                     let holder = self.slots.holder(slot);
-                    self.slots.is_hot(slot) || holder.is_some_and(|(of, _)| moe.contains(&of))
+                    self.slots.is_hot(slot) || holder.is_some_and(|(of, _)| stay.contains(&of))
                 };
                 free = (free..).find(|&slot| !stays(slot)).expect("numbers do not end");
-                assert!(free < self.plan.pool.experts, "the plan has slots for a group of layers");
                 self.slots.put(free, index, expert);
                 self.brought.push((expert, free));
             }
             self.copy(d, layer);
         }
-        layers
     }
 
     fn moe_before(&self, layer: usize) -> u32 {
@@ -206,7 +258,7 @@ impl Away {
 
     /// Has the device compute what is left and lies there.
     fn compute_here<D: Ops + Memory>(&mut self, d: &mut D, index: u32, work: Work) {
-        let mut some = false;
+        let mut here = 0;
         let places: Vec<u32> = self
             .left
             .iter_mut()
@@ -216,11 +268,14 @@ impl Away {
                 }
                 let Some(slot) = self.slots.find(index, *expert) else { return ABSENT };
                 self.slots.touch(slot);
-                (*expert, some) = (ABSENT, true);
+                *expert = ABSENT;
+                here += 1;
                 slot
             })
             .collect();
-        if some {
+        self.traffic.on_the_device += here;
+        if here > 0 {
+            self.receive(d);
             let routes = work.routes;
             let experts = Mat::new(
                 Slot::new(self.plan.places.start, places.len() as u64),
@@ -266,6 +321,7 @@ impl Away {
             }
             pair = end + 1;
         }
+        self.traffic.on_the_cpu += self.left.iter().filter(|&&left| left != ABSENT).count() as u64;
         self.left.fill(ABSENT);
     }
 
@@ -329,9 +385,18 @@ impl Away {
             let from = bank.slots(expert, run as u32);
             let to = self.plan.pool.slots(slot, run as u32);
             for (from, to) in from.into_iter().zip(to).filter(|(from, _)| !from.is_empty()) {
-                d.upload(to, self.host.bytes(from));
+                d.bring(to, self.host.bytes(from), &self.keep);
             }
             rest = &rest[run..];
+        }
+        self.traffic.brought += self.brought.len() as u64;
+        self.pending |= !self.brought.is_empty();
+    }
+
+    /// Waits for what is on its way, as far as anybody may ask for it.
+    fn receive<D: Memory>(&mut self, d: &mut D) {
+        if std::mem::take(&mut self.pending) {
+            d.brought();
         }
     }
 

@@ -12,7 +12,7 @@ mod heat;
 mod slots;
 mod strategy;
 
-pub use away::{Away, AwayPlan, Desk};
+pub use away::{Away, AwayPlan, Desk, Traffic};
 pub use strategy::{DecodeStrategy, PrefillStrategy, of_divisor};
 
 use krasis_core::{Act, Mat};
@@ -46,6 +46,14 @@ impl Experts {
         match self {
             Experts::Device(banks) => banks,
             Experts::Away(away) => away.banks(),
+        }
+    }
+
+    /// What has been copied and computed where; nothing to tell if all lie on the device.
+    pub fn traffic(&self) -> Traffic {
+        match self {
+            Experts::Device(_) => Traffic::default(),
+            Experts::Away(away) => away.traffic(),
         }
     }
 
