@@ -117,7 +117,7 @@ fn each_strategy_does_what_it_says() {
             engine.serve(&submissions);
             engine.runner.experts.traffic()
         });
-        let _: Answer = answer(&handle, greedy(&golden.tokens[..64], 24));
+        let _: Answer = answer(&handle, greedy(&golden.tokens[..50], 24));
         drop(handle);
         serving.join().unwrap()
     };
@@ -129,10 +129,10 @@ fn each_strategy_does_what_it_says() {
     let tight_lru = traffic(P::ActiveOnly, D::Lru, tight);
     assert!(tight_lru.brought > 2 * roomy.brought && tight_lru.on_the_cpu == 0, "{tight_lru:?}");
     let cpu = traffic(P::LayerGrouped(2), D::PureCpu, tight);
-    assert_eq!(cpu.brought, cpu.experts, "a prompt of two chunks brings each expert once: {cpu:?}");
+    assert_eq!(cpu.brought, cpu.experts, "a prompt of three chunks brings each expert once: {cpu:?}");
     assert!(cpu.on_the_cpu > 0);
     let chunked = traffic(P::Chunked, D::PureCpu, tight);
-    assert!(chunked.brought > 3 * chunked.experts, "again for each chunk: {chunked:?}");
+    assert!(chunked.brought > 2 * chunked.experts, "again for each chunk: {chunked:?}");
     let hybrid = traffic(P::HcsPrefill, D::HcsHybrid, tight);
     assert!(hybrid.on_the_cpu > 0 && hybrid.on_the_cpu < cpu.on_the_cpu, "{hybrid:?}");
 }
