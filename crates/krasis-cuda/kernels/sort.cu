@@ -3,10 +3,11 @@
 
 #define EXPERTS_MAX 1024
 
-// Rows of each of an expert's tiles but the last: as few tiles as `tile_rows`, a multiple of 16,
-// allows, all of one height, as products in lines take what their steps of 16 rows take, and unpack
-// weights once for each tile.
+// Rows of each of an expert's tiles but the last: as few tiles as `tile_rows` allows, all of one
+// height, as products in lines take what their steps of 16 rows take, and unpack weights once for each
+// tile. Tiles of less than such a step are as high as they may be.
 __device__ inline u32 tile_height(u32 count, u32 tile_rows) {
+    if (tile_rows < 16) return tile_rows;
     u32 steps = (count + 15) / 16, parts = (count + tile_rows - 1) / tile_rows;
     return (steps + parts - 1) / parts * 16;
 }

@@ -9,11 +9,13 @@ pub mod cuda;
 pub mod driver;
 pub mod error;
 pub mod gpu;
+mod limits;
 mod lines;
 pub mod machine;
 mod ops;
 pub mod programs;
 mod staging;
+mod vector;
 
 pub use activation::Activation;
 pub use cuda::{Cuda, WORKSPACE_BYTES};

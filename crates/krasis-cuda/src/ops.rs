@@ -6,13 +6,13 @@ use crate::cuda::{BLOCK, Cuda};
 use crate::lines::Tiles;
 use crate::machine::{Arg, Kernel, Machine, Shape};
 use crate::programs::{format_variant, kv_variant};
+use crate::vector::FEW_ROWS;
 use krasis_core::{Act, Format, Mat, Slot, Weight};
 use krasis_ops::*;
 
-/// Rows that a warp multiplies at a time: `VECTOR_ROWS` of `kernels/product.cuh`. More go to
-/// tensor cores, in every operation at the same border, so that there are but two orders in which
-/// a row may be summed. Up to here hardly two rows share an expert, and a warp per output reads
-/// weights as fast as memory gives them; beyond, tiles read an expert once for all of its rows.
+/// Rows that a warp multiplies at a time: `VECTOR_ROWS` of `kernels/product.cuh`, for what `vector.rs`
+/// leaves. More go to tensor cores, in every operation at the same border, so that there are but two
+/// orders in which a row may be summed.
 const VECTOR_ROWS: u32 = 8;
 
 /// Warps of a block that makes an output each, and threads of one that makes a tile.
@@ -78,6 +78,13 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
         );
         assert_eq!(x.rows, out.rows, "a row for each row");
         let outputs = w.rows / heads;
+        // In lines, a head's part has to start with a block.
+        if x.rows <= FEW_ROWS
+            && (heads == 1 || outputs.is_multiple_of(8))
+            && let Some(few) = self.few(x, w)
+        {
+            return self.linear_few(few, x, w, bias, heads, out);
+        }
         // A head's part of a row has to start at 16 bytes, too.
         let aligned = self.aligned(x) && (heads == 1 || w.cols.is_multiple_of(8));
         let args = [
@@ -478,6 +485,12 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
         assert_eq!((inner.rows, inner.cols), (out.rows, bank.inter), "a row of scratch per pair");
         assert_eq!((x.cols, out.cols), (bank.gate_up.cols, bank.gate_up.cols), "hidden");
         let lines = [self.in_lines(x, &bank.gate_up, inner), self.in_lines(inner, &bank.down, out)];
+        if x.rows <= FEW_ROWS
+            && let Some(gate_up) = self.few(x, &bank.gate_up)
+            && let Some(down) = self.few(inner, &bank.down)
+        {
+            return self.experts_few([gate_up, down], x, routes, bank, inner, out);
+        }
         match lines {
             _ if x.rows <= VECTOR_ROWS => self.experts_by_pair(x, routes, bank, inner, out),
             // One list of tiles serves both, and its height is that of the bits.

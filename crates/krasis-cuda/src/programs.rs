@@ -7,6 +7,7 @@ use crate::activation::Activation;
 use crate::attention::{self, Family};
 use crate::lines::{self, Tiling};
 use crate::machine::{Kernel, Kind, Limits};
+use crate::vector;
 use half::bf16;
 use krasis_core::lines::Bits;
 use krasis_core::{DType, Format, KvDtype};
@@ -27,6 +28,8 @@ pub enum Variants {
     Merges,
     /// Once for each of `lines::VARIANTS`, for BF16 activations: `BITS`, `GROUP`, and the tile that fits.
     Lined,
+    /// Once for each of `vector::VARIANTS`, for BF16 activations: `BITS`, `GROUP` and `STAGES`.
+    Few,
 }
 
 impl Variants {
@@ -38,6 +41,7 @@ impl Variants {
             Variants::KvDtypes => (0..3).map(|i| vec![format!("-DKV_DTYPE={i}")]).collect(),
             Variants::Blocks(family) => family.defines(),
             Variants::Merges => attention::merges(),
+            Variants::Few => vector::defines(limits),
             Variants::Lined => {
                 lines::VARIANTS.map(|of| Tiling::new(of.bits, limits).defines(of)).into()
             }
@@ -48,7 +52,7 @@ impl Variants {
     fn takes(self, variant: u8, activation: &str, limits: Limits) -> bool {
         match self {
             Variants::Blocks(family) => activation == bf16::NAME && family.takes(variant, limits),
-            Variants::Merges | Variants::Lined => activation == bf16::NAME,
+            Variants::Merges | Variants::Lined | Variants::Few => activation == bf16::NAME,
             Variants::One | Variants::Formats | Variants::KvDtypes => true,
         }
     }
@@ -92,7 +96,7 @@ pub struct Program {
 }
 
 /// Name and text of what programs include.
-pub const HEADERS: [(&str, &str); 8] = [
+pub const HEADERS: [(&str, &str); 9] = [
     ("ptx.cuh", include_str!("../kernels/ptx.cuh")),
     ("types.cuh", include_str!("../kernels/types.cuh")),
     ("weights.cuh", include_str!("../kernels/weights.cuh")),
@@ -101,6 +105,7 @@ pub const HEADERS: [(&str, &str); 8] = [
     ("attend/ptx.cuh", include_str!("../kernels/attend/ptx.cuh")),
     ("attend/tile.cuh", include_str!("../kernels/attend/tile.cuh")),
     ("moe/mma.cuh", include_str!("../kernels/moe/mma.cuh")),
+    ("vector/few.cuh", include_str!("../kernels/vector/few.cuh")),
 ];
 
 macro_rules! program {
@@ -114,12 +119,14 @@ macro_rules! program {
     };
 }
 
-use Variants::{Blocks, Formats, KvDtypes, Lined, Merges, One};
+use Variants::{Blocks, Few, Formats, KvDtypes, Lined, Merges, One};
 
 /// All of them. The longest compilations come first.
-pub const PROGRAMS: [Program; 16] = [
+pub const PROGRAMS: [Program; 19] = [
     program!("moe/moe_gemm", Lined, ["moe_gate_up", "moe_down"]),
     program!("experts", Formats, ["gate_up_vector", "down_vector", "gate_up_tile", "down_tile"]),
+    program!("vector/linear", Few, ["linear_few", "linear_more"]),
+    program!("vector/experts", Few, ["gate_up_few", "down_few"]),
     program!("attend/prefill", Blocks(&attention::PREFILL), ["attend_prefill"]),
     program!("attend/decode", Blocks(&attention::DECODE), ["attend_decode"]),
     program!("attend/mla_decode", Blocks(&attention::LATENT), ["mla_attend_decode"]),
@@ -133,6 +140,7 @@ pub const PROGRAMS: [Program; 16] = [
     program!("embed", Formats, ["embed"]),
     program!("sort", One, ["sort_pairs", "sort_rows"]),
     program!("kv", KvDtypes, ["kv_append"]),
+    program!("limits", One, ["read_all"]),
     program!("attend/merge", Merges, ["attend_merge"]),
 ];
 

@@ -4,11 +4,14 @@
 mod common;
 mod emulated;
 
-use common::{ARENA_BYTES, judge_all};
+use common::{ARENA_BYTES, judge_all, prepared};
 use emulated::{Emulated, Kernels, LARGE, possible};
 use half::bf16;
-use krasis_core::Bytes;
+use krasis_core::lines::{Bits, Lines};
+use krasis_core::{Bytes, DType, Format, Mat, Slot};
 use krasis_cuda::{Activation, Limits};
+use krasis_ops::testing::Case;
+use krasis_ops::{Bank, Memory, Ops, Routes};
 
 fn agree<A: Activation>(limits: Limits, filter: &str) {
     if possible() {
@@ -31,4 +34,76 @@ fn kernels_agree_with_the_reference_in_f32() {
 #[test]
 fn kernels_agree_with_the_reference_on_a_gpu_with_little_shared_memory() {
     agree::<bf16>(Limits { processors: 24, shared_max: 99 << 10 }, "attend");
+}
+
+/// Blocks have several tiles of outputs there, and fewer units on their way.
+#[test]
+fn kernels_agree_with_the_reference_on_a_gpu_of_one_multiprocessor() {
+    agree::<bf16>(Limits { processors: 1, shared_max: 99 << 10 }, "linear");
+}
+
+/// What few rows are multiplied in, with the parts of a row that warps share.
+const FEW: [Format; 3] = [
+    Format::Float(DType::Bf16),
+    Format::Lines(Lines::new(Bits::Four, 64).unwrap()),
+    Format::Lines(Lines::new(Bits::Eight, 128).unwrap()),
+];
+
+/// A row of a step is the same bit for bit, whether it comes alone, with some or with many.
+#[test]
+fn few_rows_do_not_depend_on_their_company() {
+    if !possible() {
+        return;
+    }
+    let kernels = Kernels::new::<bf16>(LARGE);
+    for format in FEW {
+        let mut case = Case::new(31);
+        let (x, w) = (case.act(64, 1096), case.weight(40, 1096, format));
+        let out = case.blank(64, 40);
+        let machine = Emulated::new(Bytes(ARENA_BYTES), &kernels);
+        let mut device = prepared::<bf16, _>(machine, &case);
+        device.linear(x, &w, None, out);
+        let all = device.download_act(out);
+        for rows in [1, 2, 9, 31] {
+            device.linear(x.first(rows), &w, None, out.first(rows));
+            let some = device.download_act(out.first(rows));
+            assert_eq!(some, all[..some.len()], "{rows} rows in {format}");
+        }
+    }
+}
+
+/// Of experts, with pairs that are alone, and with up to eight at once.
+#[test]
+fn pairs_do_not_depend_on_their_company() {
+    if !possible() {
+        return;
+    }
+    let kernels = Kernels::new::<bf16>(LARGE);
+    let (tokens, top_k, experts, inter, hidden) = (24, 2, 3, 264, 1032);
+    for format in FEW {
+        let stored = |rows| Bank::rows_of(format, rows);
+        let mut case = Case::new(32);
+        let x = case.act(tokens, hidden);
+        let gate_up = case.weight(experts * 2 * stored(inter), hidden, format);
+        let down = case.weight(experts * stored(hidden), inter, format);
+        let bank = Bank { gate_up, down, experts, inter };
+        let of = |pair: u32| pair % 2 * (1 + pair / 2 % 2);
+        let chosen = case.u32s(&(0..tokens * top_k).map(of).collect::<Vec<u32>>());
+        let weights = case.random_floats(tokens, top_k);
+        let (inner, out) = (case.blank(tokens * top_k, inter), case.blank(tokens * top_k, hidden));
+        let machine = Emulated::new(Bytes(ARENA_BYTES), &kernels);
+        let mut device = prepared::<bf16, _>(machine, &case);
+        let mut run = |tokens: u32| {
+            let experts = Slot::new(chosen.start, u64::from(tokens * top_k));
+            let experts = Mat::new(experts, tokens, top_k);
+            let (inner, out) = (inner.first(tokens * top_k), out.first(tokens * top_k));
+            device.experts(x.first(tokens), Routes { experts, weights }, &bank, inner, out);
+            device.download_act(out)
+        };
+        let all = run(tokens);
+        for some in [1, 3, 10] {
+            let got = run(some);
+            assert_eq!(got, all[..got.len()], "{some} tokens in {format}");
+        }
+    }
 }

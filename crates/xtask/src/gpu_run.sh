@@ -29,6 +29,7 @@ part models-quantised .gpu/models quantised --nocapture
 part demo .gpu/krasis run "What is 2+2?" --device cuda --temperature 0 --model-path demo/model
 part perplexity .gpu/krasis eval --text demo/heldout/text.jsonl --limit 40 --device cuda --model-path demo/model
 if [ "${1:-}" = bench ]; then
+    part bench-vector .gpu/vector
     for bits in 16 4; do
         part "bench-$bits" .gpu/krasis bench --model-path fixtures/configs/Qwen3-30B-A3B.json \
             --load-format dummy --cpu-expert-bits "$bits" --device cuda

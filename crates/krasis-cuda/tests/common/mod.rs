@@ -26,6 +26,19 @@ fn cost<A: Activation>() -> f32 {
     if A::BYTES == 2 { 1.0 / 32.0 } else { 1.0 / 16384.0 }
 }
 
+/// A device that holds a case, and NaN where nobody has written.
+pub fn prepared<A: Activation, M: Machine>(mut machine: M, case: &Case) -> Cuda<A, M> {
+    machine.write(0, &vec![0xff; case.layout.bytes().0 as usize]);
+    for upload in &case.uploads {
+        if upload.acts {
+            machine.write(upload.start, &A::encode(bytemuck::cast_slice(&upload.bytes)));
+        } else {
+            machine.write(upload.start, &upload.bytes);
+        }
+    }
+    Cuda::new(&case.layout, machine)
+}
+
 impl<A: Activation, M: Machine> Judge for OnMachine<A, M> {
     fn judge(
         &mut self,
@@ -35,16 +48,8 @@ impl<A: Activation, M: Machine> Judge for OnMachine<A, M> {
         tolerance: f32,
         run: &dyn Fn(&mut dyn Ops),
     ) {
-        let mut machine = self.machine.take().expect("a machine that has not failed");
-        machine.write(0, &vec![0xff; case.layout.bytes().0 as usize]);
-        for upload in &case.uploads {
-            if upload.acts {
-                machine.write(upload.start, &A::encode(bytemuck::cast_slice(&upload.bytes)));
-            } else {
-                machine.write(upload.start, &upload.bytes);
-            }
-        }
-        let mut device = Cuda::<A, M>::new(&case.layout, machine);
+        let machine = self.machine.take().expect("a machine that has not failed");
+        let mut device = prepared::<A, M>(machine, case);
         run(&mut device);
         for (index, (out, wanted)) in outs.iter().zip(wanted).enumerate() {
             let got = match case.is_act(*out) {

@@ -41,6 +41,9 @@ pub const LARGE: Limits = Limits { processors: 24, shared_max: 227 << 10 };
 /// Kernels keep their state in statics: one at a time.
 static ONE: Mutex<()> = Mutex::new(());
 
+/// Tests that want the same kernels compile them once.
+static COMPILING: Mutex<()> = Mutex::new(());
+
 /// Whether kernels can be compiled here.
 pub fn possible() -> bool {
     let there =
@@ -54,6 +57,7 @@ pub fn possible() -> bool {
 impl Kernels {
     /// Compiles what has changed since the last time, as for a GPU of these limits.
     pub fn new<A: Activation>(limits: Limits) -> Arc<Kernels> {
+        let _alone = COMPILING.lock().unwrap();
         let tasks = builds(A::NAME, limits);
         let (queue, built) = (Mutex::new(tasks.iter()), Mutex::new(Vec::new()));
         std::thread::scope(|scope| {

@@ -96,9 +96,9 @@ pub(crate) mod cases {
     use crate::Routes;
     use crate::testing::{Case, FORMATS, Judge, tolerance};
     use krasis_core::lines::{Bits, Lines};
-    use krasis_core::{Format, Mat};
+    use krasis_core::{DType, Format, Mat};
 
-    cases![pairs_in_every_format, many_rows_in_lines, absent_experts];
+    cases![pairs_in_every_format, few_rows_in_blocks, many_rows_in_lines, absent_experts];
 
     fn pairs_in_every_format(on: &mut dyn Judge) {
         for format in FORMATS {
@@ -106,6 +106,16 @@ pub(crate) mod cases {
                 // Small enough that sums are of size one, where the tolerance is absolute: larger
                 // ones cancel, and what is left of them says little.
                 check(on, format, [rows, 37, 75], 8.0, &[0, 1, 2, 3, 4]);
+            }
+        }
+    }
+
+    /// Shapes that a device may read by 16 bytes at a time; fewer pairs than it sorts, or a few tiles.
+    fn few_rows_in_blocks(on: &mut dyn Judge) {
+        let lines = |bits, group| Format::Lines(Lines::new(bits, group).unwrap());
+        for format in [Format::Float(DType::Bf16), lines(Bits::Four, 128), lines(Bits::Eight, 32)] {
+            for rows in [1, 5, 20] {
+                check(on, format, [rows, 40, 200], 6.0, &[0, 1, 4]);
             }
         }
     }

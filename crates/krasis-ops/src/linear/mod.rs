@@ -46,7 +46,9 @@ pub(crate) mod cases {
                 (9, 33, 200),
                 (2, 72, 256),
                 (70, 130, 136),
-                // Rows at multiples of 16 bytes, more than a tile of anyone's.
+                // Rows at multiples of 16 bytes: more columns than anyone has on their way at a time.
+                (20, 264, 1160),
+                // More than a tile of anyone's.
                 (150, 264, 136),
             ] {
                 let mut case = Case::new(4);

@@ -1,0 +1,299 @@
+//! Products of few BF16 rows, as fast as memory delivers the weight: the launches of `kernels/vector`.
+
+use crate::activation::Activation;
+use crate::cuda::Cuda;
+use crate::lines;
+use crate::machine::{Arg, Kernel, Limits, Machine, Shape};
+use krasis_core::lines::{Bits, COLS, Lines};
+use krasis_core::{Act, DType, Format, Mat, Weight};
+use krasis_ops::{Bank, Routes};
+
+/// Rows up to which every product of a weight that the kernels know is theirs, so that there are but
+/// two orders in which a row may be summed. Up to here a step takes the time in which experts are
+/// read, and an expert rarely has more than one tile of [`PAIRS`].
+pub(crate) const FEW_ROWS: u32 = 64;
+
+/// Pairs of an expert that meet it at once: columns of a product of matrices. So many tokens have no
+/// more for any expert, and need not be sorted, which takes a launch.
+const PAIRS: u32 = 8;
+
+/// Rows that meet a weight at once in `linear_more`; `linear_few` takes eight.
+const ROWS: u32 = 32;
+
+/// What the kernels are compiled for.
+pub(crate) const VARIANTS: [Format; 7] = [
+    Format::Lines(lines::VARIANTS[0]),
+    Format::Lines(lines::VARIANTS[1]),
+    Format::Lines(lines::VARIANTS[2]),
+    Format::Lines(lines::VARIANTS[3]),
+    Format::Lines(lines::VARIANTS[4]),
+    Format::Lines(lines::VARIANTS[5]),
+    Format::Float(DType::Bf16),
+];
+
+/// Warps of a block, and outputs of a tile.
+const WARPS: u32 = 8;
+const TILE: u32 = 16;
+
+/// How a weight is multiplied, on a GPU of these limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Few {
+    /// Index of its format.
+    variant: u8,
+    /// Bits of a weight, and columns that a warp takes at a time.
+    bits: u32,
+    unit_cols: u32,
+    /// Units of a warp that are on their way.
+    stages: u32,
+    /// Bytes of all units in shared memory.
+    ring_bytes: u32,
+    cols: u32,
+    limits: Limits,
+}
+
+impl Few {
+    /// For a weight of so many columns, if a row of activations fits into shared memory.
+    pub fn new(format: Format, cols: u32, limits: Limits) -> Option<Few> {
+        let variant = VARIANTS.iter().position(|of| *of == format)? as u8;
+        let (bits, unit_cols, scales) = match format {
+            Format::Lines(of) => (bits(of), COLS as u32, of.line_scales() as u32),
+            _ => (16, 64, 0),
+        };
+        let stages = stages(limits);
+        // UNIT_BYTES and SLOT_BYTES of the kernels.
+        let ring_bytes = WARPS * stages * (unit_cols * TILE * bits / 8 + 32 * scales);
+        let few = Few { variant, bits, unit_cols, stages, ring_bytes, cols, limits };
+        few.shared(1).le(&limits.shared_max).then_some(few)
+    }
+
+    /// Bytes of shared memory for so many rows, up to [`ROWS`].
+    fn shared(self, rows: u32) -> u32 {
+        let apart = if self.bits == 16 { 64 } else { 16 };
+        let row = self.cols.next_multiple_of(self.unit_cols) * 2 + apart;
+        let eighths = rows.div_ceil(8).next_power_of_two();
+        self.ring_bytes + eighths * WARPS * 8 * 20 * 4 + rows * row
+    }
+
+    /// The most rows up to `rows` that fit.
+    fn rows_together(self, rows: u32) -> u32 {
+        let mut fitting = (1..=rows).rev();
+        fitting.find(|rows| self.shared(*rows) <= self.limits.shared_max).expect("one row fits")
+    }
+
+    /// Warps that share a tile, and each others' sums: as many as have about as much to do. A
+    /// function of the columns, as it decides the order of a sum.
+    fn split(self) -> u32 {
+        let units = self.cols.div_ceil(self.unit_cols);
+        let idle = |split: u32| units.next_multiple_of(split) - units;
+        let splits = [8, 4, 2].into_iter();
+        let mut even = splits.filter(|split| 10 * idle(*split) <= units.next_multiple_of(*split));
+        even.next().unwrap_or(1)
+    }
+
+    /// Tiles of each team in `matrices` matrices of so many: what makes all blocks fit at once, as
+    /// those of a second round would be alone with their latency, or four, if there are many rounds.
+    /// More, if that makes rows of activations no more than half the bytes of the weights that they
+    /// meet, and leaves two blocks for each multiprocessor.
+    fn across(self, rows: u32, tiles: u32, matrices: u32) -> u32 {
+        let teams = WARPS / self.split();
+        let places =
+            self.limits.processors * (self.limits.shared_max / self.shared(rows)).clamp(1, 3);
+        let all = tiles * matrices;
+        let reuse = (2 * rows).div_ceil(self.bits * teams);
+        let reuse = reuse.min(all / (teams * self.limits.processors * 2));
+        all.div_ceil(teams * places).min(4).max(reuse).min(tiles.div_ceil(teams))
+    }
+}
+
+fn bits(of: Lines) -> u32 {
+    match of.bits {
+        Bits::Four => 4,
+        Bits::Eight => 8,
+    }
+}
+
+/// GPUs with 99 KiB have room for fewer.
+fn stages(limits: Limits) -> u32 {
+    if limits.shared_max < 160 << 10 { 3 } else { 4 }
+}
+
+/// The macros of each variant.
+pub(crate) fn defines(limits: Limits) -> Vec<Vec<String>> {
+    let each = VARIANTS.iter().map(|format| match format {
+        Format::Lines(of) => {
+            vec![format!("-DBITS={}", bits(*of)), format!("-DGROUP={}", of.group())]
+        }
+        _ => vec!["-DBITS=16".to_owned()],
+    });
+    let stages = format!("-DSTAGES={}", stages(limits));
+    each.map(|defines| [defines, vec![stages.clone()]].concat()).collect()
+}
+
+impl<A: Activation, M: Machine> Cuda<A, M> {
+    /// How the kernels here multiply `x` with `w`, if they can: `x` is read by 16 bytes, and scales
+    /// must be below 2⁸, which weights of a model are.
+    pub(crate) fn few(&self, x: Mat<Act>, w: &Weight) -> Option<Few> {
+        let bf16 = A::NAME == half::bf16::NAME;
+        if !bf16 || !w.cols.is_multiple_of(8) || !self.aligned(x) {
+            return None;
+        }
+        Few::new(w.format, w.cols, self.machine().limits())
+    }
+
+    /// `out = x · wᵀ + bias` of each of `heads` blocks of columns with its own rows of `w`.
+    pub(crate) fn linear_few(
+        &mut self,
+        few: Few,
+        x: Mat<Act>,
+        w: &Weight,
+        bias: Option<&Weight>,
+        heads: u32,
+        out: Mat<Act>,
+    ) {
+        let outputs = w.rows / heads;
+        let parts = x.rows.div_ceil(few.rows_together(ROWS.min(x.rows)));
+        let each = x.rows.div_ceil(parts);
+        let (split, tiles) = (few.split(), outputs.div_ceil(TILE));
+        let across = few.across(each, tiles, parts * heads);
+        let args = [
+            self.mat(x),
+            x.stride.into(),
+            self.slot(w.data),
+            self.slot(w.scales),
+            w.cols.into(),
+            bias.map_or(Arg::NULL, |bias| self.vector(bias)),
+            self.mat(out),
+            out.stride.into(),
+            x.rows.into(),
+            each.into(),
+            outputs.into(),
+            split.into(),
+            across.into(),
+        ];
+        let grid = [parts, tiles.div_ceil(across * WARPS / split), heads];
+        let entry = if each <= 8 { "linear_few" } else { "linear_more" };
+        self.launch_few(entry, few, grid, each, &args);
+    }
+
+    /// The routed experts of up to [`FEW_ROWS`] tokens.
+    pub(crate) fn experts_few(
+        &mut self,
+        [gate_up, down]: [Few; 2],
+        x: Mat<Act>,
+        routes: Routes,
+        bank: &Bank,
+        inner: Mat<Act>,
+        out: Mat<Act>,
+    ) {
+        let (chosen, top_k) = (self.slot(routes.experts.whole()), routes.experts.cols);
+        let together = PAIRS.min(x.rows);
+        let together = gate_up.rows_together(together).min(down.rows_together(together));
+        let (matrices, sorted, tiles) = if x.rows == together {
+            (out.rows, Arg::NULL, Arg::NULL)
+        } else {
+            let of = self.sort_pairs(routes, bank.experts, together);
+            (of.most, of.sorted, of.tiles)
+        };
+        // Most tiles are far from full.
+        let usual = together.div_ceil(2);
+        let halves = bank.inter.div_ceil(8);
+        let (split, across) = (gate_up.split(), gate_up.across(usual, halves, matrices));
+        let args = [
+            self.mat(x),
+            x.stride.into(),
+            chosen,
+            sorted,
+            tiles,
+            together.into(),
+            top_k.into(),
+            self.slot(bank.gate_up.data),
+            self.slot(bank.gate_up.scales),
+            bank.gate_up.cols.into(),
+            Bank::rows_of(bank.gate_up.format, bank.inter).into(),
+            self.mat(inner),
+            inner.stride.into(),
+            bank.inter.into(),
+            split.into(),
+            across.into(),
+        ];
+        let grid = [halves.div_ceil(across * WARPS / split), matrices, 1];
+        self.launch_few("gate_up_few", gate_up, grid, together, &args);
+        let (split, wide) = (down.split(), out.cols.div_ceil(TILE));
+        let across = down.across(usual, wide, matrices);
+        let args = [
+            self.mat(inner),
+            inner.stride.into(),
+            chosen,
+            sorted,
+            tiles,
+            together.into(),
+            self.slot(bank.down.data),
+            self.slot(bank.down.scales),
+            bank.down.cols.into(),
+            Bank::rows_of(bank.down.format, out.cols).into(),
+            self.mat(out),
+            out.stride.into(),
+            out.cols.into(),
+            split.into(),
+            across.into(),
+        ];
+        let grid = [wide.div_ceil(across * WARPS / split), matrices, 1];
+        self.launch_few("down_few", down, grid, together, &args);
+    }
+
+    fn launch_few(
+        &mut self,
+        entry: &'static str,
+        few: Few,
+        grid: [u32; 3],
+        rows: u32,
+        args: &[Arg],
+    ) {
+        let shape = Shape { grid, block: WARPS * 32, shared: few.shared(rows) };
+        self.launch(Kernel { entry, variant: few.variant }, shape, args);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const H200: Limits = Limits { processors: 132, shared_max: 227 << 10 };
+    const SMALL: Limits = Limits { processors: 84, shared_max: 99 << 10 };
+
+    fn int4(cols: u32) -> Few {
+        Few::new(VARIANTS[0], cols, H200).unwrap()
+    }
+
+    #[test]
+    fn warps_of_a_tile_have_as_much_to_do_as_each_other() {
+        for (cols, split) in [(2048, 8), (768, 2), (1408, 4), (512, 4), (128, 1), (10_944, 8)] {
+            assert_eq!(int4(cols).split(), split, "{cols} columns");
+        }
+    }
+
+    #[test]
+    fn a_tile_of_experts_fits_every_gpu() {
+        for (format, cols, limits, rows) in [
+            (VARIANTS[0], 2048, H200, 8),
+            (VARIANTS[0], 2048, SMALL, 8),
+            (VARIANTS[1], 7168, H200, 8),
+            (VARIANTS[1], 7168, SMALL, 3),
+            (VARIANTS[6], 10_944, H200, 7),
+        ] {
+            let few = Few::new(format, cols, limits).unwrap();
+            assert_eq!(few.rows_together(PAIRS), rows, "{cols} columns of {format}");
+        }
+        assert_eq!(Few::new(VARIANTS[6], 65_536, SMALL), None, "nor does every row");
+    }
+
+    #[test]
+    fn blocks_fit_at_once_or_are_many() {
+        // The eight experts of a token of Qwen3-30B; its head for one row, and a projection for eight.
+        assert_eq!(int4(2048).across(1, 96, 8), 2);
+        assert_eq!(int4(768).across(1, 128, 8), 1);
+        assert_eq!(int4(2048).across(1, 9496, 1), 4);
+        assert_eq!(int4(2048).across(8, 1280, 1), 4);
+        assert_eq!(int4(2048).across(1, 8, 1), 1);
+    }
+}
