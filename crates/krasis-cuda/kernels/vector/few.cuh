@@ -6,12 +6,13 @@
 // add up their sums at the end, in the order of the warps. `split` is a function of the columns
 // alone, and so the order of a sum is that of the weight's shape, whatever the number of rows.
 //
-// Each warp has a ring of STAGES units in shared memory, all of them on their way at once: on an H200
-// 21 KiB a multiprocessor hide the latency of 4 TB/s, and two blocks have 64 to 128. Activations lie
-// in shared memory for the block's whole life, which is `across` tiles of outputs for each team.
+// Each warp has a ring of STAGES units in shared memory, all of them on their way at once: an H200 has
+// to have 21 KiB a multiprocessor under way for 4 TB/s if memory answers after 0.7 us, and a block has
+// 32 of INT4 and 64 of others. Activations lie in shared memory for the block's whole life, which is
+// `across` tiles of outputs for each team.
 //
-// Bound: the weight's bytes. At 4 TB/s an H200 issues 7 instructions of a lane per byte; a unit of
-// INT4 takes 4.4 (a product counts six, measured in moe/moe_gemm.cu), INT8 half of it, BF16 1.2.
+// Bound: the weight's bytes. At 4 TB/s an H200 issues 7 instructions of a lane per byte; INT4 takes
+// about 4.4, counted in the source with six for a product (moe/moe_gemm.cu), INT8 half of it.
 //
 // BITS is 4 or 8 for lines (krasis-core lines.rs) with scales of GROUP columns, unpacked as in
 // moe/moe_gemm.cu, and 16 for BF16 in rows. 256 threads; dynamic shared memory: src/vector.rs.
