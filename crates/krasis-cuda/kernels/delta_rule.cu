@@ -1,6 +1,6 @@
 // The gated delta rule along each sequence, recurrent. A block has 32 columns of one head's state
 // S [k, v]: thread (part, column) keeps rows part, part + 8, … of its column in registers.
-// Grid [columns / 32, value heads, sequences].
+// Grid [columns / 32, value heads, sequences]; those of more than `rows_max` rows go in chunks.
 #include <types.cuh>
 
 #define PARTS 8
@@ -20,14 +20,15 @@ __device__ inline float column_sum(float x, float (*shared)[33]) {
 extern "C" __global__ void __launch_bounds__(256)
     delta_rule(const act *qkv, u32 stride, const act *ba, u32 ba_stride, u32 key_heads,
                u32 value_heads, u32 dk, u32 dv, const float *a_log, const float *dt_bias, float *state,
-               u32 each, const u32 *first_row, const u32 *positions, const u32 *places, act *out,
-               u32 out_stride) {
+               u32 each, const u32 *first_row, const u32 *positions, const u32 *places,
+               u32 rows_max, act *out, u32 out_stride) {
     __shared__ float q[PARTS * OWN], k[PARTS * OWN], shared[PARTS][33];
     u32 head = blockIdx.y, seq = blockIdx.z, part = threadIdx.x / 32;
     u32 col = blockIdx.x * 32 + threadIdx.x % 32, i = threadIdx.x;
     u32 key_head = head / (value_heads / key_heads), keys = key_heads * dk;
     float *s = state + (u64)places[seq] * each + (u64)head * dk * dv + col;
     u32 row = first_row[seq], end = first_row[seq + 1];
+    if (end - row > rows_max) return;
     bool fresh = positions[row] == 0;
     float own[OWN];
 #pragma unroll

@@ -1,6 +1,7 @@
-// Stores each row's heads at its token's position. One warp per row and head, four to a block.
+// The way into the cache: rows as they are, or heads with their norms and rotation in one launch.
 #include <kv.cuh>
 
+// Stores each row's heads at its token's position. One warp per row and head, four to a block.
 extern "C" __global__ void kv_append(const act *x, u32 stride, kv *data, float *scales, u32 heads,
                                      u32 dim, u32 page, const u32 *row_seq, const u32 *positions,
                                      const u32 *pages, u32 pages_max, u32 rows) {
@@ -9,17 +10,114 @@ extern "C" __global__ void kv_append(const act *x, u32 stride, kv *data, float *
     u32 row = task / heads, head = task % heads;
     x += (u64)row * stride + head * dim;
     u64 token = token_at(pages + (u64)row_seq[row] * pages_max, page, positions[row]);
-    u64 at = token * heads + head;
-    data += at * dim;
-#if KV_DTYPE == KV_F8
-    // NaN stays out of `largest` but reaches the store, as on the host.
-    float largest = 0.0f;
-    for (u32 i = lane(); i < dim; i += 32) largest = fmaxf(largest, fabsf(value(x[i])));
-    largest = warp_max(largest);
-    float scale = largest > 0.0f ? largest / 448.0f : 1.0f;
-    if (lane() == 0) scales[at] = scale;
-    for (u32 i = lane(); i < dim; i += 32) data[i] = f8_bits(value(x[i]) / scale);
-#else
-    for (u32 i = lane(); i < dim; i += 32) data[i] = rounded<kv>(value(x[i]));
-#endif
+    put_head(Store{data, scales, heads, dim}, token * heads + head, [&](u32 i) { return value(x[i]); });
+}
+
+// Warps of a block, one per head; elements of a head that is turned, and of half of it.
+#define WARPS 8
+#define DIM_MAX 256
+#define HALF_MAX 128
+
+// What pairs of a token turn by, and a head of each warp.
+struct Workplace {
+    float sine[HALF_MAX], cosine[HALF_MAX];
+    float head[WARPS][DIM_MAX];
+};
+
+__device__ inline void find_turns(Workplace &at, u32 position, const float *freqs, u32 half, float scale) {
+    for (u32 i = threadIdx.x; i < half; i += blockDim.x) {
+        float sine, cosine;
+        sincosf((float)position * freqs[i], &sine, &cosine);
+        at.sine[i] = sine * scale;
+        at.cosine[i] = cosine * scale;
+    }
+    __syncthreads();
+}
+
+// 1 / rms by one warp, in the order of `head_norm`, whose blocks have up to 256 threads.
+__device__ inline float norm_scale(const act *x, u32 dim, float eps) {
+    u32 threads = min((dim + 31) / 32 * 32, 256u);
+    float squares = 0.0f;
+    for (u32 first = 0; first < threads; first += 32) {
+        float part = 0.0f;
+        for (u32 i = first + lane(); i < dim; i += threads) part += value(x[i]) * value(x[i]);
+        squares += warp_sum(part);
+    }
+    return 1.0f / sqrtf(squares / dim + eps);
+}
+
+// A head with its norm, if there is one, and turned; rounded wherever the small operations round.
+__device__ inline float *turned_head(Workplace &at, const act *x, u32 dim, const float *norm, float eps,
+                                     u32 half) {
+    float *head = at.head[warp()];
+    float scale = norm ? norm_scale(x, dim, eps) : 1.0f;
+    for (u32 i = lane(); i < dim; i += 32)
+        head[i] = norm ? value(rounded<act>(value(x[i]) * scale * norm[i])) : value(x[i]);
+    __syncwarp();
+    for (u32 i = lane(); i < half; i += 32) {
+        float a = head[i], b = head[i + half];
+        head[i] = value(rounded<act>(a * at.cosine[i] - b * at.sine[i]));
+        head[i + half] = value(rounded<act>(b * at.cosine[i] + a * at.sine[i]));
+    }
+    __syncwarp();
+    return head;
+}
+
+// Queries in place, keys and values to their stores. Grid [rows, heads of all three / WARPS].
+extern "C" __global__ void __launch_bounds__(WARPS * 32)
+    gqa_heads(act *q, const act *k, const act *v, u32 stride, u32 heads, u32 kv_heads, u32 dim,
+              const float *q_norm, const float *k_norm, float eps, const float *freqs, u32 half,
+              float scale, kv *k_data, float *k_scales, kv *v_data, float *v_scales, u32 page,
+              const u32 *row_seq, const u32 *positions, const u32 *pages, u32 pages_max) {
+    __shared__ Workplace at;
+    u32 row = blockIdx.x, head = blockIdx.y * WARPS + warp(), position = positions[row];
+    find_turns(at, position, freqs, half, scale);
+    if (head < heads) {
+        q += (u64)row * stride + head * dim;
+        const float *x = turned_head(at, q, dim, q_norm, eps, half);
+        for (u32 i = lane(); i < dim; i += 32) q[i] = rounded<act>(x[i]);
+        return;
+    }
+    head -= heads;
+    if (head >= 2 * kv_heads) return;
+    u64 token = token_at(pages + (u64)row_seq[row] * pages_max, page, position);
+    if (head < kv_heads) {
+        k += (u64)row * stride + head * dim;
+        const float *x = turned_head(at, k, dim, k_norm, eps, half);
+        put_head(Store{k_data, k_scales, kv_heads, dim}, token * kv_heads + head, [&](u32 i) { return x[i]; });
+    } else {
+        head -= kv_heads;
+        v += (u64)row * stride + head * dim;
+        put_head(Store{v_data, v_scales, kv_heads, dim}, token * kv_heads + head,
+                 [&](u32 i) { return value(v[i]); });
+    }
+}
+
+// Rotated queries in place, latents and rotated keys to their stores. Grid [rows, (heads + 2) / WARPS];
+// latents take longest and come first.
+extern "C" __global__ void __launch_bounds__(WARPS * 32)
+    mla_heads(act *q, u32 q_stride, u32 heads, const act *latent, const act *k, u32 stride, u32 latent_dim,
+              u32 dim, const float *norm, float eps, const float *freqs, u32 half, float scale,
+              kv *latent_data, float *latent_scales, kv *k_data, float *k_scales, u32 page,
+              const u32 *row_seq, const u32 *positions, const u32 *pages, u32 pages_max) {
+    __shared__ Workplace at;
+    u32 row = blockIdx.x, task = blockIdx.y * WARPS + warp(), position = positions[row];
+    find_turns(at, position, freqs, half, scale);
+    if (task >= heads + 2) return;
+    if (task >= 2) {
+        q += (u64)row * q_stride + (task - 2) * dim;
+        const float *x = turned_head(at, q, dim, nullptr, eps, half);
+        for (u32 i = lane(); i < dim; i += 32) q[i] = rounded<act>(x[i]);
+        return;
+    }
+    u64 token = token_at(pages + (u64)row_seq[row] * pages_max, page, position);
+    if (task == 1) {
+        const float *x = turned_head(at, k + (u64)row * stride, dim, nullptr, eps, half);
+        put_head(Store{k_data, k_scales, 1, dim}, token, [&](u32 i) { return x[i]; });
+    } else {
+        latent += (u64)row * stride;
+        float shrink = norm_scale(latent, latent_dim, eps);
+        put_head(Store{latent_data, latent_scales, 1, latent_dim}, token,
+                 [&](u32 i) { return value(rounded<act>(value(latent[i]) * shrink * norm[i])); });
+    }
 }

@@ -38,3 +38,19 @@ __device__ inline float scale_at(const Store &s, u64 at) {
 __device__ inline u64 token_at(const u32 *pages, u32 page, u32 position) {
     return (u64)pages[position / page] * page + position % page;
 }
+
+// Writes one head of one token, by one warp; `x(i)` is its element `i`.
+template <class Elements> __device__ inline void put_head(const Store &s, u64 at, Elements x) {
+    kv *data = s.data + at * s.dim;
+#if KV_DTYPE == KV_F8
+    // NaN stays out of `largest` but reaches the store, as on the host.
+    float largest = 0.0f;
+    for (u32 i = lane(); i < s.dim; i += 32) largest = fmaxf(largest, fabsf(x(i)));
+    largest = warp_max(largest);
+    float scale = largest > 0.0f ? largest / 448.0f : 1.0f;
+    if (lane() == 0) s.scales[at] = scale;
+    for (u32 i = lane(); i < s.dim; i += 32) data[i] = f8_bits(x(i) / scale);
+#else
+    for (u32 i = lane(); i < s.dim; i += 32) data[i] = rounded<kv>(x(i));
+#endif
+}

@@ -5,15 +5,19 @@ use crate::machine::{Arg, Kernel, Machine, Shape};
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use krasis_core::{Act, Bytes, Layout, Mat, Slot, Weight};
 use krasis_ops::Memory;
+use std::collections::HashMap;
 use std::marker::PhantomData;
 
 /// Memory that operations need for themselves, behind the arena: for sorting the pairs of a step
 /// by expert, eight bytes a pair and twelve a tile; for the splits of attention, whose blocks are no
-/// more than the GPU has multiprocessors, up to 64 KiB a block.
+/// more than the GPU has multiprocessors, up to 64 KiB a block; for chunks of delta nets, 25 KiB of
+/// each chunk and value head, as many at a time as there is room for.
 pub const WORKSPACE_BYTES: Bytes = Bytes(16 << 20);
 
 /// Activations of type `A`, kernels on machine `M`.
-pub struct Cuda<A, M> {
+pub struct Cuda<A, M: Machine> {
+    /// What is repeated, by its key: nothing yet if it ran but once. Goes before the machine does.
+    repeated: HashMap<u32, Option<M::Recording>>,
     machine: M,
     /// Where the workspace begins in the arena.
     workspace: u64,
@@ -31,7 +35,8 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
 
     /// A device over a machine whose arena has [`Self::arena_bytes`] of `plan`.
     pub fn new(plan: &Layout, machine: M) -> Cuda<A, M> {
-        Cuda { machine, workspace: plan.bytes().0, activation: PhantomData }
+        let repeated = HashMap::new();
+        Cuda { repeated, machine, workspace: plan.bytes().0, activation: PhantomData }
     }
 
     /// The machine, for another plan.
@@ -90,13 +95,31 @@ impl<A: Activation, M: Machine> Memory for Cuda<A, M> {
         self.machine.write(at.start, cast_slice(values));
     }
 
-    fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T> {
-        let mut values = vec![T::zeroed(); at.len as usize];
-        if at.is_empty() {
-            return values;
+    fn download_to<T: Pod>(&mut self, at: Slot<T>, to: &mut Vec<T>) {
+        to.clear();
+        to.resize(at.len as usize, T::zeroed());
+        if !at.is_empty() {
+            self.machine.read(at.start, cast_slice_mut(to));
         }
-        self.machine.read(at.start, cast_slice_mut(&mut values));
-        values
+    }
+
+    /// The first time launches are queued one by one, so that every kernel is there; the second time
+    /// they are recorded, and from then on replayed.
+    fn repeat(&mut self, key: u32, body: impl FnOnce(&mut Self)) {
+        match self.repeated.get(&key) {
+            None => {
+                body(self);
+                self.repeated.insert(key, None);
+            }
+            Some(None) => {
+                self.machine.record();
+                body(self);
+                let recording = self.machine.recorded();
+                self.machine.replay(&recording);
+                self.repeated.insert(key, Some(recording));
+            }
+            Some(Some(recording)) => self.machine.replay(recording),
+        }
     }
 
     fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {

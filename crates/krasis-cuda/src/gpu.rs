@@ -41,6 +41,24 @@ pub struct Gpu {
     signatures: Signatures,
     checking: Checking,
     recent: VecDeque<Kernel>,
+    /// What has been launched since [`Machine::record`], while that is so.
+    recording: Option<Vec<Kernel>>,
+}
+
+/// A graph that is ready to be launched, and the kernels in it.
+pub struct Recording {
+    graph: sys::CUgraphExec,
+    kernels: Vec<Kernel>,
+}
+
+// SAFETY: as for the GPU itself, which it is used with.
+unsafe impl Send for Recording {}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        // SAFETY: made by `recorded` and used no more; the driver keeps it while it is running.
+        let _ = unsafe { result::graph::exec_destroy(self.graph) };
+    }
 }
 
 // SAFETY: the driver's handles may be used from any thread; every method makes the context current
@@ -84,6 +102,7 @@ impl Gpu {
             signatures: Signatures::read(),
             checking,
             recent: VecDeque::with_capacity(REMEMBERED),
+            recording: None,
             found,
         };
         for cubin in &cubins {
@@ -158,6 +177,21 @@ impl Gpu {
         }
     }
 
+    fn remember(&mut self, kernel: Kernel) {
+        if self.recent.len() == REMEMBERED {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(kernel);
+    }
+
+    /// Waits for what was queued last, where every launch is to be checked.
+    fn check_launch(&self, what: &str) {
+        if self.checking == Checking::Launches {
+            // SAFETY: the stream is alive.
+            self.check(what, unsafe { result::stream::synchronize(self.stream) });
+        }
+    }
+
     /// The driver knows one current context per thread, and models are loaded on another one than
     /// they run on.
     fn enter(&self) {
@@ -167,6 +201,8 @@ impl Gpu {
 }
 
 impl Machine for Gpu {
+    type Recording = Recording;
+
     fn base(&self) -> u64 {
         self.arena
     }
@@ -185,10 +221,7 @@ impl Machine for Gpu {
             *place = arg.place();
         }
         assert!(args.len() <= places.len(), "{} arguments for {}", args.len(), kernel.entry);
-        if self.recent.len() == REMEMBERED {
-            self.recent.pop_front();
-        }
-        self.recent.push_back(kernel);
+        self.remember(kernel);
         let [x, y, z] = shape.grid;
         // SAFETY: the arguments are those of the kernel's source by the check above, and outlive
         // the call, which copies them. That the kernel stays inside the arena is its own promise.
@@ -203,15 +236,54 @@ impl Machine for Gpu {
             )
         };
         self.check(kernel.entry, launched);
-        if self.checking == Checking::Launches {
-            // SAFETY: the stream is alive.
-            self.check(kernel.entry, unsafe { result::stream::synchronize(self.stream) });
+        match &mut self.recording {
+            Some(kernels) => kernels.push(kernel),
+            None => self.check_launch(kernel.entry),
         }
+    }
+
+    fn record(&mut self) {
+        self.enter();
+        assert!(self.recording.is_none(), "one recording at a time");
+        // Other threads may do as they like, and this one must not wait or allocate meanwhile.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is alive, and not the default one, which cannot be captured.
+        self.check("a recording", unsafe { result::stream::begin_capture(self.stream, mode) });
+        self.recording = Some(Vec::new());
+    }
+
+    fn recorded(&mut self) -> Recording {
+        self.enter();
+        let kernels = self.recording.take().expect("a recording has begun");
+        // SAFETY: the stream is being captured; the graph is not needed once it is instantiated.
+        let made = unsafe {
+            result::stream::end_capture(self.stream).and_then(|graph| {
+                let made = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+                result::graph::destroy(graph).and(made)
+            })
+        };
+        let recording = made.map(|graph| Recording { graph, kernels });
+        self.check("a recording", recording.as_ref().map(drop).map_err(|error| *error));
+        let recording = recording.expect("checked above");
+        // SAFETY: both are alive.
+        let uploaded = unsafe { result::graph::upload(recording.graph, self.stream) };
+        self.check("a recording", uploaded);
+        recording
+    }
+
+    fn replay(&mut self, recording: &Recording) {
+        self.enter();
+        let last = recording.kernels.len().saturating_sub(REMEMBERED);
+        recording.kernels[last..].iter().for_each(|kernel| self.remember(*kernel));
+        // SAFETY: both are alive.
+        self.check("a replay", unsafe { result::graph::launch(recording.graph, self.stream) });
+        self.check_launch("a replay");
     }
 
     fn write(&mut self, at: u64, bytes: &[u8]) {
         self.enter();
         assert!(at + bytes.len() as u64 <= self.bytes, "an upload ends behind the arena");
+        assert!(self.recording.is_none(), "an upload in the middle of a recording");
         // SAFETY: inside the arena by the assertion; context and stream are ours.
         let copied = unsafe { self.staging.copy(self.arena + at, bytes, self.stream) };
         self.check("an upload", copied);
@@ -220,11 +292,9 @@ impl Machine for Gpu {
     fn read(&mut self, at: u64, bytes: &mut [u8]) {
         self.enter();
         assert!(at + bytes.len() as u64 <= self.bytes, "a download ends behind the arena");
-        // SAFETY: inside the arena by the assertion, and waited for before `bytes` is used.
-        let copied = unsafe {
-            result::memcpy_dtoh_async(bytes, self.arena + at, self.stream)
-                .and_then(|()| result::stream::synchronize(self.stream))
-        };
+        assert!(self.recording.is_none(), "a download in the middle of a recording");
+        // SAFETY: inside the arena by the assertion; context and stream are ours.
+        let copied = unsafe { self.staging.copy_back(self.arena + at, bytes, self.stream) };
         self.check("a download", copied);
     }
 }

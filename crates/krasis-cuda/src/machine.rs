@@ -87,12 +87,21 @@ pub struct Limits {
 ///
 /// What goes wrong inside is a panic that names the kernel: a fault there is a bug here.
 pub trait Machine {
+    /// Launches that were recorded, with their arguments.
+    type Recording: Send;
     /// Address of the arena's first byte.
     fn base(&self) -> u64;
     /// What launches have to fit.
     fn limits(&self) -> Limits;
-    /// Queues a kernel.
+    /// Queues a kernel, or records it.
     fn launch(&mut self, kernel: Kernel, shape: Shape, args: &[Arg]);
+    /// From here on launches are recorded in place of being queued. Nothing is written or read until
+    /// [`Machine::recorded`].
+    fn record(&mut self);
+    /// What was launched since [`Machine::record`].
+    fn recorded(&mut self) -> Self::Recording;
+    /// Queues all launches of a recording.
+    fn replay(&mut self, recording: &Self::Recording);
     /// Queues a copy of `bytes` to `at` of the arena; `bytes` may change at once.
     fn write(&mut self, at: u64, bytes: &[u8]);
     /// Waits for everything queued, then copies from `at` of the arena.

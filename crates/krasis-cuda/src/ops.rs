@@ -1,5 +1,6 @@
 //! Every operation as launches: which kernel, how many blocks, which arguments; attention in
-//! `attend.rs`. Formulas stand in krasis-ops, and shapes of blocks at the head of each kernel.
+//! `attend.rs`, what comes before it in `heads.rs`, delta nets in `delta.rs`. Formulas stand in
+//! krasis-ops, and shapes of blocks at the head of each kernel.
 
 use crate::activation::Activation;
 use crate::cuda::{BLOCK, Cuda};
@@ -24,6 +25,9 @@ const TILE: u32 = 64;
 
 /// Experts that `kernels/sort.cu` and `kernels/route.cu` count.
 const EXPERTS_MAX: u32 = 1024;
+
+/// Columns of a block: `PIECE` of `kernels/largest.cu`.
+const LOGIT_PIECE: u32 = 2048;
 
 fn one(entry: &'static str) -> Kernel {
     Kernel { entry, variant: 0 }
@@ -364,27 +368,7 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
         seqs: &Seqs,
         out: Mat<Act>,
     ) {
-        assert!((2..=8).contains(&w.cols), "a convolution of {} taps", w.cols);
-        assert!(!matches!(w.format, Format::Lines(_)), "taps are in order in rows only");
-        assert_eq!((x.cols, out.cols), (w.rows, w.rows), "a filter per channel");
-        let args = [
-            self.mat(x),
-            x.stride.into(),
-            self.slot(w.data),
-            self.slot(w.scales),
-            w.cols.into(),
-            group(w).into(),
-            self.slot(state.data),
-            state.each.into(),
-            self.slot(seqs.first_row),
-            self.slot(seqs.positions),
-            self.slot(seqs.state),
-            self.mat(out),
-            out.stride.into(),
-            w.rows.into(),
-        ];
-        let grid = [w.rows.div_ceil(128), seqs.count, 1];
-        self.launch(of_format("causal_conv", w), shape(grid, 128), &args);
+        self.convolve(x, w, state, seqs, out);
     }
 
     fn delta_rule(
@@ -398,28 +382,7 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
         seqs: &Seqs,
         out: Mat<Act>,
     ) {
-        assert!(heads.key_dim <= 256, "keys of {} elements", heads.key_dim);
-        let args = [
-            self.mat(qkv),
-            qkv.stride.into(),
-            self.mat(ba),
-            ba.stride.into(),
-            heads.key.into(),
-            heads.value.into(),
-            heads.key_dim.into(),
-            heads.value_dim.into(),
-            self.vector(a_log),
-            self.vector(dt_bias),
-            self.slot(state.data),
-            state.each.into(),
-            self.slot(seqs.first_row),
-            self.slot(seqs.positions),
-            self.slot(seqs.state),
-            self.mat(out),
-            out.stride.into(),
-        ];
-        let grid = [heads.value_dim.div_ceil(32), heads.value, seqs.count];
-        self.launch(one("delta_rule"), shape(grid, 256), &args);
+        self.delta(qkv, ba, heads, a_log, dt_bias, state, seqs, out);
     }
 
     fn gated_norm(&mut self, x: Mat<Act>, gate: Mat<Act>, dim: u32, w: &Weight, eps: f32) {
@@ -541,5 +504,44 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
             out.cols.into(),
         ];
         self.launch(one("gather"), per_column(out.rows, out.cols), &args);
+    }
+
+    fn largest(&mut self, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>) {
+        let k = largest::found(x.cols, out);
+        let pieces = x.cols.div_ceil(LOGIT_PIECE);
+        let all = u64::from(x.rows) * u64::from(pieces);
+        let keys = self.workspace(0, all * u64::from(LARGEST_MAX) * 8);
+        let sums = self.workspace(all * u64::from(LARGEST_MAX) * 8, all * 8);
+        let scales = self.slot(scales);
+        let args = [self.mat(x), x.stride.into(), x.cols.into(), scales, keys, sums];
+        self.launch(one("largest_pieces"), shape([pieces, x.rows, 1], BLOCK), &args);
+        let to = self.slot(out.whole());
+        let args = [keys, sums, pieces.into(), scales, k.into(), to, out.cols.into()];
+        self.launch(one("largest_merge"), shape([x.rows, 1, 1], BLOCK), &args);
+    }
+
+    fn gqa_heads(
+        &mut self,
+        qkv: [Mat<Act>; 3],
+        norms: Option<&[Weight; 2]>,
+        eps: f32,
+        turns: Turns,
+        stores: [&KvStore; 2],
+        seqs: &Seqs,
+    ) {
+        self.grouped_heads(qkv, norms, eps, turns, stores, seqs);
+    }
+
+    fn mla_heads(
+        &mut self,
+        q_rope: Mat<Act>,
+        kept: [Mat<Act>; 2],
+        norm: &Weight,
+        eps: f32,
+        turns: Turns,
+        stores: [&KvStore; 2],
+        seqs: &Seqs,
+    ) {
+        self.latent_heads(q_rope, kept, norm, eps, turns, stores, seqs);
     }
 }

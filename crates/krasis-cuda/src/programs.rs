@@ -5,6 +5,7 @@
 
 use crate::activation::Activation;
 use crate::attention::{self, Family};
+use crate::delta;
 use crate::lines::{self, Tiling};
 use crate::machine::{Kernel, Kind, Limits};
 use crate::vector;
@@ -26,6 +27,8 @@ pub enum Variants {
     Blocks(&'static Family),
     /// Once for each size of a head's output, for BF16 activations.
     Merges,
+    /// Once for each size of keys that delta nets have chunks for, for BF16 activations.
+    Chunks,
     /// Once for each of `lines::VARIANTS`, for BF16 activations: `BITS`, `GROUP`, and the tile that fits.
     Lined,
     /// Once for each of `vector::VARIANTS`, for BF16 activations: `BITS`, `GROUP` and `STAGES`.
@@ -42,6 +45,7 @@ impl Variants {
             Variants::Blocks(family) => family.defines(),
             Variants::Merges => attention::merges(),
             Variants::Few => vector::defines(limits),
+            Variants::Chunks => delta::defines(limits),
             Variants::Lined => {
                 lines::VARIANTS.map(|of| Tiling::new(of.bits, limits).defines(of)).into()
             }
@@ -52,7 +56,9 @@ impl Variants {
     fn takes(self, variant: u8, activation: &str, limits: Limits) -> bool {
         match self {
             Variants::Blocks(family) => activation == bf16::NAME && family.takes(variant, limits),
-            Variants::Merges | Variants::Lined | Variants::Few => activation == bf16::NAME,
+            Variants::Merges | Variants::Chunks | Variants::Lined | Variants::Few => {
+                activation == bf16::NAME
+            }
             Variants::One | Variants::Formats | Variants::KvDtypes => true,
         }
     }
@@ -120,10 +126,10 @@ macro_rules! program {
     };
 }
 
-use Variants::{Blocks, Few, Formats, KvDtypes, Lined, Merges, One};
+use Variants::{Blocks, Chunks, Few, Formats, KvDtypes, Lined, Merges, One};
 
 /// All of them. The longest compilations come first.
-pub const PROGRAMS: [Program; 19] = [
+pub const PROGRAMS: [Program; 21] = [
     program!("moe/moe_gemm", Lined, ["moe_gate_up", "moe_down"]),
     program!("experts", Formats, ["gate_up_vector", "down_vector", "gate_up_tile", "down_tile"]),
     program!("vector/linear", Few, ["linear_few", "linear_more"]),
@@ -133,6 +139,7 @@ pub const PROGRAMS: [Program; 19] = [
     program!("attend/mla_decode", Blocks(&attention::LATENT), ["mla_attend_decode"]),
     program!("attend", KvDtypes, ["attend", "mla_attend"]),
     program!("linear", Formats, ["linear_vector", "linear_tile"]),
+    program!("delta_chunks", Chunks, ["delta_chunks", "delta_states"]),
     program!("delta_rule", One, ["delta_rule"]),
     program!("causal_conv", Formats, ["causal_conv"]),
     program!("elementwise", One, ["sigmoid_gate", "silu_mul", "gather", "combine", "rope"]),
@@ -140,7 +147,8 @@ pub const PROGRAMS: [Program; 19] = [
     program!("route", One, ["route"]),
     program!("embed", Formats, ["embed"]),
     program!("sort", One, ["sort_pairs", "sort_rows"]),
-    program!("kv", KvDtypes, ["kv_append"]),
+    program!("kv", KvDtypes, ["kv_append", "gqa_heads", "mla_heads"]),
+    program!("largest", One, ["largest_pieces", "largest_merge"]),
     program!("limits", One, ["read_all"]),
     program!("attend/merge", Merges, ["attend_merge"]),
 ];

@@ -1,5 +1,5 @@
 //! Pinned host memory through which everything is uploaded, so that no upload waits for the GPU
-//! unless it is a whole half behind.
+//! unless it is a whole half behind; and a little of it for what comes back.
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -8,9 +8,14 @@ use std::ffi::c_void;
 /// Bytes of a half: 16 MiB copies reach the link's speed (55 GB/s on PCIe 5).
 const HALF: usize = 16 << 20;
 
+/// Bytes that come back through pinned memory: what a decode step brings. More would be copied twice.
+const LANDING: usize = 64 << 10;
+
 /// Two halves; while one is copied, the other is filled.
 pub struct Staging {
     memory: *mut c_void,
+    /// Of [`LANDING`] bytes.
+    landing: *mut c_void,
     /// Recorded behind the last copy out of each half.
     copied: [sys::CUevent; 2],
     half: usize,
@@ -24,7 +29,9 @@ impl Staging {
         let copied = [result::event::create(flags)?, result::event::create(flags)?];
         // SAFETY: freed in `free`.
         let memory = unsafe { result::malloc_host(2 * HALF, 0)? };
-        Ok(Staging { memory, copied, half: 0, filled: 0 })
+        // SAFETY: freed in `free`.
+        let landing = unsafe { result::malloc_host(LANDING, 0)? };
+        Ok(Staging { memory, landing, copied, half: 0, filled: 0 })
     }
 
     /// Queues a copy of `bytes` to device memory at `to`.
@@ -63,6 +70,36 @@ impl Staging {
         Ok(())
     }
 
+    /// Copies from device memory at `from`, once everything queued before is done.
+    ///
+    /// # Safety
+    /// `from` and as many bytes are device memory of the current context, to which `stream` belongs.
+    pub unsafe fn copy_back(
+        &mut self,
+        from: sys::CUdeviceptr,
+        bytes: &mut [u8],
+        stream: sys::CUstream,
+    ) -> Result<(), DriverError> {
+        let small = bytes.len() <= LANDING;
+        // SAFETY: pinned memory of so many bytes, used by nothing else: every copy is waited for.
+        let landed = small.then(|| unsafe {
+            std::slice::from_raw_parts_mut(self.landing.cast::<u8>(), bytes.len())
+        });
+        // SAFETY: the source is the caller's promise, and the target is waited for.
+        unsafe {
+            match landed {
+                None => result::memcpy_dtoh_async(bytes, from, stream)?,
+                Some(landed) => {
+                    result::memcpy_dtoh_async(landed, from, stream)?;
+                    result::stream::synchronize(stream)?;
+                    bytes.copy_from_slice(landed);
+                    return Ok(());
+                }
+            }
+            result::stream::synchronize(stream)
+        }
+    }
+
     /// Frees the memory.
     ///
     /// # Safety
@@ -71,6 +108,7 @@ impl Staging {
         // SAFETY: allocated in `new`; errors on the way out interest nobody.
         unsafe {
             let _ = result::free_host(self.memory);
+            let _ = result::free_host(self.landing);
             for event in self.copied {
                 let _ = result::event::destroy(event);
             }

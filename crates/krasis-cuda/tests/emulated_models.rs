@@ -4,32 +4,16 @@
 mod emulated;
 #[path = "../../krasis-engine/tests/common/mod.rs"]
 mod fixtures;
+#[path = "emulated/home.rs"]
+mod home;
 
-use emulated::{Emulated, Kernels, LARGE, possible};
+use emulated::{Kernels, LARGE, possible};
 use fixtures::{Compared, FIXTURES, compare, defaults, dir};
 use half::bf16;
-use krasis_core::{Bytes, Layout};
-use krasis_cuda::{Activation, Cuda};
-use krasis_engine::device::Home;
-use krasis_engine::{Engine, Loaded, Options, StartError};
+use home::Here;
+use krasis_cuda::Activation;
+use krasis_engine::{Engine, Loaded, Options};
 use std::marker::PhantomData;
-use std::sync::Arc;
-
-/// A home for plans on emulated kernels.
-struct Here<A>(Arc<Kernels>, PhantomData<fn() -> A>);
-
-impl<A: Activation> Home for Here<A> {
-    type Device = Cuda<A, Emulated>;
-
-    fn available(&self) -> Bytes {
-        Bytes(1 << 30)
-    }
-
-    fn build(self, plan: &Layout) -> Result<Self::Device, StartError> {
-        let bytes = Cuda::<A, Emulated>::arena_bytes(plan);
-        Ok(Cuda::new(plan, Emulated::new(bytes, &self.0)))
-    }
-}
 
 fn each<A: Activation>(fixtures: &[&str], good: impl Fn(&Compared) -> bool) {
     if !possible() {

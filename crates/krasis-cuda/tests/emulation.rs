@@ -4,14 +4,17 @@
 mod common;
 mod emulated;
 
-use common::{ARENA_BYTES, judge_all, prepared};
+use common::{
+    ARENA_BYTES, cut_a_delta_net, device_with, judge_all, largest_are_those_of_the_reference,
+    repeats_give_what_plain_launches_do,
+};
 use emulated::{Emulated, Kernels, LARGE, possible};
 use half::bf16;
 use krasis_core::lines::{Bits, Lines};
-use krasis_core::{Bytes, DType, Format, Mat, Slot};
-use krasis_cuda::{Activation, Limits};
+use krasis_core::{Bytes, DType, Format, KvDtype, Mat, Slot};
+use krasis_cuda::{Activation, Cuda, Limits};
 use krasis_ops::testing::Case;
-use krasis_ops::{Bank, Memory, Ops, Routes};
+use krasis_ops::{Bank, KvStore, Memory, Ops, Routes, Turns, heads};
 
 fn agree<A: Activation>(limits: Limits, filter: &str) {
     if possible() {
@@ -30,10 +33,20 @@ fn kernels_agree_with_the_reference_in_f32() {
     agree::<f32>(LARGE, "");
 }
 
-/// Attention has other blocks there.
+#[test]
+fn delta_nets_do_not_mind_company_or_cuts() {
+    if possible() {
+        let kernels = Kernels::new::<bf16>(LARGE);
+        cut_a_delta_net(Emulated::new(Bytes(ARENA_BYTES), &kernels));
+    }
+}
+
+/// Attention and chunks of delta nets have other blocks there.
 #[test]
 fn kernels_agree_with_the_reference_on_a_gpu_with_little_shared_memory() {
-    agree::<bf16>(Limits { processors: 24, shared_max: 99 << 10 }, "attend");
+    for filter in ["attend", "delta_rule"] {
+        agree::<bf16>(Limits { processors: 24, shared_max: 99 << 10 }, filter);
+    }
 }
 
 /// Blocks have several tiles of outputs there, and fewer units on their way.
@@ -61,7 +74,7 @@ fn few_rows_do_not_depend_on_their_company() {
         let (x, w) = (case.act(64, 1096), case.weight(40, 1096, format));
         let out = case.blank(64, 40);
         let machine = Emulated::new(Bytes(ARENA_BYTES), &kernels);
-        let mut device = prepared::<bf16, _>(machine, &case);
+        let mut device = device_with::<bf16, _>(&case, machine);
         device.linear(x, &w, None, out);
         let all = device.download_act(out);
         for rows in [1, 2, 9, 31] {
@@ -92,7 +105,7 @@ fn pairs_do_not_depend_on_their_company() {
         let weights = case.random_floats(tokens, top_k);
         let (inner, out) = (case.blank(tokens * top_k, inter), case.blank(tokens * top_k, hidden));
         let machine = Emulated::new(Bytes(ARENA_BYTES), &kernels);
-        let mut device = prepared::<bf16, _>(machine, &case);
+        let mut device = device_with::<bf16, _>(&case, machine);
         let mut run = |tokens: u32| {
             let experts = Slot::new(chosen.start, u64::from(tokens * top_k));
             let experts = Mat::new(experts, tokens, top_k);
@@ -105,5 +118,58 @@ fn pairs_do_not_depend_on_their_company() {
             let got = run(some);
             assert_eq!(got, all[..got.len()], "{some} tokens in {format}");
         }
+    }
+}
+
+/// Launches are recorded with their arguments: nothing but memory changes from step to step.
+#[test]
+fn what_is_repeated_is_what_was_launched() {
+    if possible() {
+        let kernels = Kernels::new::<bf16>(LARGE);
+        let machine = Emulated::new(Bytes(ARENA_BYTES), &kernels);
+        let machine = largest_are_those_of_the_reference::<bf16, _>(machine);
+        repeats_give_what_plain_launches_do::<bf16, _>(machine);
+    }
+}
+
+type Device = Cuda<bf16, Emulated>;
+
+/// Heads in one launch, and in as many as there are small operations: queries and stores to the bit. On
+/// a GPU compilers may contract a product and a sum in one of them.
+#[test]
+fn heads_together_are_heads_one_by_one() {
+    if !possible() {
+        return;
+    }
+    let kernels = Kernels::new::<bf16>(LARGE);
+    for (dtype, dim, half) in
+        [(KvDtype::Bf16, 128, 64), (KvDtype::F8E4M3, 80, 20), (KvDtype::F32, 256, 32)]
+    {
+        let mut case = Case::new(41);
+        let (seqs, tokens) = case.seqs(&[(3, 4), (500, 2)], 4);
+        let mut store = |heads, dim| case.store(tokens, heads, dim, dtype, 4);
+        let (k, v, latent, rope) = (store(2, dim), store(2, dim), store(1, 576), store(1, dim));
+        let (qkv, all, kept) = (case.act(6, 7 * dim), case.act(6, 3 * dim), case.act(6, 576 + dim));
+        let norms = [(); 2].map(|()| case.vector(dim));
+        let (norm, turns) = (case.vector(576), Turns { freqs: case.vector(half), scale: 1.5 });
+        let parts = [(0, 3), (3, 2), (5, 2)].map(|(at, n)| qkv.cols(at * dim, n * dim));
+        let kept = [kept.cols(0, 576), kept.cols(576, dim)];
+        let run = |ops: &dyn Fn(&mut Device)| {
+            let machine = Emulated::new(Bytes(ARENA_BYTES), &kernels);
+            let mut device = device_with::<bf16, _>(&case, machine);
+            ops(&mut device);
+            let stored = |d: &mut Device, s: KvStore| (d.download(s.data), d.download(s.scales));
+            let stores = [k, v, latent, rope].map(|store| stored(&mut device, store));
+            (device.download_act(parts[0]), device.download_act(all), stores)
+        };
+        let together = run(&|d| {
+            d.gqa_heads(parts, Some(&norms), 1e-6, turns, [&k, &v], &seqs);
+            d.mla_heads(all, kept, &norm, 1e-6, turns, [&latent, &rope], &seqs);
+        });
+        let apart = run(&|d| {
+            heads::gqa(d, parts, Some(&norms), 1e-6, turns, [&k, &v], &seqs);
+            heads::mla(d, all, kept, &norm, 1e-6, turns, [&latent, &rope], &seqs);
+        });
+        assert!(together == apart, "{dtype:?} {dim}");
     }
 }

@@ -7,10 +7,12 @@ use crate::experts::{Away, Experts};
 use crate::handle::{Facts, Handle, Submission};
 use crate::kv::Pages;
 use crate::load::{Built, Peak, PeakMeter, Placed, Shelf, Stock, Unwatched, Watch};
+use crate::network::Network;
 use crate::options::{Activations, CacheUse, DeviceKind, Options};
 use crate::plan::{Plan, pages_hold_everything};
 use crate::preflight::Preflight;
-use crate::runner::{Runner, StepInput};
+use crate::runner::{HostMemory, Runner};
+use crate::sample::Known;
 use crate::scheduler::{Batch, Limits, Scheduler};
 use crate::sequence::Sequence;
 use half::bf16;
@@ -318,16 +320,14 @@ impl<D: Ops + Memory> Engine<D> {
             }
             _ => Experts::Device(banks),
         };
+        let network = Network { model, caches: plan.caches, buffers: plan.buffers };
         let runner = Runner {
             device,
-            model,
+            network,
             experts,
-            rows_max: plan.rows_max,
-            part: StepInput::default(),
-            caches: plan.caches,
-            buffers: plan.buffers,
             step: plan.step,
-            logits: Vec::new(),
+            rows_max: plan.rows_max,
+            host: HostMemory::default(),
         };
         let engine = Engine { scheduler, runner, batch: Batch::default(), seeds };
         Loaded { engine, handle, submissions, regions: plan.regions, decode_bytes, loading }
@@ -348,8 +348,8 @@ impl<D: Ops + Memory> Engine<D> {
         if !scheduler.next_batch(batch) {
             return;
         }
-        self.runner.forward(&batch.input);
-        self.runner.logits(&batch.rows, |index, logits| scheduler.hear(batch, index, logits));
+        let hear = |index, known: Known| scheduler.hear(batch, index, known);
+        self.runner.forward(&batch.input, &batch.chosen, hear);
         scheduler.commit(batch);
     }
 

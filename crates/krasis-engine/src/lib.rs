@@ -10,6 +10,7 @@ pub mod experts;
 pub mod handle;
 pub mod kv;
 pub mod load;
+pub mod network;
 pub mod options;
 pub mod plan;
 pub mod preflight;
@@ -19,15 +20,16 @@ pub mod sample;
 pub mod scheduler;
 pub mod sequence;
 pub mod skew;
+pub mod step;
 
 pub use engine::{
     Engine, Loaded, Loading, Running, build_cache, estimate, estimate_dummy, start, start_dummy,
     start_watched,
 };
 pub use error::StartError;
+pub use experts::{DecodeStrategy, PrefillStrategy};
 pub use handle::{Facts, Handle, Sink, Submission, SubmitError, Ticket};
 pub use krasis_ops::Span;
 pub use load::{Built, Peak, Phase, Unwatched, Watch, cache_folders};
-pub use experts::{DecodeStrategy, PrefillStrategy};
 pub use options::{Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant, Residency};
 pub use request::{Event, Finish, InvalidRequest, Logprob, Request, Sampling, Usage};

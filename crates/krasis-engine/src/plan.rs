@@ -6,7 +6,7 @@ use crate::experts::{AwayPlan, DecodeStrategy, Desk, PrefillStrategy};
 use crate::load::{Placed, Stock, bytes_of, place};
 use crate::options::{Options, Residency};
 use crate::preflight::Preflight;
-use crate::runner::StepSlots;
+use crate::step::StepSlots;
 use krasis_core::{Bytes, KvDtype, Layout};
 use krasis_machine::Need;
 use krasis_model::{Buffers, Cache, CacheShape, Ffn, Mixer, Model, Source};
@@ -251,8 +251,7 @@ impl<'a> Pool<'a> {
             // Twice, so that the next layers come while these are at work.
             by_layers => 2 * by_layers.slots_min(self.layers, *experts),
         };
-        let keeps =
-            prefill == PrefillStrategy::HcsPrefill || decode == DecodeStrategy::HcsHybrid;
+        let keeps = prefill == PrefillStrategy::HcsPrefill || decode == DecodeStrategy::HcsHybrid;
         // A whole chunk is a prompt's, however short the user wants chunks to be.
         let threshold = room.options.prompt_rows.min(room.options.prefill_chunk).max(1);
         let desk_rows = threshold.saturating_sub(1).max(1);

@@ -65,6 +65,14 @@ impl Sampling {
             || self.frequency_penalty != 0.0
     }
 
+    /// Whether a logit may become larger than the model gives it.
+    pub fn raises_logits(&self) -> bool {
+        self.logit_bias.iter().any(|(_, bias)| *bias > 0.0)
+            || self.repetition_penalty < 1.0
+            || self.presence_penalty < 0.0
+            || self.frequency_penalty < 0.0
+    }
+
     /// Refuses values outside their range, naming the field; `vocab` bounds `logit_bias` ids.
     pub fn check(&self, vocab: u32) -> Result<(), InvalidRequest> {
         let within = |field: &'static str, value: f32, low: f32, high: f32| {

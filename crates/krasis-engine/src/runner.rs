@@ -1,209 +1,184 @@
 //! One forward pass over all layers, on one device and what helps it.
 
-use krasis_core::{Act, Layout, Mat, Slot, Weight};
-use krasis_model::blocks::{self, Step, moe};
-use crate::experts::{Experts, Work};
-use krasis_model::{Buffers, Cache, Ffn, Model};
-use krasis_ops::{Memory, Ops, Seqs};
-use std::ops::Range;
+use crate::experts::Experts;
+use crate::network::{Network, Repeat};
+use crate::sample::{Known, Largest};
+use crate::step::{Chosen, ChosenPlaces, LOGIT_ROWS, Places, StepInput, StepSlots};
+use krasis_core::{Mat, Slot};
+use krasis_model::Buffers;
+use krasis_model::blocks::Step;
+use krasis_ops::{Memory, Ops};
 
-/// Rows whose logits are computed at a time: they are as wide as the vocabulary.
-const LOGIT_ROWS: u32 = 32;
-
-/// What is uploaded for a step; the fields of [`Seqs`] say what each list holds.
-#[derive(Debug, Default)]
-pub struct StepInput {
-    /// `[rows]`.
-    pub tokens: Vec<u32>,
-    /// `[rows]`.
-    pub positions: Vec<u32>,
-    /// `[rows]`.
-    pub row_seq: Vec<u32>,
-    /// `[sequences + 1]`.
-    pub first_row: Vec<u32>,
-    /// `[sequences, pages_max]` page lists, zeros behind their ends.
-    pub pages: Vec<u32>,
-    /// `[sequences]`.
-    pub state: Vec<u32>,
-}
-
-impl StepInput {
-    /// Makes this the given rows of `whole`, whose page lists have `pages_max` entries each.
-    fn cut(&mut self, whole: &StepInput, rows: Range<u32>, pages_max: u32) {
-        let StepInput { tokens, positions, row_seq, first_row, pages, state } = self;
-        let lists = [&mut *tokens, positions, row_seq, first_row, pages, state];
-        lists.into_iter().for_each(Vec::clear);
-        let all = rows.start as usize..rows.end as usize;
-        tokens.extend(&whole.tokens[all.clone()]);
-        positions.extend(&whole.positions[all.clone()]);
-        for (row, &seq) in (0..).zip(&whole.row_seq[all]) {
-            if row == 0 || seq != whole.row_seq[(rows.start + row - 1) as usize] {
-                first_row.push(row);
-                state.push(whole.state[seq as usize]);
-                let entries = seq as usize * pages_max as usize;
-                pages.extend(&whole.pages[entries..][..pages_max as usize]);
-            }
-            row_seq.push(state.len() as u32 - 1);
-        }
-        first_row.push(rows.end - rows.start);
-    }
-}
-
-/// Device memory of a step.
-#[derive(Clone, Copy, Debug)]
-pub struct StepSlots {
-    tokens: Slot<u32>,
-    seqs: Seqs,
-    chosen: Slot<u32>,
-    rows: Mat<Act>,
-    logits: Mat<Act>,
-}
-
-impl StepSlots {
-    /// Lays out steps of up to `rows` tokens of `sequences` sequences of `pages_max` pages.
-    pub fn plan<W>(
-        rows: u32,
-        sequences: u32,
-        pages_max: u32,
-        model: &Model<W>,
-        layout: &mut Layout,
-    ) -> StepSlots {
-        let (rows, count) = (u64::from(rows), u64::from(sequences));
-        StepSlots {
-            tokens: layout.slot(rows),
-            seqs: Seqs {
-                count: 0,
-                row_seq: layout.slot(rows),
-                positions: layout.slot(rows),
-                first_row: layout.slot(count + 1),
-                pages: layout.slot(count * u64::from(pages_max)),
-                pages_max,
-                state: layout.slot(count),
-            },
-            chosen: layout.slot(u64::from(LOGIT_ROWS)),
-            rows: layout.act(LOGIT_ROWS, model.hidden),
-            logits: layout.act(LOGIT_ROWS, model.vocab),
-        }
-    }
-}
-
-impl StepSlots {
-    /// Entries of a sequence's page list.
-    pub const fn pages_max(&self) -> u32 {
-        self.seqs.pages_max
-    }
-}
+/// Decoded rows up to which a device remembers what comes between the experts of two layers, if those
+/// are asked for from outside: each number of rows takes memory for all layers.
+const ROWS_REMEMBERED: u32 = 8;
 
 /// A loaded model on its device.
 pub struct Runner<D> {
     /// Where it runs.
     pub device: D,
-    /// Its weights.
-    pub model: Model<Weight>,
+    /// Its layers and what they work in.
+    pub network: Network,
     /// Routed experts of each layer.
     pub experts: Experts,
-    /// Rows that buffers are made for; a pass of more is made of chunks.
-    pub rows_max: u32,
-    /// The chunk at work, kept for its memory.
-    pub part: StepInput,
-    /// What each layer remembers.
-    pub caches: Vec<Cache>,
-    /// Activations.
-    pub buffers: Buffers,
     /// What changes from step to step.
     pub step: StepSlots,
-    /// Logits on their way to the host.
-    pub logits: Vec<f32>,
+    /// Rows that buffers are made for; a pass of more is made of chunks.
+    pub rows_max: u32,
+    /// Memory on the host that is kept from step to step.
+    pub host: HostMemory,
+}
+
+/// What is on its way to the device or from it.
+#[derive(Default)]
+pub struct HostMemory {
+    lists: Vec<u32>,
+    largest: Vec<f32>,
+    logits: Vec<f32>,
+    /// Rows of which the largest logits were not enough.
+    unanswered: Vec<usize>,
+    /// The chunk at work.
+    chunk: StepInput,
 }
 
 impl<D: Ops + Memory> Runner<D> {
-    /// Computes all layers for the tokens of a step; [`Self::logits`] may follow.
-    pub fn forward(&mut self, input: &StepInput) {
+    /// Computes a step and hands out what is known of the logits of each chosen row:
+    /// `hear(i, of chosen.rows[i])`. Where that is not enough, it says false and hears the whole row.
+    pub fn forward(
+        &mut self,
+        input: &StepInput,
+        chosen: &Chosen,
+        mut hear: impl FnMut(usize, Known) -> bool,
+    ) {
         let rows = input.tokens.len() as u32;
-        for group in 0..self.experts.begin(rows) {
-            let layers = self.experts.enter(&mut self.device, group);
-            if rows <= self.rows_max {
-                self.layers(layers, input, 0);
-                continue;
-            }
-            let mut part = std::mem::take(&mut self.part);
-            for first in (0..rows).step_by(self.rows_max as usize) {
-                let end = rows.min(first + self.rows_max);
-                part.cut(input, first..end, self.step.pages_max());
-                self.layers(layers.clone(), &part, first);
-            }
-            self.part = part;
+        let groups = self.experts.begin(rows);
+        let mut heard = 0;
+        if groups == 1 && rows <= self.rows_max {
+            heard = self.whole(input, chosen);
+            self.hand_out(0, &chosen.scales[..heard], &mut hear);
+        } else {
+            (0..groups).for_each(|group| self.group(group, input));
         }
         self.experts.end(&mut self.device);
-    }
-
-    /// Some layers for a chunk, which begins at row `first` of the pass.
-    fn layers(&mut self, layers: Range<usize>, input: &StepInput, first: u32) {
-        let (step, b) = self.begin(input, first);
-        if layers.start == 0 {
-            blocks::embed(&mut self.device, &self.model, &step, &b);
-        }
-        for layer in layers.clone() {
-            self.layer(layer, &step, &b);
-        }
-        if layers.end == self.model.layers.len() {
-            blocks::finish(&mut self.device, &self.model, &b);
-        }
-    }
-
-    /// Uploads a chunk that begins at row `first` of the pass, after which its layers may run.
-    pub fn begin(&mut self, input: &StepInput, first: u32) -> (Step, Buffers) {
-        let s = &self.step;
-        let rows = input.tokens.len() as u32;
-        let d = &mut self.device;
-        d.upload(s.tokens, &input.tokens);
-        d.upload(s.seqs.positions, &input.positions);
-        d.upload(s.seqs.row_seq, &input.row_seq);
-        d.upload(s.seqs.first_row, &input.first_row);
-        d.upload(s.seqs.state, &input.state);
-        d.upload(s.seqs.pages, &input.pages);
-        let seqs = Seqs { count: input.state.len() as u32, ..s.seqs };
-        // The token list is shorter than planned; operations take as many rows as they write.
-        let tokens = Slot::new(s.tokens.start, u64::from(rows));
-        (Step { rows, tokens, seqs }, self.buffers.part(first, rows))
-    }
-
-    /// One layer. What the layer before has left in `b.block` joins the residual stream first.
-    pub fn layer(&mut self, index: usize, step: &Step, b: &Buffers) {
-        let (d, layer) = (&mut self.device, &self.model.layers[index]);
-        let add = (index > 0).then_some(b.block);
-        blocks::before_experts(d, layer, self.model.eps, &self.caches[index], step, add, b);
-        if let Ffn::Moe(m) = &layer.ffn {
-            let pairs = step.rows * m.routing.top_k;
-            let work = Work {
-                x: b.normed,
-                routes: moe::routes(m, b),
-                inner: b.pair_inner.mat(pairs, m.experts.inter),
-                out: b.pairs.mat(pairs, self.model.hidden),
+        // What comes now takes the place of the lists, which nobody needs any more.
+        let places = self.step.places(0, 0, LOGIT_ROWS as usize).chosen;
+        for first in (heard..chosen.rows.len()).step_by(LOGIT_ROWS as usize) {
+            let piece = first..chosen.rows.len().min(first + LOGIT_ROWS as usize);
+            let (rows, scales) = (&chosen.rows[piece.clone()], &chosen.scales[piece]);
+            let len = rows.len() as u64;
+            let places = ChosenPlaces {
+                rows: Slot::new(places.rows.start, len),
+                scales: Slot::new(places.scales.start, len),
             };
-            self.experts.run(d, index, work);
+            self.device.upload(places.rows, rows);
+            self.device.upload(places.scales, scales);
+            self.network.logits(&mut self.device, places, &self.step);
+            self.hand_out(first, scales, &mut hear);
         }
-        blocks::after_experts(d, layer, b);
     }
 
-    /// Logits of some rows of the last pass, handed out one by one: `hear(i, logits of rows[i])`.
-    pub fn logits(&mut self, rows: &[u32], mut hear: impl FnMut(usize, &[f32])) {
-        let vocab = self.model.vocab as usize;
-        for (piece, rows) in rows.chunks(LOGIT_ROWS as usize).enumerate() {
-            let count = rows.len() as u32;
-            let (gathered, logits) = (self.step.rows.first(count), self.step.logits.first(count));
-            self.device.upload(self.step.chosen, rows);
-            blocks::logits(
-                &mut self.device,
-                &self.model,
-                &self.buffers,
-                self.step.chosen,
-                gathered,
-                logits,
-            );
-            self.device.download_act_to(logits, &mut self.logits);
-            for (i, logits) in self.logits.chunks_exact(vocab).enumerate() {
-                hear(piece * LOGIT_ROWS as usize + i, logits);
+    /// All layers, and the logits of as many chosen rows as the result says.
+    fn whole(&mut self, input: &StepInput, chosen: &Chosen) -> usize {
+        let first = chosen.rows.len().min(LOGIT_ROWS as usize);
+        let Places { step, chosen } = self.upload(input, chosen, first);
+        let layers = self.experts.enter(&mut self.device, 0);
+        let Runner { device, network, experts, step: slots, .. } = self;
+        let b = network.buffers.part(0, step.rows);
+        let end = |d: &mut D| {
+            if first > 0 {
+                network.logits(d, chosen, slots);
+            }
+        };
+        // Steps that only decode are alike but for what was uploaded, and all sequences are chosen.
+        let decodes = step.rows == step.seqs.count && input.tokens.len() == first;
+        let on_the_device = matches!(experts, Experts::Device(_));
+        let all = |d: &mut D, repeat| {
+            network.layers(d, experts, layers, (&step, &b), repeat, end);
+        };
+        match (decodes, on_the_device) {
+            (true, true) => device.repeat(step.rows, |d| all(d, Repeat::Never)),
+            (true, false) if step.rows <= ROWS_REMEMBERED => {
+                all(device, Repeat::From(step.rows << 16));
+            }
+            _ => all(device, Repeat::Never),
+        }
+        first
+    }
+
+    /// The layers of a group, for one chunk after the other.
+    fn group(&mut self, group: usize, input: &StepInput) {
+        let (rows, layers) =
+            (input.tokens.len() as u32, self.experts.enter(&mut self.device, group));
+        let mut chunk = std::mem::take(&mut self.host.chunk);
+        for first in (0..rows).step_by(self.rows_max as usize) {
+            let of_pass = first..rows.min(first + self.rows_max);
+            let (step, b) = if of_pass == (0..rows) {
+                self.begin(input, 0)
+            } else {
+                chunk.cut(input, of_pass, self.step.pages_max());
+                self.begin(&chunk, first)
+            };
+            let Runner { device, network, experts, .. } = self;
+            network.layers(device, experts, layers.clone(), (&step, &b), Repeat::Never, |_| {});
+        }
+        self.host.chunk = chunk;
+    }
+
+    /// Uploads a chunk of which nothing is chosen and which begins at row `first` of its pass, after which
+    /// its layers may run.
+    pub fn begin(&mut self, input: &StepInput, first: u32) -> (Step, Buffers) {
+        let step = self.upload(input, &Chosen::default(), 0).step;
+        (step, self.network.buffers.part(first, step.rows))
+    }
+
+    /// Uploads a step with the first `first` of what is chosen.
+    fn upload(&mut self, input: &StepInput, chosen: &Chosen, first: usize) -> Places {
+        let StepInput { tokens, positions, row_seq, first_row, pages, state } = input;
+        let scales = chosen.scales[..first].iter().map(|scale| scale.to_bits());
+        let lists = &mut self.host.lists;
+        lists.clear();
+        for list in [tokens, positions, row_seq, first_row, state] {
+            lists.extend_from_slice(list);
+        }
+        lists.extend_from_slice(&chosen.rows[..first]);
+        lists.extend(scales);
+        // A list may be shorter than planned where a test has few pages: its end is not looked at.
+        lists.extend_from_slice(pages);
+        self.device.upload(self.step.lists, lists);
+        self.step.places(tokens.len(), state.len(), first)
+    }
+
+    /// Brings what is known of the last logits to the host; `first` is the index of their first row.
+    fn hand_out(
+        &mut self,
+        first: usize,
+        scales: &[f32],
+        hear: &mut impl FnMut(usize, Known) -> bool,
+    ) {
+        let (count, vocab) = (scales.len() as u32, self.network.model.vocab);
+        let HostMemory { largest, logits, unanswered, .. } = &mut self.host;
+        let found = self.step.largest.first(count);
+        if count == 0 {
+            return;
+        }
+        self.device.download_to(found.whole(), largest);
+        unanswered.clear();
+        for (i, (row, &scale)) in largest.chunks_exact(found.cols as usize).zip(scales).enumerate()
+        {
+            if !hear(first + i, Known::Largest(Largest::of(row, scale, vocab))) {
+                unanswered.push(i);
+            }
+        }
+        // Rows that lie together come together.
+        for run in unanswered.chunk_by(|a, b| a + 1 == *b) {
+            let all = self.step.logits;
+            let before = run[0] as u64 * u64::from(all.cols) * u64::from(D::ACT_BYTES);
+            let len = run.len() as u64 * u64::from(all.cols);
+            let rows = Mat::new(Slot::new(all.at.start + before, len), run.len() as u32, all.cols);
+            self.device.download_act_to(rows, logits);
+            for (i, row) in run.iter().zip(logits.chunks_exact(vocab as usize)) {
+                let heard = hear(first + i, Known::Row(row));
+                assert!(heard, "a whole row is all there is to know");
             }
         }
     }

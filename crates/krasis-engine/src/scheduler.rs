@@ -5,10 +5,10 @@
 //! not depend on how tokens are grouped into steps, nobody can tell.
 
 use crate::kv::Pages;
-use crate::request::Finish;
-use crate::runner::StepInput;
-use crate::sample::{self, History};
+use crate::request::{Finish, Request};
+use crate::sample::{self, History, Known};
 use crate::sequence::{Held, Sequence};
+use crate::step::{Chosen, StepInput};
 use std::collections::VecDeque;
 
 /// Sequences that wait and run, and the memory that they share.
@@ -40,7 +40,7 @@ pub struct Batch {
     /// For the device.
     pub input: StepInput,
     /// Rows whose logits are wanted.
-    pub rows: Vec<u32>,
+    pub chosen: Chosen,
     /// What each of them is wanted for.
     wanted: Vec<Wanted>,
     /// Rows of each sequence in `running`, from its `computed` on.
@@ -90,19 +90,29 @@ impl Scheduler {
         !self.running.is_empty()
     }
 
-    /// Hands over the logits of `batch.rows[index]`.
-    pub fn hear(&mut self, batch: &Batch, index: usize, logits: &[f32]) {
+    /// Hands over what is known of the logits of `batch.chosen.rows[index]`; false if that is not
+    /// enough.
+    pub fn hear(&mut self, batch: &Batch, index: usize, known: Known) -> bool {
         let Wanted { sequence, position } = batch.wanted[index];
         let s = &mut self.running[sequence];
         if s.wants_prompt_logprob(position) {
+            // These may be of any token, and are heard in order.
+            let Known::Row(_) = known else { return false };
             let alternatives = s.request.prompt_logprobs.unwrap_or(0);
-            s.prompt_logprobs.push(sample::logprob(logits, s.tokens[position + 1], alternatives));
-        } else {
-            let history = History { prompt: &s.request.prompt, answer: s.answer() };
-            let token = sample::choose(logits, &s.request.sampling, s.seed, history);
-            let logprob = s.request.logprobs.map(|n| sample::logprob(logits, token, n));
-            s.next = Some((token, logprob));
+            let logprob = sample::logprob(known, s.tokens[position + 1], alternatives);
+            s.prompt_logprobs.extend(logprob);
+            return true;
         }
+        let history = History { prompt: &s.request.prompt, answer: s.answer() };
+        let Some(token) = sample::choose(known, &s.request.sampling, s.seed, history) else {
+            return false;
+        };
+        let logprob = s.request.logprobs.map(|n| sample::logprob(known, token, n));
+        if let Some(None) = logprob {
+            return false;
+        }
+        s.next = Some((token, logprob.flatten()));
+        true
     }
 
     /// The step is done: the one place where sequences advance.
@@ -213,8 +223,10 @@ impl Batch {
     /// Keeps the memory: a decode step allocates nothing.
     fn clear(&mut self) {
         let StepInput { tokens, positions, row_seq, first_row, pages, state } = &mut self.input;
-        let lists = [tokens, positions, row_seq, first_row, pages, state, &mut self.rows];
+        let rows = &mut self.chosen.rows;
+        let lists = [tokens, positions, row_seq, first_row, pages, state, rows];
         lists.into_iter().for_each(Vec::clear);
+        self.chosen.scales.clear();
         self.wanted.clear();
         self.parts.clear();
     }
@@ -229,7 +241,9 @@ impl Batch {
         input.state.push(held.place);
         for position in s.computed..s.computed + rows {
             if s.wants_prompt_logprob(position) || s.wants_token(position) {
-                self.rows.push(input.tokens.len() as u32);
+                let Request { sampling, logprobs, .. } = &s.request;
+                self.chosen.rows.push(input.tokens.len() as u32);
+                self.chosen.scales.push(sample::weight_scale(sampling, *logprobs));
                 self.wanted.push(Wanted { sequence: index, position });
             }
             input.tokens.push(s.tokens[position]);

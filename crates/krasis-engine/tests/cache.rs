@@ -55,7 +55,7 @@ fn weights(dir: &Path, options: &Options) -> (Vec<Vec<u8>>, u64) {
     let loaded = Engine::load(dir, options, cpu(options)).unwrap();
     let (cached, mut runner) = (loaded.loading.cached.0, loaded.engine.runner);
     let mut all: Vec<Weight> = Vec::new();
-    let Ok(_) = runner.model.try_map(|weight| {
+    let Ok(_) = runner.network.model.try_map(|weight| {
         all.push(*weight);
         Ok::<_, Infallible>(())
     });

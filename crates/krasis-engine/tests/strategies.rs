@@ -61,7 +61,8 @@ fn every_strategy_gives_the_same_tokens() {
                 let options = away(prefill, decode);
                 for options in [tight(fixture, &options), options] {
                     let handle = engine(fixture, &options);
-                    let name = format!("{fixture}, {prefill:?}, {decode:?}, {:?}", options.device_bytes);
+                    let name =
+                        format!("{fixture}, {prefill:?}, {decode:?}, {:?}", options.device_bytes);
                     assert_eq!(logprobs(&handle, &golden.tokens), wanted, "{name}");
                     let got = answer(&handle, greedy(&golden.greedy_prompt, 24)).tokens;
                     assert_eq!(got, golden.greedy, "{name}");
@@ -129,7 +130,10 @@ fn each_strategy_does_what_it_says() {
     let tight_lru = traffic(P::ActiveOnly, D::Lru, tight);
     assert!(tight_lru.brought > 2 * roomy.brought && tight_lru.on_the_cpu == 0, "{tight_lru:?}");
     let cpu = traffic(P::LayerGrouped(2), D::PureCpu, tight);
-    assert_eq!(cpu.brought, cpu.experts, "a prompt of three chunks brings each expert once: {cpu:?}");
+    assert_eq!(
+        cpu.brought, cpu.experts,
+        "a prompt of three chunks brings each expert once: {cpu:?}"
+    );
     assert!(cpu.on_the_cpu > 0);
     let chunked = traffic(P::Chunked, D::PureCpu, tight);
     assert!(chunked.brought > 2 * chunked.experts, "again for each chunk: {chunked:?}");

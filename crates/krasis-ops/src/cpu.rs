@@ -131,8 +131,8 @@ impl Memory for Cpu {
     fn upload<T: Pod>(&mut self, at: Slot<T>, values: &[T]) {
         self.arena.upload(at, values);
     }
-    fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T> {
-        self.arena.download(at)
+    fn download_to<T: Pod>(&mut self, at: Slot<T>, to: &mut Vec<T>) {
+        self.arena.download_to(at, to);
     }
     fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
         self.arena.upload_act(to, values);
@@ -260,5 +260,8 @@ impl Ops for Cpu {
     }
     fn gather(&mut self, x: Mat<Act>, rows: Slot<u32>, out: Mat<Act>) {
         gather::cpu(self, x, rows, out);
+    }
+    fn largest(&mut self, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>) {
+        largest::cpu(self, x, scales, out);
     }
 }

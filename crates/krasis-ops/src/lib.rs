@@ -24,7 +24,9 @@ pub mod experts;
 pub mod gated_norm;
 pub mod gather;
 pub mod head_norm;
+pub mod heads;
 pub mod kv_append;
+pub mod largest;
 pub mod linear;
 pub mod linear_heads;
 pub mod mla_attend;
@@ -37,6 +39,8 @@ pub use combine::SharedExpert;
 pub use cpu::Cpu;
 pub use delta_rule::DeltaHeads;
 pub use experts::{ABSENT, Bank};
+pub use heads::Turns;
+pub use largest::LARGEST_MAX;
 pub use memory::Memory;
 pub use reference::Reference;
 pub use route::{GroupScore, Groups, Routes, Routing, Score};
@@ -133,4 +137,32 @@ pub trait Ops {
     );
     /// `out[i] = x[rows[i]]`: the rows whose logits are wanted.
     fn gather(&mut self, x: Mat<Act>, rows: Slot<u32>, out: Mat<Act>);
+    /// The largest of each row in order, where they stand, and the sum of all weights.
+    fn largest(&mut self, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>);
+
+    /// Queries, keys and values of grouped heads made ready for [`Ops::attend`]; see [`heads`].
+    fn gqa_heads(
+        &mut self,
+        qkv: [Mat<Act>; 3],
+        norms: Option<&[Weight; 2]>,
+        eps: f32,
+        turns: Turns,
+        stores: [&KvStore; 2],
+        seqs: &Seqs,
+    ) {
+        heads::gqa(self, qkv, norms, eps, turns, stores, seqs);
+    }
+    /// Rotated queries, latents and rotated keys made ready for [`Ops::mla_attend`]; see [`heads`].
+    fn mla_heads(
+        &mut self,
+        q_rope: Mat<Act>,
+        kept: [Mat<Act>; 2],
+        norm: &Weight,
+        eps: f32,
+        turns: Turns,
+        stores: [&KvStore; 2],
+        seqs: &Seqs,
+    ) {
+        heads::mla(self, q_rope, kept, norm, eps, turns, stores, seqs);
+    }
 }

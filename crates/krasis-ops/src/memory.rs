@@ -11,8 +11,14 @@ pub trait Memory {
     const ACT_BYTES: u32;
     /// Copies `values` to the start of a slot.
     fn upload<T: Pod>(&mut self, at: Slot<T>, values: &[T]);
+    /// Copies a slot to the host, in place of what `to` holds.
+    fn download_to<T: Pod>(&mut self, at: Slot<T>, to: &mut Vec<T>);
     /// Copies a slot to the host.
-    fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T>;
+    fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T> {
+        let mut values = Vec::new();
+        self.download_to(at, &mut values);
+        values
+    }
     /// Copies numbers to activations that are whole rows, which are the first of `to`.
     fn upload_act(&mut self, to: Mat<Act>, values: &[f32]);
     /// Copies host memory that stays as it is, and where it is as long as `_keep` lives. Operations
@@ -33,6 +39,16 @@ pub trait Memory {
         let mut values = Vec::new();
         self.download_act_to(from, &mut values);
         values
+    }
+
+    /// Runs `body`, which under one `key` asks for the same operations on the same slots every time;
+    /// what differs is what the slots hold. So a device may remember them and leave `body` uncalled.
+    /// Nothing is uploaded or downloaded in between.
+    fn repeat(&mut self, _key: u32, body: impl FnOnce(&mut Self))
+    where
+        Self: Sized,
+    {
+        body(self);
     }
 
     /// Has `write` fill slots that lie one behind the other, `piece` bytes at a time: it is given the
@@ -65,8 +81,9 @@ impl Memory for Arena {
         self.slice_mut(at)[..values.len()].copy_from_slice(values);
     }
 
-    fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T> {
-        self.slice(at).to_vec()
+    fn download_to<T: Pod>(&mut self, at: Slot<T>, to: &mut Vec<T>) {
+        to.clear();
+        to.extend_from_slice(self.slice(at));
     }
 
     fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {

@@ -88,8 +88,8 @@ impl Memory for Reference {
     fn upload<T: Pod>(&mut self, at: Slot<T>, values: &[T]) {
         self.arena.slice_mut(at)[..values.len()].copy_from_slice(values);
     }
-    fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T> {
-        self.arena.slice(at).to_vec()
+    fn download_to<T: Pod>(&mut self, at: Slot<T>, to: &mut Vec<T>) {
+        self.arena.download_to(at, to);
     }
     fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
         self.arena.upload_act(to, values);
@@ -208,5 +208,8 @@ impl Ops for Reference {
     }
     fn gather(&mut self, x: Mat<Act>, rows: Slot<u32>, out: Mat<Act>) {
         gather::reference(self, x, rows, out);
+    }
+    fn largest(&mut self, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>) {
+        largest::reference(self, x, scales, out);
     }
 }

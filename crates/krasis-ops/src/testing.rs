@@ -78,9 +78,11 @@ pub fn all() -> Vec<Named> {
         linear::cases::ALL,
         linear_heads::cases::ALL,
         route::cases::ALL,
+        largest::cases::ALL,
         kv_append::cases::ALL,
         attend::cases::ALL,
         mla_attend::cases::ALL,
+        heads::cases::ALL,
         causal_conv::cases::ALL,
         delta_rule::cases::ALL,
         experts::cases::ALL,
@@ -203,6 +205,13 @@ impl Case {
     /// A vector of f32.
     pub fn vector(&mut self, cols: u32) -> Weight {
         self.weight(1, cols, Format::Float(DType::F32))
+    }
+
+    /// A vector of given f32.
+    pub fn vector_of(&mut self, values: &[f32]) -> Weight {
+        let (cols, data) = (values.len() as u32, self.hold(cast_slice::<f32, u8>(values)));
+        let format = Format::Float(DType::F32);
+        Weight { format, rows: 1, cols, data, scales: Slot::EMPTY }
     }
 
     /// Sequences of a step: `(position of the first row, rows)` each, pages of `page` tokens

@@ -1,7 +1,8 @@
 //! Any device with a watch: how long each operation keeps whoever calls it, and how much it was given.
 //!
 //! On the CPU that is the time of the operation; on a GPU it is the time of putting it into the
-//! stream, except where a result is waited for.
+//! stream, except where a result is waited for. What a device would repeat at one go is given to it
+//! operation by operation, or there would be nothing to see.
 
 use crate::*;
 use bytemuck::Pod;
@@ -50,8 +51,8 @@ impl<D: Memory> Memory for Traced<D> {
     fn upload<T: Pod>(&mut self, at: Slot<T>, values: &[T]) {
         self.time("upload", values.len() as u32, |d| d.upload(at, values));
     }
-    fn download<T: Pod>(&mut self, at: Slot<T>) -> Vec<T> {
-        self.time("download", at.len as u32, |d| d.download(at))
+    fn download_to<T: Pod>(&mut self, at: Slot<T>, to: &mut Vec<T>) {
+        self.time("download", at.len as u32, |d| d.download_to(at, to));
     }
     fn bring(&mut self, to: Slot<u8>, from: &[u8], keep: &Keep) {
         self.time("bring", from.len() as u32, |d| d.bring(to, from, keep));
@@ -180,5 +181,33 @@ impl<D: Ops> Ops for Traced<D> {
     }
     fn gather(&mut self, x: Mat<Act>, rows: Slot<u32>, out: Mat<Act>) {
         self.time("gather", out.rows, |d| d.gather(x, rows, out));
+    }
+    fn largest(&mut self, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>) {
+        self.time("largest", out.rows, |d| d.largest(x, scales, out));
+    }
+    fn gqa_heads(
+        &mut self,
+        qkv: [Mat<Act>; 3],
+        norms: Option<&[Weight; 2]>,
+        eps: f32,
+        turns: Turns,
+        stores: [&KvStore; 2],
+        seqs: &Seqs,
+    ) {
+        self.time("gqa_heads", qkv[0].rows, |d| d.gqa_heads(qkv, norms, eps, turns, stores, seqs));
+    }
+    fn mla_heads(
+        &mut self,
+        q_rope: Mat<Act>,
+        kept: [Mat<Act>; 2],
+        norm: &Weight,
+        eps: f32,
+        turns: Turns,
+        stores: [&KvStore; 2],
+        seqs: &Seqs,
+    ) {
+        self.time("mla_heads", q_rope.rows, |d| {
+            d.mla_heads(q_rope, kept, norm, eps, turns, stores, seqs)
+        });
     }
 }

@@ -1,9 +1,10 @@
 //! Comparing a machine's results with the reference's, over all cases of all operations.
 
-use krasis_core::{Act, Mat};
+use half::bf16;
+use krasis_core::{Act, DType, Format, Mat, Slot};
 use krasis_cuda::{Activation, Cuda, Machine, WORKSPACE_BYTES};
 use krasis_ops::testing::{Case, Judge, all};
-use krasis_ops::{Memory, Ops};
+use krasis_ops::{Bank, DeltaHeads, Memory, Ops, Reference, Routes, Routing, Score, Turns};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -26,8 +27,8 @@ fn cost<A: Activation>() -> f32 {
     if A::BYTES == 2 { 1.0 / 32.0 } else { 1.0 / 16384.0 }
 }
 
-/// A device that holds a case, and NaN where nobody has written.
-pub fn prepared<A: Activation, M: Machine>(mut machine: M, case: &Case) -> Cuda<A, M> {
+/// A device that holds a case, and nothing but NaN around it.
+pub fn device_with<A: Activation, M: Machine>(case: &Case, mut machine: M) -> Cuda<A, M> {
     machine.write(0, &vec![0xff; case.layout.bytes().0 as usize]);
     for upload in &case.uploads {
         if upload.acts {
@@ -49,7 +50,7 @@ impl<A: Activation, M: Machine> Judge for OnMachine<A, M> {
         run: &dyn Fn(&mut dyn Ops),
     ) {
         let machine = self.machine.take().expect("a machine that has not failed");
-        let mut device = prepared::<A, M>(machine, case);
+        let mut device = device_with::<A, M>(case, machine);
         run(&mut device);
         for (index, (out, wanted)) in outs.iter().zip(wanted).enumerate() {
             let got = match case.is_act(*out) {
@@ -111,4 +112,140 @@ pub fn judge_all<A: Activation, M: Machine>(machine: M, filter: &str) {
         }
     }
     assert!(failed.is_empty(), "with {} activations:\n{}", A::NAME, failed.join("\n"));
+}
+
+/// To the bit, which tolerances for sums would not see in the columns.
+pub fn largest_are_those_of_the_reference<A: Activation, M: Machine>(mut machine: M) -> M {
+    for (rows, cols) in [(1, 64), (3, 2049), (2, 20_001)] {
+        let mut case = Case::new(u64::from(cols));
+        // BF16 holds these, and many are alike.
+        let numbers: Vec<f32> = (0..rows * cols).map(|_| (case.float() * 100.0).round()).collect();
+        let x = case.act_of(rows, cols, &numbers);
+        let scales = case.floats_of(1, rows, &vec![0.0; rows as usize]).at;
+        let out = case.floats_of(rows, 129, &vec![f32::NAN; 129 * rows as usize]);
+        let mut device = device_with::<A, M>(&case, machine);
+        device.largest(x, scales, out);
+        let mut reference = Reference::new(krasis_cpu::Arena::new(&case.layout).unwrap());
+        reference.upload(x.at.floats(), &numbers);
+        reference.upload(scales, &vec![0.0; rows as usize]);
+        reference.largest(x, scales, out);
+        assert_eq!(device.download(out.at), reference.download(out.at), "{rows} rows of {cols}");
+        machine = device.into_machine();
+    }
+    machine
+}
+
+/// Steps of three sequences through a small layer: plain launches, and what is repeated.
+pub fn repeats_give_what_plain_launches_do<A: Activation, M: Machine>(machine: M) {
+    let mut case = Case::new(77);
+    let (rows, hidden, dim, experts) = (3, 128, 64, 8);
+    let (seqs, tokens) = case.seqs(&[(30, 1), (1, 1), (17, 1)], 16);
+    let stores = [(); 2].map(|()| case.store(tokens, 2, dim, krasis_core::KvDtype::Bf16, 16));
+    let bf16 = Format::Float(DType::Bf16);
+    let (qkv_weight, router) =
+        (case.weight(8 * dim, hidden, bf16), case.weight(experts, hidden, bf16));
+    let (out_weight, head) = (case.weight(hidden, 4 * dim, bf16), case.weight(3000, hidden, bf16));
+    let norms = [(); 2].map(|()| case.vector(dim));
+    let (turns, norm) = (Turns { freqs: case.vector(32), scale: 1.0 }, case.vector(hidden));
+    let bank = Bank {
+        experts,
+        inter: 32,
+        gate_up: case.weight(experts * 64, hidden, bf16),
+        down: case.weight(experts * hidden, 32, bf16),
+    };
+    let mut act = |rows, cols| case.act(rows, cols);
+    let (x, qkv, mixed, block) =
+        (act(rows, hidden), act(rows, 8 * dim), act(rows, 4 * dim), act(rows, hidden));
+    let (normed, scores, inner, pairs) =
+        (act(rows, hidden), act(rows, experts), act(2 * rows, 32), act(2 * rows, hidden));
+    let logits = act(rows, 3000);
+    let routes = Routes {
+        experts: Mat::new(case.u32s(&[0; 6]), rows, 2),
+        weights: case.floats_of(rows, 2, &[0.0; 6]),
+    };
+    let how = Routing { score: Score::Softmax, groups: None, top_k: 2, renormalise: true };
+    let scales = case.floats_of(1, rows, &[1.0, 0.5, 0.0]).at;
+    let found = case.floats_of(rows, 129, &[0.0; 3 * 129]);
+    let body = |d: &mut Cuda<A, M>| {
+        d.linear(x, &qkv_weight, None, qkv);
+        let parts = [(0, 4), (4, 2), (6, 2)].map(|(at, n)| qkv.cols(at * dim, n * dim));
+        let stores = [&stores[0], &stores[1]];
+        d.gqa_heads(parts, Some(&norms), 1e-6, turns, stores, &seqs);
+        d.attend(parts[0], stores[0], stores[1], &seqs, 0.125, mixed);
+        d.linear(mixed, &out_weight, None, block);
+        d.add_rms_norm(Some(block), x, &norm, 1e-6, normed);
+        d.linear(normed, &router, None, scores);
+        d.route(scores, None, &how, routes);
+        d.experts(normed, routes, &bank, inner, pairs);
+        d.combine(pairs, routes, 1.0, None, block);
+        d.linear(block, &head, None, logits);
+        d.largest(logits, scales, found);
+    };
+    let steps = |machine: M, run: &dyn Fn(&mut Cuda<A, M>)| {
+        let mut device = device_with::<A, M>(&case, machine);
+        let mut all = Vec::new();
+        for step in 0..5u32 {
+            device.upload(seqs.positions, &[30 + step, 1 + 3 * step, 17 - step]);
+            device.upload(Slot::new(scales.start, 3), &[1.0, 0.5, step as f32]);
+            let numbers: Vec<f32> =
+                (0..rows * hidden).map(|i| ((i * 7 + step) % 11) as f32 - 5.0).collect();
+            let bytes = A::encode(&numbers);
+            device.upload(Slot::new(x.at.start, bytes.len() as u64), &bytes);
+            run(&mut device);
+            let found: Vec<u32> = device.download(found.at).iter().map(|x| x.to_bits()).collect();
+            all.push((found, device.download_act(x), device.download_act(block)));
+        }
+        (all, device.into_machine())
+    };
+    let (plain, machine) = steps(machine, &|device| body(device));
+    let (repeated, _) = steps(machine, &|device| device.repeat(3, body));
+    assert!(plain.windows(2).all(|pair| pair[0] != pair[1]), "steps differ");
+    assert!(plain == repeated, "repeated launches compute something else");
+}
+
+/// A sequence among others and all at once, or alone and in steps that end where chunks do: the same
+/// bits, and the same state after them.
+pub fn cut_a_delta_net<M: Machine>(mut machine: M) {
+    const PARTS: [(u32, u32); 3] = [(5, 70), (64, 201), (0, 1)];
+    let h = DeltaHeads { key: 1, value: 2, key_dim: 64, value_dim: 32 };
+    let mut case = Case::new(20);
+    let rows = PARTS.iter().map(|(_, rows)| rows).sum();
+    let inputs: Vec<f32> = (0..rows * h.channels()).map(|_| case.float()).collect();
+    let gates: Vec<f32> = (0..rows * 2 * h.value).map(|_| case.float()).collect();
+    let (a_log, dt_bias) = (case.vector(h.value), case.vector(h.value));
+    let state = case.state(3, h.state());
+    let mut parts = Vec::new();
+    for range in [0..64, 64..192, 192..201] {
+        let first = PARTS[0].1 + range.start;
+        let of = |values: &[f32], cols: u32| {
+            values[(first * cols) as usize..][..range.len() * cols as usize].to_vec()
+        };
+        let count = range.len() as u32;
+        let (qkv, ba) = (of(&inputs, h.channels()), of(&gates, 2 * h.value));
+        let (qkv, ba) =
+            (case.act_of(count, h.channels(), &qkv), case.act_of(count, 2 * h.value, &ba));
+        let seqs = case.some_rows(&PARTS, 4, 1, range);
+        parts.push((seqs, qkv, ba, case.blank(count, h.width())));
+    }
+    let (seqs, _) = case.seqs(&PARTS, 4);
+    let (qkv, ba) =
+        (case.act_of(rows, h.channels(), &inputs), case.act_of(rows, 2 * h.value, &gates));
+    let whole = vec![(seqs, qkv, ba, case.blank(rows, h.width()))];
+    let mut both = Vec::new();
+    for steps in [whole, parts] {
+        let mut device = device_with::<bf16, M>(&case, machine);
+        let mut results = Vec::new();
+        for (seqs, qkv, ba, out) in steps {
+            device.delta_rule(qkv, ba, &h, &a_log, &dt_bias, &state, &seqs, out);
+            results.extend(device.download_act(out));
+        }
+        // Sequence 1 of three has the place in the middle.
+        let memory =
+            device.download(state.data)[h.state() as usize..][..h.state() as usize].to_vec();
+        both.push((results, memory));
+        machine = device.into_machine();
+    }
+    let of_sequence = (PARTS[0].1 * h.width()) as usize..((rows - PARTS[2].1) * h.width()) as usize;
+    assert!(both[0].0[of_sequence] == both[1].0, "results of the same sequence");
+    assert!(both[0].1 == both[1].1, "states after it");
 }

@@ -194,10 +194,10 @@ inline void __syncwarp() { emulate::wait(emulate::my_warp()); }
 
 template <class T> T __shfl_sync(unsigned, T x, unsigned lane) {
     unsigned first = threadIdx.x / 32 * 32;
-    memcpy(emulate::shown[threadIdx.x], &x, 4);
+    memcpy(emulate::shown[threadIdx.x], &x, sizeof x);
     __syncwarp();
     T got;
-    memcpy(&got, emulate::shown[first + lane], 4);
+    memcpy(&got, emulate::shown[first + lane], sizeof got);
     __syncwarp();
     return got;
 }

@@ -33,7 +33,11 @@ struct Line([u8; 64]);
 pub struct Emulated {
     kernels: Arc<Kernels>,
     memory: Vec<Line>,
+    recording: Option<Vec<Launch>>,
 }
+
+/// A launch with its arguments as they were: replays show whether anything else would have changed.
+pub type Launch = (Kernel, Shape, Vec<Arg>);
 
 /// An H200 of fewer multiprocessors: enough for several splits, and for a step that has none.
 pub const LARGE: Limits = Limits { processors: 24, shared_max: 227 << 10 };
@@ -123,11 +127,13 @@ impl Emulated {
     /// An arena full of NaN, whatever type is read from it.
     pub fn new(bytes: Bytes, kernels: &Arc<Kernels>) -> Emulated {
         let memory = vec![Line([0xff; 64]); bytes.0.div_ceil(64) as usize];
-        Emulated { kernels: kernels.clone(), memory }
+        Emulated { kernels: kernels.clone(), memory, recording: None }
     }
 }
 
 impl Machine for Emulated {
+    type Recording = Vec<Launch>;
+
     fn base(&self) -> u64 {
         self.memory.as_ptr() as u64
     }
@@ -138,19 +144,37 @@ impl Machine for Emulated {
 
     fn launch(&mut self, kernel: Kernel, shape: Shape, args: &[Arg]) {
         self.kernels.signatures.check(kernel, args.iter().map(|arg| arg.kind));
-        let places: Vec<*mut c_void> = args.iter().map(Arg::place).collect();
+        if let Some(recording) = &mut self.recording {
+            return recording.push((kernel, shape, args.to_vec()));
+        }
+        let mut places = [std::ptr::null_mut::<c_void>(); 24];
+        places.iter_mut().zip(args).for_each(|(place, arg)| *place = arg.place());
         let entry = self.kernels.entries[&kernel];
         let _one = ONE.lock().unwrap();
         // SAFETY: the arguments are those of the kernel's source by the check above.
         unsafe { entry(shape.grid.as_ptr(), shape.block, shape.shared, places.as_ptr()) };
     }
 
+    fn record(&mut self) {
+        assert!(self.recording.replace(Vec::new()).is_none(), "one recording at a time");
+    }
+
+    fn recorded(&mut self) -> Vec<Launch> {
+        self.recording.take().expect("a recording has begun")
+    }
+
+    fn replay(&mut self, recording: &Vec<Launch>) {
+        recording.iter().for_each(|(kernel, shape, args)| self.launch(*kernel, *shape, args));
+    }
+
     fn write(&mut self, at: u64, bytes: &[u8]) {
+        assert!(self.recording.is_none(), "an upload in the middle of a recording");
         let memory: &mut [u8] = bytemuck::cast_slice_mut(&mut self.memory);
         memory[at as usize..][..bytes.len()].copy_from_slice(bytes);
     }
 
     fn read(&mut self, at: u64, bytes: &mut [u8]) {
+        assert!(self.recording.is_none(), "a download in the middle of a recording");
         let memory: &[u8] = bytemuck::cast_slice(&self.memory);
         bytes.copy_from_slice(&memory[at as usize..][..bytes.len()]);
     }

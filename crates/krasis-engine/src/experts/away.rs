@@ -134,7 +134,8 @@ impl Away {
 
     /// Fills the slots that are to be hot, before anyone knows who is: of each layer the first.
     pub fn warm_up<D: Memory>(&mut self, d: &mut D) {
-        let layers: Vec<usize> = (0..self.banks.len()).filter(|&l| self.banks[l].is_some()).collect();
+        let layers: Vec<usize> =
+            (0..self.banks.len()).filter(|&l| self.banks[l].is_some()).collect();
         let each = self.plan.hot.div_ceil(layers.len().max(1) as u32);
         for (first, layer) in (0..self.plan.hot).step_by(each.max(1) as usize).zip(layers) {
             self.brought.clear();
@@ -313,7 +314,8 @@ impl Away {
         let computed = |pair: usize| self.left[pair] != ABSENT;
         let mut pair = 0;
         while pair < pairs as usize {
-            let end = (pair..pairs as usize).find(|&pair| !computed(pair)).unwrap_or(pairs as usize);
+            let end =
+                (pair..pairs as usize).find(|&pair| !computed(pair)).unwrap_or(pairs as usize);
             if pair < end {
                 let to = work.out.from_row(pair as u32, u64::from(D::ACT_BYTES));
                 let to = to.first((end - pair) as u32);

@@ -33,9 +33,10 @@ impl Heat {
 
     /// The hottest expert of those that `counts`: its layer, its number, its heat.
     pub fn hottest(&self, counts: impl Fn(u32, u32) -> bool) -> Option<(u32, u32, f32)> {
-        let all = self.heat.iter().enumerate().map(|(key, &heat)| {
-            ((key / self.experts) as u32, (key % self.experts) as u32, heat)
-        });
+        let all =
+            self.heat.iter().enumerate().map(|(key, &heat)| {
+                ((key / self.experts) as u32, (key % self.experts) as u32, heat)
+            });
         let mut best: Option<(u32, u32, f32)> = None;
         for (layer, expert, heat) in all {
             if heat > best.map_or(0.0, |(.., heat)| heat) && counts(layer, expert) {

@@ -78,7 +78,9 @@ impl Slots {
             Held { key: NONE, .. } => 0,
             Held { used, .. } => used + 1,
         };
-        area.filter(|&slot| !self.is_hot(slot)).min_by_key(age).filter(|slot| age(slot) <= since + 1)
+        area.filter(|&slot| !self.is_hot(slot))
+            .min_by_key(age)
+            .filter(|slot| age(slot) <= since + 1)
     }
 
     /// Puts an expert into a slot; whoever lay there lies nowhere any more.

@@ -14,9 +14,9 @@ pub use watch::{Phase, Unwatched, Watch};
 
 use crate::error::StartError;
 use crate::options::{ExpertBits, Options, Quant};
+use kept::Part;
 use krasis_checkpoint::cache::CacheFile;
 use krasis_core::{Bytes, DType, Format, Layout, Slot, Weight};
-use kept::Part;
 use krasis_cpu::{Arena, Team};
 use krasis_model::{Class, Experts, Ffn, Model, Origin, Source};
 use krasis_ops::{Bank, Memory};

@@ -4,7 +4,7 @@ use super::Step;
 use crate::buffers::Buffers;
 use crate::model::Gqa;
 use krasis_core::Weight;
-use krasis_ops::{KvStore, Ops};
+use krasis_ops::{KvStore, Ops, Turns};
 
 /// `b.normed` to `b.block`.
 pub fn gqa<O: Ops>(
@@ -22,14 +22,8 @@ pub fn gqa<O: Ops>(
     let mixed = b.mixed.mat(s.rows, queries);
 
     o.linear(b.normed, &m.qkv, m.qkv_bias.as_ref(), qkv);
-    if let Some([q_norm, k_norm]) = &m.qk_norm {
-        o.head_norm(q, m.dim, q_norm, eps);
-        o.head_norm(k, m.dim, k_norm, eps);
-    }
-    o.rope(q, m.dim, &m.rope.freqs, m.rope.scale, &s.seqs);
-    o.rope(k, m.dim, &m.rope.freqs, m.rope.scale, &s.seqs);
-    o.kv_append(k, k_store, &s.seqs);
-    o.kv_append(v, v_store, &s.seqs);
+    let turns = Turns { freqs: m.rope.freqs, scale: m.rope.scale };
+    o.gqa_heads([q, k, v], m.qk_norm.as_ref(), eps, turns, [k_store, v_store], &s.seqs);
     o.attend(q, k_store, v_store, &s.seqs, (m.dim as f32).powf(-0.5), mixed);
     if m.gated {
         o.sigmoid_gate(mixed, qkv.cols(queries + 2 * keys, queries));

@@ -5,7 +5,7 @@ use super::Step;
 use crate::buffers::Buffers;
 use crate::model::{Mla, Query};
 use krasis_core::Weight;
-use krasis_ops::{KvStore, Ops};
+use krasis_ops::{KvStore, Ops, Turns};
 
 /// `b.normed` to `b.block`.
 pub fn mla<O: Ops>(
@@ -33,11 +33,9 @@ pub fn mla<O: Ops>(
     let kept = b.narrow.mat(s.rows, h.latent + h.rope);
     let (latent, k_rope) = (kept.cols(0, h.latent), kept.cols(h.latent, h.rope));
     o.linear(b.normed, &m.kv_down, m.kv_down_bias.as_ref(), kept);
-    o.head_norm(latent, h.latent, &m.kv_norm, m.eps);
-    o.rope(q_rope, h.rope, &m.rope.freqs, m.rope.scale, &s.seqs);
-    o.rope(k_rope, h.rope, &m.rope.freqs, m.rope.scale, &s.seqs);
-    o.kv_append(latent, latent_store, &s.seqs);
-    o.kv_append(k_rope, rope_store, &s.seqs);
+    let turns = Turns { freqs: m.rope.freqs, scale: m.rope.scale };
+    let stores = [latent_store, rope_store];
+    o.mla_heads(q_rope, [latent, k_rope], &m.kv_norm, m.eps, turns, stores, &s.seqs);
 
     let q_latent = b.middle.mat(s.rows, h.count * h.latent);
     let mixed = b.mixed.mat(s.rows, h.count * h.latent);

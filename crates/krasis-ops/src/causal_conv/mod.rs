@@ -116,7 +116,7 @@ pub(crate) mod cases {
     use crate::testing::{Case, Judge, as_mat};
     use krasis_core::{DType, Format};
 
-    cases![sequences_start_and_go_on];
+    cases![sequences_start_and_go_on, long_sequences];
 
     fn sequences_start_and_go_on(on: &mut dyn Judge) {
         for format in [DType::F32, DType::Bf16].map(Format::Float) {
@@ -134,6 +134,22 @@ pub(crate) mod cases {
                     ops.causal_conv(x, &w, &state, &seqs, out)
                 });
             }
+        }
+    }
+
+    /// Rows that devices share among themselves, whatever lies before them.
+    fn long_sequences(on: &mut dyn Judge) {
+        for (channels, kernel) in [(130, 4), (3, 8)] {
+            let mut case = Case::new(19);
+            let parts = [(0, 63), (9, 1), (4, 66), (0, 5), (300, 130), (1, 64)];
+            let rows = parts.iter().map(|(_, rows)| rows).sum();
+            let x = case.act(rows, channels);
+            let w = case.weight(channels, kernel, Format::Float(DType::Bf16));
+            let (seqs, _) = case.seqs(&parts, 4);
+            let state = case.state(6, (kernel - 1) * channels);
+            let out = case.blank(rows, channels);
+            let memory = as_mat(state.data, 6);
+            case.agree(on, &[out, memory], 1e-5, |ops| ops.causal_conv(x, &w, &state, &seqs, out));
         }
     }
 }

@@ -113,8 +113,9 @@ pub(crate) fn reference(
 pub(crate) mod cases {
     use super::DeltaHeads;
     use crate::testing::{Case, Judge, as_mat};
+    use krasis_core::{Act, Mat, Slot, Weight};
 
-    cases![heads_states_and_starts];
+    cases![heads_states_and_starts, long_sequences, more_than_a_workspace];
 
     fn heads_states_and_starts(on: &mut dyn Judge) {
         for (key, value, key_dim, value_dim) in [(1, 1, 10, 7), (2, 6, 10, 7), (1, 2, 72, 40)] {
@@ -130,6 +131,62 @@ pub(crate) mod cases {
                 ops.delta_rule(qkv, ba, &h, &a_log, &dt_bias, &state, &seqs, out);
             });
         }
+    }
+
+    /// Heads that remember a few, tens, hundreds and thousands of tokens.
+    fn memories(case: &mut Case, heads: u32) -> Weight {
+        let a_logs: Vec<f32> = (0..heads).map(|head| -2.5 * (head % 4) as f32).collect();
+        case.vector_of(&a_logs)
+    }
+
+    /// Keys that are alike, as those of a model are after its convolution, so that tokens depend on
+    /// those before them, and values so large that results are.
+    fn alike(case: &mut Case, rows: u32, h: &DeltaHeads) -> Mat<Act> {
+        let (channels, keys) = (h.channels(), 2 * h.key * h.key_dim);
+        let places = (0..rows * channels).map(|i| i % channels);
+        let values: Vec<f32> = places
+            .map(|col| if col < keys { case.float() + 0.7 } else { 32.0 * case.float() })
+            .collect();
+        case.act_of(rows, channels, &values)
+    }
+
+    fn agree(on: &mut dyn Judge, h: &DeltaHeads, parts: &[(u32, u32)]) {
+        let mut case = Case::new(18);
+        let rows = parts.iter().map(|(_, rows)| rows).sum();
+        let (qkv, ba) = (alike(&mut case, rows, h), case.act(rows, 2 * h.value));
+        let (a_log, dt_bias) = (memories(&mut case, h.value), case.vector(h.value));
+        let (seqs, _) = case.seqs(parts, 4);
+        let places = parts.len() as u32;
+        let state = case.state(places, h.state());
+        let mut outs = vec![case.blank(rows, h.width())];
+        // Each by itself: what is large in one allows nothing in another.
+        outs.extend((0..places).map(|place| {
+            let start = state.data.start + u64::from(4 * place * h.state());
+            as_mat(Slot::new(start, u64::from(h.state())), h.value)
+        }));
+        case.agree(on, &outs, 1e-4, |ops| {
+            ops.delta_rule(qkv, ba, h, &a_log, &dt_bias, &state, &seqs, outs[0]);
+        });
+    }
+
+    /// Where chunks begin, end and are not full, at position 0 and later, beside sequences of few rows.
+    fn long_sequences(on: &mut dyn Judge) {
+        let h = DeltaHeads { key: 2, value: 4, key_dim: 128, value_dim: 64 };
+        agree(on, &h, &[(0, 63), (7, 1), (100, 64), (0, 9), (3, 8)]);
+        agree(on, &h, &[(0, 65), (64, 200)]);
+        let h = DeltaHeads { key: 1, value: 3, key_dim: 64, value_dim: 32 };
+        agree(on, &h, &[(31, 130), (0, 1), (0, 200)]);
+        // Columns that no block of 32 has, and keys of another size.
+        agree(on, &DeltaHeads { key_dim: 64, value_dim: 40, ..h }, &[(0, 70)]);
+        agree(on, &DeltaHeads { key_dim: 96, value_dim: 32, ..h }, &[(2, 70)]);
+    }
+
+    /// What a GPU keeps of chunks in between takes two launches here, which part the last sequence.
+    fn more_than_a_workspace(on: &mut dyn Judge) {
+        let h = DeltaHeads { key: 1, value: 64, key_dim: 64, value_dim: 32 };
+        let mut parts = vec![(3, 1); 13];
+        parts.push((5, 200));
+        agree(on, &h, &parts);
     }
 }
 

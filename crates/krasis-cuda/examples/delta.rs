@@ -1,0 +1,77 @@
+//! Milliseconds of a delta net's layer on a GPU, heads as in Qwen3-Next: `delta [TOKENS…]`, of one
+//! sequence in chunks, of the same a token at a time, and of its convolution.
+
+use half::bf16;
+use krasis_core::{Act, DType, Format, Mat};
+use krasis_cuda::gpu::Checking;
+use krasis_cuda::{Activation, Cuda, CudaError, Gpu, Machine, driver};
+use krasis_ops::testing::Case;
+use krasis_ops::{DeltaHeads, Memory, Ops};
+use std::time::Instant;
+
+type Device = Cuda<bf16, Gpu>;
+
+const HEADS: DeltaHeads = DeltaHeads { key: 16, value: 32, key_dim: 128, value_dim: 128 };
+
+/// Runs of which the mean is printed, after one that warms up.
+const RUNS: u32 = 10;
+
+fn main() -> Result<(), CudaError> {
+    let mut tokens: Vec<u32> =
+        std::env::args().skip(1).filter_map(|arg| arg.parse().ok()).collect();
+    if tokens.is_empty() {
+        tokens = vec![2048, 8192];
+    }
+    for tokens in tokens {
+        measure(tokens)?;
+    }
+    Ok(())
+}
+
+fn measure(tokens: u32) -> Result<(), CudaError> {
+    let mut case = Case::new(1);
+    let (x, qkv) = (case.act(tokens, HEADS.channels()), case.act(tokens, HEADS.channels()));
+    let ba = case.act(tokens, 2 * HEADS.value);
+    let (a_log, dt_bias) = (case.vector(HEADS.value), case.vector(HEADS.value));
+    let taps = case.weight(HEADS.channels(), 4, Format::Float(DType::Bf16));
+    let (seqs, _) = case.seqs(&[(0, tokens)], 16);
+    let (state, past) = (case.state(1, HEADS.state()), case.state(1, 3 * HEADS.channels()));
+    let wide = case.blank(tokens, HEADS.width() + 8);
+    // What does not begin at 16 bytes goes token by token.
+    let (whole, apart) = (wide.cols(0, HEADS.width()), wide.cols(1, HEADS.width()));
+
+    let cache = std::env::temp_dir().join("krasis-test-kernels");
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let found = driver::first()?;
+    let mut gpu = Gpu::open::<bf16>(found, Some(&cache), threads, Checking::Reads)?;
+    gpu.allocate(Device::arena_bytes(&case.layout))?;
+    for upload in &case.uploads {
+        match upload.acts {
+            true => gpu.write(upload.start, &bf16::encode(bytemuck::cast_slice(&upload.bytes))),
+            false => gpu.write(upload.start, &upload.bytes),
+        }
+    }
+    let mut device = Device::new(&case.layout, gpu);
+    let mut report = |name: &str, run: &dyn Fn(&mut Device, Mat<Act>), out: Mat<Act>| {
+        let mut timed = |runs: u32| {
+            // A download waits for all that was launched.
+            device.download(seqs.first_row);
+            let start = Instant::now();
+            (0..runs).for_each(|_| run(&mut device, out));
+            device.download(seqs.first_row);
+            start.elapsed().as_secs_f64() * 1e3 / f64::from(runs)
+        };
+        timed(1);
+        println!("{name}, {tokens} tokens: {:.3} ms", timed(RUNS));
+    };
+    let rule = |device: &mut Device, out: Mat<Act>| {
+        device.delta_rule(qkv, ba, &HEADS, &a_log, &dt_bias, &state, &seqs, out);
+    };
+    report("delta rule in chunks", &rule, whole);
+    report("delta rule by token", &rule, apart);
+    let convolve = |device: &mut Device, out: Mat<Act>| {
+        device.causal_conv(x, &taps, &past, &seqs, out);
+    };
+    report("convolution", &convolve, qkv);
+    Ok(())
+}
