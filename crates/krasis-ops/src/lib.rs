@@ -40,6 +40,7 @@ pub use cpu::Cpu;
 pub use delta_rule::DeltaHeads;
 pub use experts::{ABSENT, Bank};
 pub use heads::Turns;
+pub use krasis_cpu::Keep;
 pub use largest::LARGEST_MAX;
 pub use memory::Memory;
 pub use reference::Reference;
