@@ -227,7 +227,7 @@ impl Away {
     pub(super) fn run<D: Ops + Memory>(&mut self, d: &mut D, layer: usize, work: Work) {
         let Some(bank) = self.banks[layer] else { return };
         let index = self.before[layer];
-        self.left = d.download(work.routes.experts.whole());
+        d.download_to(work.routes.experts.whole(), &mut self.left);
         self.heat.note(index, &self.left);
         let missing = match self.prompt {
             true => self.plan.prefill.missing(),
