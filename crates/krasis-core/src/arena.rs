@@ -6,6 +6,19 @@ use crate::slot::{Act, Mat, Slot};
 /// Alignment of every slot: a cache line, and the widest vector load.
 pub const ALIGN: u64 = 64;
 
+/// Alignment of slots that are at least [`PAGED`] long: a disk writes there by itself.
+const PAGE: u64 = 4 << 10;
+
+/// Beside so much, what is skipped for a page is little.
+const PAGED: u64 = 64 << 10;
+
+/// `len` bytes in `room`, which begin at a page as large slots do.
+pub fn from_a_page(room: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    room.resize(len + PAGE as usize, 0);
+    let skip = room.as_ptr().align_offset(PAGE as usize);
+    &mut room[skip..][..len]
+}
+
 /// Lays slots out one behind the other. The arena is then allocated once, `Layout::bytes` long.
 #[derive(Clone, Debug)]
 pub struct Layout {
@@ -46,8 +59,8 @@ impl Layout {
     }
 
     fn reserve(&mut self, len: u64, element_bytes: u64) -> u64 {
-        let start = self.end;
         let bytes = len.checked_mul(element_bytes).expect("a slot fits the address space");
+        let start = self.end.next_multiple_of(if bytes < PAGED { ALIGN } else { PAGE });
         self.end = start.checked_add(bytes).expect("the arena fits the address space");
         self.end = self.end.next_multiple_of(ALIGN);
         start
@@ -56,7 +69,7 @@ impl Layout {
 
 #[cfg(test)]
 mod tests {
-    use super::{ALIGN, Layout};
+    use super::{ALIGN, Layout, PAGE, PAGED};
 
     #[test]
     fn slots_are_aligned_and_disjoint() {
@@ -68,5 +81,7 @@ mod tests {
         assert!(floats.at.start >= bytes.start + 3 && floats.at.start.is_multiple_of(ALIGN));
         assert!(acts.at.start >= floats.at.start + 40);
         assert!(layout.bytes().0 >= acts.at.start + 84);
+        let large = layout.slot::<u8>(PAGED);
+        assert!(large.start >= acts.at.start + 84 && large.start.is_multiple_of(PAGE));
     }
 }

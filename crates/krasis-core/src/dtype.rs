@@ -62,6 +62,9 @@ pub enum KvDtype {
     F32,
     /// Half the memory, relative error 2⁻⁹.
     Bf16,
+    /// As much memory, relative error 2⁻¹² from 2⁻¹⁴ to [`half::f16::MAX`], to which what is larger
+    /// is cut: an infinity would make NaN of everything that attends to it.
+    F16,
     /// A quarter of the memory, with one f32 scale per token and head.
     F8E4M3,
 }
@@ -71,7 +74,7 @@ impl KvDtype {
     pub const fn bytes(self) -> u32 {
         match self {
             KvDtype::F32 => 4,
-            KvDtype::Bf16 => 2,
+            KvDtype::Bf16 | KvDtype::F16 => 2,
             KvDtype::F8E4M3 => 1,
         }
     }

@@ -10,7 +10,7 @@ pub mod quant;
 pub mod random;
 pub mod slot;
 
-pub use arena::Layout;
+pub use arena::{Layout, from_a_page};
 pub use bytes::Bytes;
 pub use dtype::{DType, F8E4M3, KvDtype};
 pub use lines::Lines;

@@ -8,6 +8,11 @@ pub fn cores() -> Vec<Core> {
     Topology::read(Path::new("/")).cores()
 }
 
+/// Threads that a team has if nobody says how many.
+pub fn threads() -> usize {
+    Topology::read(Path::new("/")).team()
+}
+
 /// Keeps the calling thread on one processor. If the system refuses, it runs anywhere.
 pub fn stay_on(cpu: u32) {
     // Kernels for more processors than a set holds are built seldom; threads float there.

@@ -59,11 +59,11 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Team {
-    /// A team of `threads`, or of one per physical core that this process may use. As long as each
-    /// has a core of its own, workers stay on theirs; NUMA nodes take turns.
+    /// A team of `threads`, or of one per physical core that this process may use all the time. As long
+    /// as each has a core of its own, workers stay on theirs; NUMA nodes take turns.
     pub fn new(threads: Option<usize>) -> Team {
         let cores = affinity::cores();
-        let threads = threads.unwrap_or(cores.len()).max(1);
+        let threads = threads.unwrap_or_else(affinity::threads).max(1);
         let shared = Arc::new(Shared {
             epoch: AtomicU32::new(0),
             pending: AtomicUsize::new(0),

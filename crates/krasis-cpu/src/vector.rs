@@ -4,7 +4,7 @@
 //! decided by detection. A dot product depends on its two rows alone, never on what else is in the
 //! batch: this is what makes tokens independent of chunk size and of other sequences.
 
-use half::{bf16, f16};
+use half::bf16;
 use krasis_core::{DType, Format};
 use std::sync::LazyLock;
 
@@ -439,6 +439,16 @@ fn decode_f8_body<const FMA: bool>(data: &[u8], scale: f32, out: &mut [f32]) {
     }
 }
 
+/// The same for half precision, by a product: exact below the smallest normal number, too.
+#[inline(always)]
+fn half_float(stored: u16) -> f32 {
+    const UP_112_PLACES: f32 = f32::from_bits((127 + 112) << 23);
+    let bits = u32::from(stored & 0x7fff) << 13;
+    let finite = (f32::from_bits(bits) * UP_112_PLACES).to_bits();
+    let bits = if bits < 0x1f << 23 { finite } else { bits | 0xff << 23 };
+    f32::from_bits(bits | u32::from(stored & 0x8000) << 16)
+}
+
 #[inline(always)]
 fn decode_row_body<const FMA: bool>(format: Format, data: &[u8], scales: &[bf16], out: &mut [f32]) {
     assert_eq!(data.len() as u64, format.row_bytes(out.len() as u32));
@@ -456,7 +466,7 @@ fn decode_row_body<const FMA: bool>(format: Format, data: &[u8], scales: &[bf16]
         }
         Format::Float(DType::F16) => {
             for (out, b) in out.iter_mut().zip(data.as_chunks::<2>().0) {
-                *out = f16::from_le_bytes(*b).to_f32();
+                *out = half_float(u16::from_le_bytes(*b));
             }
         }
         Format::Float(other) => unreachable!("{other} weights are refused when they are loaded"),
@@ -485,6 +495,7 @@ fn decode_row_body<const FMA: bool>(format: Format, data: &[u8], scales: &[bf16]
 #[cfg(test)]
 mod tests {
     use super::*;
+    use half::f16;
 
     fn ramp(len: usize, step: f32) -> Vec<f32> {
         (0..len).map(|i| ((i * 37 % 101) as f32 - 50.0) * step).collect()
@@ -562,6 +573,20 @@ mod tests {
     }
 
     #[test]
+    fn half_precision_is_exact() {
+        let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+        let mut out = vec![0.0; 1 << 16];
+        decode_row(Format::Float(DType::F16), &all, &[], &mut out);
+        for (stored, got) in (0..=u16::MAX).zip(out) {
+            let wanted = f16::from_bits(stored).to_f32();
+            assert!(
+                got.to_bits() == wanted.to_bits() || got.is_nan() && wanted.is_nan(),
+                "{stored}"
+            );
+        }
+    }
+
+    #[test]
     fn dot4_is_dot_bit_for_bit() {
         for len in [1, 31, 32, 33, 100, 257] {
             let a = ramp(len, 0.013);
@@ -592,6 +617,7 @@ mod tests {
         let formats = [
             Format::Float(DType::F32),
             Format::Float(DType::Bf16),
+            Format::Float(DType::F16),
             Format::Int8 { group: 128 },
             Format::Int4 { group: 32 },
             Format::Int4 { group: 48 },

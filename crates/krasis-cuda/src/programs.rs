@@ -86,6 +86,7 @@ pub fn kv_variant(dtype: KvDtype) -> u8 {
         KvDtype::F32 => 0,
         KvDtype::Bf16 => 1,
         KvDtype::F8E4M3 => 2,
+        KvDtype::F16 => unreachable!("a KV cache of F16 is refused before a GPU is opened"),
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::error::StartError;
 use crate::options::Options;
 use crate::preflight::Preflight;
-use krasis_core::{Bytes, Layout};
+use krasis_core::{Bytes, KvDtype, Layout};
 use krasis_cpu::{Arena, OutOfMemory, Team};
 use krasis_cuda::gpu::Checking;
 use krasis_cuda::{Activation, Cuda, Gpu, WORKSPACE_BYTES, driver};
@@ -107,7 +107,10 @@ struct Opened<A> {
 pub fn gpu<A: Activation>(
     options: &Options,
 ) -> Result<impl Home<Device = Cuda<A, Gpu>> + use<A>, StartError> {
-    let threads = options.threads.unwrap_or(krasis_cpu::affinity::cores().len());
+    if options.kv == Some(KvDtype::F16) {
+        return Err(StartError::GpuKv);
+    }
+    let threads = options.threads.unwrap_or_else(krasis_cpu::affinity::threads);
     let cache = options.kernel_cache.as_deref();
     let found = driver::first()?;
     tracing::info!(gpu = %found.name, memory = %found.memory, "found");

@@ -27,6 +27,11 @@ pub enum StartError {
     /// The GPU, its driver or its compiler.
     #[error(transparent)]
     Gpu(#[from] CudaError),
+    /// Elements of a KV cache that only the CPU has.
+    #[error(
+        "a GPU keeps keys and values in F32, BF16 or FP8, not in F16: choose --kv-dtype bf16, or --device cpu"
+    )]
+    GpuKv,
     /// A weight that is no number.
     #[error(
         "tensor {tensor} holds an infinite number or NaN in row {row}, so it cannot be quantised: the checkpoint is damaged"

@@ -231,8 +231,14 @@ impl<'a> Pool<'a> {
         let places = layout.slot(u64::from(room.rows_max) * u64::from(self.top_k));
         let left = Bytes(room.available.0.saturating_sub(layout.bytes().0));
         let all = self.layers * experts;
-        // A slot's worth is lost to the alignment of four lists.
-        let fit = u32::try_from(left.0 / each).unwrap_or(u32::MAX).saturating_sub(1).min(all);
+        // What alignment takes is seen when they are laid out.
+        let within = |slots: &u32| {
+            let mut layout = layout.clone();
+            self.place(*slots, &mut layout);
+            layout.bytes() <= room.available
+        };
+        let most = u32::try_from(left.0 / each).unwrap_or(u32::MAX).min(all);
+        let fit = (0..=most).rev().find(within).unwrap_or(0);
         let least = match decode {
             DecodeStrategy::Compact => self.layers,
             _ => 1,

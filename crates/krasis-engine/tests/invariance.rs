@@ -206,6 +206,7 @@ fn every_format_runs_and_stays_near() {
         let (eight, four) = (eight_bits(), four_bits());
         let beside = Options { expert_bits: ExpertBits::AsStored, ..eight_bits() };
         let bf16 = Options { kv: Some(KvDtype::Bf16), ..common::defaults() };
+        let f16 = Options { kv: Some(KvDtype::F16), ..common::defaults() };
         let fp8 = Options { kv: Some(KvDtype::F8E4M3), ..common::defaults() };
         // For experts in lines the CPU rounds activations to INT8, the reference does not.
         for (name, options, limit, between) in [
@@ -213,6 +214,7 @@ fn every_format_runs_and_stays_near() {
             ("INT8", eight, 0.3, 0.15),
             ("INT4", four, 0.8, 0.15),
             ("BF16 KV", bf16, 0.1, 0.01),
+            ("F16 KV", f16, 0.1, 0.01),
             ("FP8 KV", fp8, 0.5, 0.01),
         ] {
             let cpu = run(options.clone());

@@ -1,6 +1,6 @@
 //! What is wrong with a machine, or with a model on it, in sentences that say what to do.
 
-use crate::{Machine, Memory};
+use crate::{Machine, Memory, Quota};
 use krasis_core::Bytes;
 
 /// Of the memory that is available, a model may take this part: the rest is the system's.
@@ -199,8 +199,26 @@ fn simd(machine: &Machine, _: &Need) -> (Level, String) {
 fn threads(machine: &Machine, need: &Need) -> (Level, String) {
     let cores = machine.topology.cores().len();
     let processors = machine.topology.threads();
-    match need.threads {
-        Some(threads) if threads > cores => {
+    let team = machine.topology.team();
+    let short = machine.topology.quota.as_ref().filter(|_| team < cores);
+    match (need.threads, short) {
+        (threads, Some(Quota { group, percent }))
+            if threads.is_none_or(|threads| threads > team) =>
+        {
+            let threads = match threads {
+                Some(threads) => format!("{threads} threads were asked for"),
+                None => format!("{team} threads run on {cores} physical cores"),
+            };
+            let sentence = format!(
+                "{threads}, and the control group {group} may have {}.{:02} processors: more threads \
+                 than that all stand still for a part of each period; raise its limit (cpu.max, or \
+                 --cpus of a container), or use --krasis-threads {team}",
+                percent / 100,
+                percent % 100
+            );
+            (Level::Warn, sentence)
+        }
+        (Some(threads), _) if threads > cores => {
             let sentence = format!(
                 "{threads} threads were asked for, but this process has {cores} physical cores \
                  ({processors} processors): threads that share a core stand in each other's way; use \
@@ -208,8 +226,8 @@ fn threads(machine: &Machine, need: &Need) -> (Level, String) {
             );
             (Level::Warn, sentence)
         }
-        Some(threads) => (Level::Ok, format!("{threads} on {cores} physical cores")),
-        None => {
+        (Some(threads), _) => (Level::Ok, format!("{threads} on {cores} physical cores")),
+        (None, _) => {
             (Level::Ok, format!("one on each of {cores} physical cores ({processors} processors)"))
         }
     }

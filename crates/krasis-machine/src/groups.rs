@@ -1,4 +1,4 @@
-//! Control groups: which of them hold this process, and what memory they allow.
+//! Control groups: which of them hold this process, and what memory and processor time they allow.
 //!
 //! A process is in one group of version 2, or in one per controller of version 1, or in both on
 //! machines that mix them. Each group lies in others, and the tightest limit counts.
@@ -8,7 +8,14 @@ use crate::memory::Limit;
 use krasis_core::Bytes;
 use std::path::{Path, PathBuf};
 
-/// Names of the files of one version.
+/// Of control groups.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Version {
+    One,
+    Two,
+}
+
+/// Names of the files of one version that tell of memory.
 struct Names {
     limit: &'static str,
     used: &'static str,
@@ -31,25 +38,70 @@ const NONE: u64 = 1 << 60;
 /// Deeper nesting than any container's.
 const DEPTH_MAX: usize = 64;
 
-/// The limits of all groups that hold this process, innermost first.
+/// Processor time that a control group may have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// The group, as the system calls it.
+    pub group: String,
+    /// Of one processor's.
+    pub percent: u64,
+}
+
+impl Quota {
+    /// Threads that run without being stopped, at least one: a thread more would stop all of them for
+    /// the rest of each period, wherever they wait for each other.
+    pub fn threads(&self) -> usize {
+        (self.percent / 100).max(1) as usize
+    }
+}
+
+/// The limits of memory of all groups that hold this process, innermost first.
 pub(crate) fn limits(root: &Path) -> Vec<Limit> {
+    let of = |(version, folder, name): (Version, PathBuf, String)| {
+        limit(root, &folder, name, if version == Version::One { &V1 } else { &V2 })
+    };
+    groups(root, "memory").into_iter().filter_map(of).collect()
+}
+
+/// The smallest share of processor time that a group which holds this process may have.
+pub(crate) fn quota(root: &Path) -> Option<Quota> {
+    let of = |(version, folder, group): (Version, PathBuf, String)| {
+        let file = |name: &str| folder.join(name).to_str().map(str::to_owned);
+        let (quota, period) = match version {
+            Version::One => (
+                // Without a limit it is -1, which is no number here.
+                files::number(root, &file("cpu.cfs_quota_us")?)?,
+                files::number(root, &file("cpu.cfs_period_us")?)?,
+            ),
+            Version::Two => {
+                // Without a limit it is `max 100000`.
+                let text = files::word(root, &file("cpu.max")?)?;
+                let (quota, period) = text.split_once(' ')?;
+                (quota.parse().ok()?, period.parse().ok()?)
+            }
+        };
+        Some(Quota { group, percent: quota.checked_mul(100)?.checked_div(period)? })
+    };
+    groups(root, "cpu").into_iter().filter_map(of).min_by_key(|quota| quota.percent)
+}
+
+/// The groups that hold this process, by their controller: where their files are, and their names.
+fn groups(root: &Path, controller: &str) -> Vec<(Version, PathBuf, String)> {
     let membership = files::text(root, "proc/self/cgroup").unwrap_or_default();
     let mounts = files::text(root, "proc/self/mountinfo").unwrap_or_default();
-    let mut limits = Vec::new();
+    let mut groups = Vec::new();
     for line in membership.lines() {
         let mut parts = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(group)) = (parts.next(), parts.next()) else { continue };
-        let names = match controllers {
-            "" => &V2,
-            _ if controllers.split(',').any(|name| name == "memory") => &V1,
+        let version = match controllers {
+            "" => Version::Two,
+            _ if controllers.split(',').any(|name| name == controller) => Version::One,
             _ => continue,
         };
-        let mount = Mount::of(names, &mounts);
-        limits.extend(
-            mount.folders(group).filter_map(|(folder, name)| limit(root, &folder, name, names)),
-        );
+        let mount = Mount::of(version, controller, &mounts);
+        groups.extend(mount.folders(group).map(|(folder, name)| (version, folder, name)));
     }
-    limits
+    groups
 }
 
 fn limit(root: &Path, folder: &Path, group: String, names: &Names) -> Option<Limit> {
@@ -80,23 +132,25 @@ struct Mount {
 
 impl Mount {
     /// A line is `31 23 0:28 /top /point options - type source options`.
-    fn of(names: &Names, mountinfo: &str) -> Mount {
-        let v1 = names.limit == V1.limit;
+    fn of(version: Version, controller: &str, mountinfo: &str) -> Mount {
         let parse = |line: &str| {
             let (before, after) = line.split_once(" - ")?;
             let mut before = before.split(' ').skip(3);
             let (top, point) = (before.next()?, before.next()?);
             let mut after = after.split(' ');
             let (kind, options) = (after.next()?, after.nth(1).unwrap_or(""));
-            let right = match v1 {
-                true => kind == "cgroup" && options.split(',').any(|name| name == "memory"),
-                false => kind == "cgroup2",
+            let right = match version {
+                Version::One => kind == "cgroup" && options.split(',').any(|of| of == controller),
+                Version::Two => kind == "cgroup2",
             };
             right.then(|| Mount { top: top.into(), point: point.trim_start_matches('/').into() })
         };
         mountinfo.lines().find_map(parse).unwrap_or_else(|| Mount {
             top: "/".into(),
-            point: if v1 { "sys/fs/cgroup/memory".into() } else { "sys/fs/cgroup".into() },
+            point: match version {
+                Version::One => Path::new("sys/fs/cgroup").join(controller),
+                Version::Two => "sys/fs/cgroup".into(),
+            },
         })
     }
 
@@ -122,7 +176,7 @@ impl Mount {
 #[cfg(test)]
 mod tests {
     use crate::fake::{meminfo, put};
-    use crate::{Limit, Memory};
+    use crate::{Limit, Memory, Quota};
     use krasis_core::Bytes;
 
     const V2: &str = "31 23 0:28 / /sys/fs/cgroup rw,relatime shared:4 - cgroup2 cgroup2 rw";
@@ -236,5 +290,37 @@ mod tests {
             assert_eq!(memory.limits, expected, "{name}");
             assert_eq!(memory.available_within_limits(), Some(Bytes(available << 20)), "{name}");
         }
+    }
+
+    #[test]
+    fn the_smallest_share_of_processor_time_counts() {
+        let check = |membership: &str, mounts: &str, files: &[(&str, &str)], quota| {
+            let root = tempfile::tempdir().unwrap();
+            put(root.path(), "proc/self/cgroup", membership).unwrap();
+            put(root.path(), "proc/self/mountinfo", mounts).unwrap();
+            files.iter().for_each(|(path, text)| put(root.path(), path, text).unwrap());
+            let quota: Option<(&str, u64)> = quota;
+            let quota = quota.map(|(group, percent)| Quota { group: group.into(), percent });
+            assert_eq!(super::quota(root.path()), quota, "{files:?}");
+        };
+        let [inner, outer] = ["sys/fs/cgroup/a/b/cpu.max", "sys/fs/cgroup/a/cpu.max"];
+        check("0::/a/b", V2, &[], None);
+        check("0::/a/b", V2, &[(inner, "max 100000")], None);
+        check("0::/a/b", V2, &[(inner, "250000 100000")], Some(("/a/b", 250)));
+        let both = [(inner, "250000 100000"), (outer, "100000 50000")];
+        check("0::/a/b", V2, &both, Some(("/a", 200)));
+        for rubbish in ["0", "5 0", "-1 100000", "18446744073709551615 1", "x y"] {
+            check("0::/a/b", V2, &[(inner, rubbish)], None);
+        }
+        let [quota, period] = ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+            .map(|file| format!("sys/fs/cgroup/cpu/x/{file}"));
+        let membership = "3:memory:/y\n2:cpu,cpuacct:/x";
+        check(membership, V1, &[(&quota, "-1"), (&period, "100000")], None);
+        check(membership, V1, &[(&quota, "50000"), (&period, "100000")], Some(("/x", 50)));
+        assert_eq!([50, 100, 399, 400].map(threads), [1, 1, 3, 4]);
+    }
+
+    fn threads(percent: u64) -> usize {
+        Quota { group: "/".into(), percent }.threads()
     }
 }

@@ -17,6 +17,7 @@ pub mod watchdog;
 
 pub use checks::{Finding, Level, Need, Numa, What, check};
 pub use cpu::{Clock, Processor};
+pub use groups::Quota;
 pub use memory::{Limit, Memory};
 pub use pages::{HugePages, Pool};
 pub use process::Resident;

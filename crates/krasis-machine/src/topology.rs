@@ -1,6 +1,7 @@
 //! Processors, the cores that they are threads of, and the NUMA nodes that memory hangs on.
 
 use crate::files;
+use crate::groups::{self, Quota};
 use krasis_core::Bytes;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -60,6 +61,8 @@ pub struct Topology {
     pub cpus: Vec<Cpu>,
     /// Nodes, ascending; none where the kernel does not know the word.
     pub nodes: Vec<Node>,
+    /// The share of their time that a control group leaves this process, if one does.
+    pub quota: Option<Quota>,
 }
 
 const CPUS: &str = "sys/devices/system/cpu";
@@ -84,7 +87,7 @@ impl Topology {
             node: nodes.iter().find(|node| node.cpus.contains(&number)).map(|node| node.number),
         };
         let online = online.filter(|online| !online.is_empty()).unwrap_or_else(|| vec![0]);
-        Topology { cpus: online.into_iter().map(cpu).collect(), nodes }
+        Topology { cpus: online.into_iter().map(cpu).collect(), nodes, quota: groups::quota(root) }
     }
 
     /// One processor of each physical core that this process may use: two threads on one core share
@@ -108,6 +111,12 @@ impl Topology {
             .flat_map(|turn| nodes.values().filter_map(move |of| of.get(turn)))
             .copied()
             .collect()
+    }
+
+    /// Threads that a team has best: one for each core, as long as they may all run all the time.
+    pub fn team(&self) -> usize {
+        let cores = self.cores().len();
+        self.quota.as_ref().map_or(cores, |quota| cores.min(quota.threads()))
     }
 
     /// Processors that this process may use, threads of one core counted each.

@@ -217,6 +217,19 @@ fn what_is_wrong_is_said_with_its_remedy() {
         &["8 physical", "--krasis-threads 8"],
     );
 
+    let quota = [("proc/self/cgroup", "0::/box"), ("sys/fs/cgroup/box/cpu.max", "350000 100000")];
+    let slow = read_with(&TWO_NODES, &quota);
+    assert_eq!((slow.topology.cores().len(), slow.topology.team()), (8, 3));
+    let of = |threads| Need { threads, ..Need::default() };
+    let words = ["3 threads run on 8 physical cores", "/box may have 3.50 processors", "cpu.max"];
+    finds(&slow, of(None), What::Threads, Level::Warn, &words);
+    let words = ["4 threads were asked for", "--krasis-threads 3"];
+    finds(&slow, of(Some(4)), What::Threads, Level::Warn, &words);
+    finds(&slow, of(Some(3)), What::Threads, Level::Ok, &["3 on 8 physical cores"]);
+    let enough = [quota[0], ("sys/fs/cgroup/box/cpu.max", "800000 100000")];
+    let enough = read_with(&TWO_NODES, &enough);
+    finds(&enough, of(None), What::Threads, Level::Ok, &["one on each of 8"]);
+
     let one = read(&ONE_NODE);
     let weights = |n| Need { weights: mib(n), buffers: mib(10), ..Need::default() };
     let cache = |n| Need { cache: mib(n), ..weights(100) };

@@ -128,7 +128,7 @@ fn decode(threads: usize) {
         (pages.len() * 4096) as f64 / seconds / 1e9
     };
     for context in [8192, 32768] {
-        for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::F8E4M3] {
+        for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::F16, KvDtype::F8E4M3] {
             for (name, heads, kv_heads, dim) in GROUPED {
                 let mut step = Step { dtype, ..Step::new(context - 1, 1, context) };
                 let (q, out) = (step.act(1, heads * dim), step.act(1, heads * dim));

@@ -1,9 +1,13 @@
 //! Getting numbers into a device and out of it.
 
 use bytemuck::Pod;
-use krasis_core::{Act, Mat, Slot};
+use krasis_core::{Act, Mat, Slot, from_a_page};
 use krasis_cpu::{Arena, Keep, Team};
 use std::sync::Mutex;
+
+/// Threads that fill memory are at least so many: they mostly wait for a disk, which wants several
+/// requests at once, and two threads on a busy machine often leave it without any.
+const WAITING: usize = 4;
 
 /// A device's memory, seen from the host.
 pub trait Memory {
@@ -53,7 +57,7 @@ pub trait Memory {
 
     /// Has `write` fill slots that lie one behind the other, `piece` bytes at a time: it is given the
     /// slot's index, the first byte in the slot and the bytes. Here they are uploaded in turn; host
-    /// memory is written where it lies, by the whole team.
+    /// memory is written where it lies, by the whole team and by a few more threads if it is small.
     fn receive(
         &mut self,
         slots: &[Slot<u8>],
@@ -61,7 +65,8 @@ pub trait Memory {
         _team: &Team,
         write: impl Fn(usize, u64, &mut [u8]) + Sync,
     ) {
-        let mut bytes = vec![0; piece];
+        let mut room = Vec::new();
+        let bytes = from_a_page(&mut room, piece);
         for (index, slot) in slots.iter().enumerate() {
             for first in (0..slot.len).step_by(piece) {
                 let len = (slot.len - first).min(piece as u64);
@@ -109,10 +114,16 @@ impl Memory for Arena {
             bytes.chunks_mut(piece).zip(firsts).map(move |(bytes, first)| (index, first, bytes))
         }));
         let next = || pieces.lock().expect("taking a piece does not panic").next();
-        team.run(|_| {
+        let work = || {
             while let Some((index, first, bytes)) = next() {
                 write(index, first, bytes);
             }
+        };
+        std::thread::scope(|scope| {
+            for _ in team.threads()..WAITING {
+                scope.spawn(work);
+            }
+            team.run(|_| work());
         });
     }
 }

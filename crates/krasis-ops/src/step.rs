@@ -1,7 +1,7 @@
 //! What changes from step to step, and where sequences keep their past.
 
 use bytemuck::cast_slice;
-use half::bf16;
+use half::{bf16, f16};
 use krasis_core::{F8E4M3, KvDtype, Slot};
 
 /// The sequences of a step, in device memory. Rows of one sequence are consecutive and ascending.
@@ -59,6 +59,12 @@ impl KvStore {
                     *to = bf16::from_f32(x).to_le_bytes();
                 }
             }
+            KvDtype::F16 => {
+                let (min, max) = (f16::MIN.to_f32(), f16::MAX.to_f32());
+                for (to, &x) in data.as_chunks_mut::<2>().0.iter_mut().zip(x) {
+                    *to = f16::from_f32(x.clamp(min, max)).to_le_bytes();
+                }
+            }
             KvDtype::F8E4M3 => {
                 let largest = x.iter().fold(0.0f32, |max, x| max.max(x.abs()));
                 let scale = if largest > 0.0 { largest / F8E4M3::MAX } else { 1.0 };
@@ -90,6 +96,11 @@ impl KvStore {
                     *to = bf16::from_le_bytes(*from).to_f32();
                 }
             }
+            KvDtype::F16 => {
+                for (to, from) in scratch.iter_mut().zip(data.as_chunks::<2>().0) {
+                    *to = f16::from_le_bytes(*from).to_f32();
+                }
+            }
             KvDtype::F8E4M3 => {
                 for (to, &from) in scratch.iter_mut().zip(data) {
                     *to = F8E4M3(from).to_f32() * scales[at];
@@ -108,4 +119,20 @@ pub struct StateStore {
     pub data: Slot<f32>,
     /// Floats of one sequence.
     pub each: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_precision_is_cut_and_never_infinite() {
+        let dtype = KvDtype::F16;
+        let (data, scales) = (Slot::EMPTY, Slot::EMPTY);
+        let store = KvStore { data, scales, dtype, heads: 1, dim: 5, page: 1 };
+        let (mut bytes, mut scratch) = ([0; 10], [0.0; 5]);
+        store.put(&mut bytes, &mut [], 0, 0, &[1e6, -f32::INFINITY, 65504.0, 3e-7, 0.1]);
+        let got = store.get(&bytes, &[], 0, 0, &mut scratch);
+        assert_eq!(got, [65504.0, -65504.0, 65504.0, 2.980_232_2e-7, 0.099_975_586]);
+    }
 }

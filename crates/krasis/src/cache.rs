@@ -158,7 +158,7 @@ fn open(path: &Path, fingerprint: Option<u64>) -> Result<CacheFile, CacheError> 
 
 fn check(file: &CacheFile) -> Result<(), CacheError> {
     let (bar, of, done) = (Bar::new(), file.contents().bytes(), AtomicU64::new(0));
-    file.verify(krasis_cpu::affinity::cores().len(), |bytes| {
+    file.verify(krasis_cpu::affinity::threads(), |bytes| {
         let done = done.fetch_add(bytes.0, Ordering::Relaxed) + bytes.0;
         bar.show("verifying", Bytes(done), of);
     })

@@ -105,7 +105,8 @@ impl From<StartError> for Failure {
             StartError::Context { .. }
             | StartError::NothingQuantised
             | StartError::NoExperts
-            | StartError::UnlikeExperts => Failure::CONFIG,
+            | StartError::UnlikeExperts
+            | StartError::GpuKv => Failure::CONFIG,
             _ => Failure::FAILED,
         };
         Failure::new(code, error)

@@ -111,6 +111,8 @@ enum QuantChoice {
 enum KvChoice {
     Auto,
     Bf16,
+    /// On the CPU only
+    F16,
     #[value(name = "fp8_e4m3")]
     Fp8E4m3,
 }
@@ -208,6 +210,7 @@ impl ModelArguments {
             kv: match self.kv_dtype {
                 KvChoice::Auto => None,
                 KvChoice::Bf16 => Some(KvDtype::Bf16),
+                KvChoice::F16 => Some(KvDtype::F16),
                 KvChoice::Fp8E4m3 => Some(KvDtype::F8E4M3),
             },
             threads: self.krasis_threads.map(|threads| threads as usize),

@@ -99,6 +99,8 @@ fn every_failure_has_its_code_and_sentence() {
     refused(&["run", "hi", "--group-size", "48"], 2, "32, 64, 128");
     refused(&["run", "hi", "--num-gpus", "1"], 6, "--num-gpus 0");
     refused(&["run", "hi", "--device", "cuda"], 6, "NVIDIA driver");
+    let f16 = ["run", "hi", "--device", "cuda", "--kv-dtype", "f16"];
+    refused(&f16, 3, "choose --kv-dtype bf16");
     refused(&["doctor", "--device", "cuda", "--model-path", "."], 3, "the CPU only");
     refused(&["run", "hi", "--model-path", "/nowhere"], 4, "there is no such folder");
     let empty = tempfile::tempdir().unwrap();

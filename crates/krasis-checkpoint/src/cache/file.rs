@@ -1,29 +1,21 @@
 //! A complete cache, to be read.
 
 use super::contents::{Contents, Section};
+use super::disk::Disk;
 use super::error::CacheError;
 use super::{PIECE, header};
 use crc32fast::Hasher;
-use krasis_core::Bytes;
-use rustix::fs::{Advice, fadvise};
-use std::fs::File;
-use std::num::NonZeroU64;
+use krasis_core::{Bytes, from_a_page};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes that are read at a time, so that their checksum finds them in the second-level cache.
-const STEP: usize = 512 << 10;
-
-/// How far ahead of what is read the disk is kept busy: a few milliseconds of a fast one.
-const AHEAD: u64 = 8 * PIECE as u64;
-
 /// An open file whose header is sound. Shared between threads freely.
 #[derive(Debug)]
 pub struct CacheFile {
     path: PathBuf,
-    file: File,
+    disk: Disk,
     contents: Contents,
     checks: Vec<Vec<u32>>,
     places: Vec<Range<u64>>,
@@ -33,10 +25,10 @@ pub struct CacheFile {
 impl CacheFile {
     /// Opens a file and checks everything but the sections.
     pub fn open(path: &Path) -> Result<CacheFile, CacheError> {
-        let file = File::open(path).map_err(|cause| CacheError::io("read", path, cause))?;
-        let (contents, checks, header) = header::read(path, &file)?;
+        let disk = Disk::open(path).map_err(|cause| CacheError::io("read", path, cause))?;
+        let (contents, checks, header) = header::read(path, disk.file())?;
         let places = contents.places(header);
-        let cache = CacheFile { path: path.into(), file, contents, checks, places, header };
+        let cache = CacheFile { path: path.into(), disk, contents, checks, places, header };
         let (end, length) = (cache.end(), cache.length()?);
         if length != end.0 {
             let what = format!("it is {length} bytes long instead of {}", end.0);
@@ -97,17 +89,10 @@ impl CacheFile {
             "{} bytes from {first} are no piece",
             bytes.len()
         );
-        // The disk goes on while checksums are computed: what comes next is wanted soon.
-        let (soon, bytes_ahead) = (place.start + first + AHEAD, NonZeroU64::new(whole));
-        let _ = fadvise(&self.file, soon, bytes_ahead, Advice::WillNeed);
         let mut hasher = Hasher::new();
-        for (i, part) in bytes.chunks_mut(STEP).enumerate() {
-            let at = place.start + first + (i * STEP) as u64;
-            self.file
-                .read_exact_at(part, at)
-                .map_err(|cause| CacheError::io("read", &self.path, cause))?;
-            hasher.update(part);
-        }
+        self.disk
+            .read(place.start + first, bytes, |part| hasher.update(part))
+            .map_err(|cause| CacheError::io("read", &self.path, cause))?;
         if hasher.finalize() != self.checks[section][piece] {
             let name = &self.contents.sections[section].name;
             return Err(self.damaged(format!("{name}, near byte {}", place.start + first)));
@@ -134,7 +119,8 @@ impl CacheFile {
             .collect();
         let next = AtomicUsize::new(0);
         let work = || {
-            let mut bytes = vec![0; PIECE];
+            let mut room = Vec::new();
+            let bytes = from_a_page(&mut room, PIECE);
             while let Some(&(section, first, len)) =
                 pieces.get(next.fetch_add(1, Ordering::Relaxed))
             {
@@ -159,7 +145,8 @@ impl CacheFile {
 
     fn expect_zeros(&self, gap: Range<u64>) -> Result<(), CacheError> {
         let mut bytes = vec![1; (gap.end - gap.start) as usize];
-        self.file
+        self.disk
+            .file()
             .read_exact_at(&mut bytes, gap.start)
             .map_err(|cause| CacheError::io("read", &self.path, cause))?;
         match bytes.iter().position(|&byte| byte != 0) {
@@ -169,7 +156,7 @@ impl CacheFile {
     }
 
     fn length(&self) -> Result<u64, CacheError> {
-        let about = self.file.metadata();
+        let about = self.disk.file().metadata();
         Ok(about.map_err(|cause| CacheError::io("read", &self.path, cause))?.len())
     }
 

@@ -15,6 +15,7 @@
 
 mod build;
 mod contents;
+mod disk;
 mod error;
 mod file;
 mod header;

@@ -1,8 +1,9 @@
 //! AVX2: `vpmaddubsw` multiplies 32 unsigned with 32 signed bytes and adds pairs in 16 bits.
 //!
 //! A pair of INT4 products is at most 3,810, so eight may be added before 16 bits overflow. INT8 takes
-//! the sign to the activation, `|w| · (±x)`, whose pairs are at most 32,512 and are widened at once;
-//! its integers are signed again here, so the corrections are not needed.
+//! the sign of one factor to the other, `|x| · (±w)` where an activation meets eight rows and `|w| · (±x)`
+//! where a weight meets many tokens; its pairs are at most 32,512 and are widened at once. Its integers
+//! are signed again here, so the corrections are not needed.
 //!
 //! AVX-VNNI adds `vpdpbusd`, four products straight into 32 bits: the same kernels with `VNNI`.
 
@@ -40,6 +41,8 @@ fn vector_body<const STORED: usize, const SCALES: usize, const VNNI: bool>(
     let mut sums = _mm256_setzero_ps();
     let groups = planes.as_chunks::<STORED>().0.iter().zip(scales.as_chunks::<SCALES>().0);
     for ((planes, scales), x) in groups.zip(x) {
+        // Before they are multiplied: behind the products the requests would wait for these loads.
+        prefetch(planes);
         let products = if VNNI {
             reduce::<SCALES>(products_vnni(planes, x))
         } else if STORED == ROWS {
@@ -47,7 +50,6 @@ fn vector_body<const STORED: usize, const SCALES: usize, const VNNI: bool>(
         } else {
             reduce::<SCALES>(products8(planes, x))
         };
-        prefetch(planes);
         for s in 0..SCALES {
             let correction = if VNNI || STORED == ROWS { x.corrections[s] } else { 0 };
             let product = _mm256_sub_epi32(products[s], _mm256_set1_epi32(correction));
@@ -117,17 +119,27 @@ fn products4<const STORED: usize, const SCALES: usize>(
     [all, none, none, none]
 }
 
-/// INT8: as [`products_vnni`].
+/// INT8: as [`products_vnni`]. Where an activation is negative the weight's bits are flipped, which makes
+/// it `-w - 1`; what the products lack by that is where each row's sums begin.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn products8<const STORED: usize>(planes: &[[u8; PLANE]; STORED], x: &Span) -> [__m256i; ROWS] {
     let x = activations(x);
-    let ones = _mm256_set1_epi16(1);
-    let mut rows = [_mm256_setzero_si256(); ROWS];
+    let (ones, none) = (_mm256_set1_epi16(1), _mm256_setzero_si256());
+    let (mut sizes, mut flips, mut lacking) = ([none; 4], [none; 4], none);
+    for part in 0..4 {
+        let negative = _mm256_cmpgt_epi8(none, x[part]);
+        sizes[part] = _mm256_abs_epi8(x[part]);
+        flips[part] = signed(negative);
+        let lost = _mm256_and_si256(sizes[part], negative);
+        let pairs = _mm256_maddubs_epi16(lost, _mm256_set1_epi8(1));
+        lacking = _mm256_add_epi16(lacking, pairs);
+    }
+    let mut rows = [_mm256_madd_epi16(lacking, ones); ROWS];
     for row in 0..ROWS {
         for part in 0..4 {
-            let w = signed(halves(&planes[2 * row + part / 2])[part % 2]);
-            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x[part], w));
+            let stored = halves(&planes[2 * row + part / 2])[part % 2];
+            let pairs = _mm256_maddubs_epi16(sizes[part], _mm256_xor_si256(stored, flips[part]));
             rows[row] = _mm256_add_epi32(rows[row], _mm256_madd_epi16(pairs, ones));
         }
     }

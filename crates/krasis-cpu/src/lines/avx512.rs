@@ -44,6 +44,7 @@ fn vector_body<const STORED: usize, const SCALES: usize, const T: usize>(
     let groups = planes.as_chunks::<STORED>().0.iter().zip(scales.as_chunks::<SCALES>().0);
     for (group, (planes, scales)) in groups.enumerate() {
         let x = x.map(|x| &x[group]);
+        prefetch(planes);
         let mut rows = [[_mm512_setzero_si512(); ROWS]; T];
         for row in 0..ROWS {
             let (low, high) = line::<STORED>(planes, row);
@@ -53,7 +54,6 @@ fn vector_body<const STORED: usize, const SCALES: usize, const T: usize>(
                 rows[t][row] = _mm512_dpbusd_epi32(rows[t][row], high, x_high);
             }
         }
-        prefetch(planes);
         for t in 0..T {
             let products = reduce::<SCALES>(rows[t]);
             for s in 0..SCALES {

@@ -128,14 +128,14 @@ mod tests {
     use crate::{Memory, Ops};
     use krasis_core::KvDtype;
 
-    const FORMATS: [KvDtype; 3] = [KvDtype::F32, KvDtype::Bf16, KvDtype::F8E4M3];
+    const FORMATS: [KvDtype; 4] = [KvDtype::F32, KvDtype::Bf16, KvDtype::F8E4M3, KvDtype::F16];
 
     #[test]
     fn blocks_and_parts_of_models_shapes() {
         let shapes =
             [(7, 1, 40, 40), (2, 1, 64, 128), (6, 3, 72, 64), (8, 1, 128, 72), (16, 1, 256, 256)];
         for (dtype, shapes) in
-            [(FORMATS[0], &shapes[..]), (FORMATS[1], &shapes[2..3]), (FORMATS[2], &shapes[3..4])]
+            FORMATS.into_iter().zip([&shapes[..], &shapes[2..3], &shapes[3..4], &shapes[1..3]])
         {
             for &(heads, kv_heads, k_dim, v_dim) in shapes {
                 let mut case = Case::new(21);
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn a_row_does_not_know_its_company() {
         const PARTS: [(u32, u32); 4] = [(0, 70), (1020, 20), (500, 30), (639, 1)];
-        for (dtype, heads, kv_heads) in [(FORMATS[0], 8, 1), (FORMATS[1], 6, 2), (FORMATS[2], 1, 1)]
+        for (dtype, (heads, kv_heads)) in FORMATS.into_iter().zip([(8, 1), (6, 2), (1, 1), (4, 2)])
         {
             let (k_dim, v_dim, rows) = (24, 40, 121);
             let mut case = Case::new(22);

@@ -106,6 +106,7 @@ impl Past<'_> {
         match stored.store.dtype {
             KvDtype::F32 => return cast_slice(data),
             KvDtype::Bf16 => decode_row(Format::Float(DType::Bf16), data, &[], scratch),
+            KvDtype::F16 => decode_row(Format::Float(DType::F16), data, &[], scratch),
             KvDtype::F8E4M3 => {
                 decode_f8(data, stored.scales[self.index(stored.store, position)], scratch);
             }

@@ -106,9 +106,12 @@ mod tests {
 
     #[test]
     fn what_is_stored_is_read_back() {
-        for (dtype, tolerance) in
-            [(KvDtype::F32, 0.0), (KvDtype::Bf16, 1.0 / 256.0), (KvDtype::F8E4M3, 1.0 / 15.0)]
-        {
+        for (dtype, tolerance) in [
+            (KvDtype::F32, 0.0),
+            (KvDtype::Bf16, 1.0 / 256.0),
+            (KvDtype::F16, 1.0 / 2048.0),
+            (KvDtype::F8E4M3, 1.0 / 15.0),
+        ] {
             let mut case = Case::new(8);
             let (seqs, tokens) = case.seqs(&[(3, 4), (0, 1)], 4);
             let store = case.store(tokens, 2, 10, dtype, 4);

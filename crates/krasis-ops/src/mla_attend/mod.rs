@@ -60,17 +60,21 @@ pub(crate) mod cases {
 
     fn latent_and_rotated_parts(on: &mut dyn Judge) {
         for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::F8E4M3] {
-            for (heads, latent, rotated) in [(1, 24, 6), (6, 24, 6), (11, 64, 16)] {
-                let mut case = Case::new(10);
-                let (seqs, tokens) = case.seqs(&[(2, 4), (33, 1)], 4);
-                let (q, q_rope) = (case.act(5, heads * latent), case.act(5, heads * rotated));
-                let out = case.blank(5, heads * latent);
-                let latent = case.store(tokens, 1, latent, dtype, 4);
-                let rope = case.store(tokens, 1, rotated, dtype, 4);
-                case.agree(on, &[out], 1e-5, |ops| {
-                    ops.mla_attend(q, q_rope, &latent, &rope, &seqs, 0.8, out);
-                });
-            }
+            parts_in(on, dtype);
+        }
+    }
+
+    pub(super) fn parts_in(on: &mut dyn Judge, dtype: KvDtype) {
+        for (heads, latent, rotated) in [(1, 24, 6), (6, 24, 6), (11, 64, 16)] {
+            let mut case = Case::new(10);
+            let (seqs, tokens) = case.seqs(&[(2, 4), (33, 1)], 4);
+            let (q, q_rope) = (case.act(5, heads * latent), case.act(5, heads * rotated));
+            let out = case.blank(5, heads * latent);
+            let latent = case.store(tokens, 1, latent, dtype, 4);
+            let rope = case.store(tokens, 1, rotated, dtype, 4);
+            case.agree(on, &[out], 1e-5, |ops| {
+                ops.mla_attend(q, q_rope, &latent, &rope, &seqs, 0.8, out);
+            });
         }
     }
 
@@ -107,5 +111,17 @@ pub(crate) mod cases {
                 ops.mla_attend(q, q_rope, &latent, &rope, &seqs, 0.11, out);
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::Cpus;
+    use krasis_core::KvDtype;
+
+    /// Which GPUs do not have.
+    #[test]
+    fn latents_in_half_precision() {
+        super::cases::parts_in(&mut Cpus, KvDtype::F16);
     }
 }
