@@ -48,6 +48,11 @@ impl Layout {
         Mat::new(Slot::new(self.reserve(len, self.act_bytes), len), rows, cols)
     }
 
+    /// Bytes of one activation.
+    pub const fn act_bytes(&self) -> u64 {
+        self.act_bytes
+    }
+
     /// What has been laid out so far.
     pub fn bytes(&self) -> Bytes {
         Bytes(self.end)

@@ -124,6 +124,16 @@ impl<T> Mat<T> {
     }
 }
 
+impl Mat<Act> {
+    /// The same without its first rows, on a device whose activations take `act_bytes`.
+    pub fn from_row(self, first: u32, act_bytes: u64) -> Mat<Act> {
+        assert!(first <= self.rows, "row {first} of {}", self.rows);
+        let skipped = u64::from(first) * u64::from(self.stride);
+        let at = Slot::new(self.at.start + skipped * act_bytes, self.at.len - skipped);
+        Mat { at, rows: self.rows - first, ..self }
+    }
+}
+
 impl<T> Clone for Mat<T> {
     fn clone(&self) -> Self {
         *self

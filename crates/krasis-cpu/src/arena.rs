@@ -9,6 +9,7 @@ use krasis_core::{Act, Bytes, Layout, Mat, Slot};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// The operating system refused the memory.
 #[derive(Clone, Copy, Debug)]
@@ -26,8 +27,29 @@ impl std::error::Error for OutOfMemory {}
 
 /// One zeroed allocation. Pages that are never touched cost nothing.
 pub struct Arena {
-    pages: Pages,
+    pages: Arc<Pages>,
     bytes: usize,
+}
+
+/// Keeps an arena's memory where it is after the arena is gone: for those who read it beside the
+/// program, as the copy engines of a GPU do.
+#[derive(Clone)]
+pub struct Keep {
+    pages: Arc<Pages>,
+    bytes: usize,
+}
+
+// SAFETY: it gives nobody access to the memory, and frees it only as the last owner.
+unsafe impl Send for Keep {}
+// SAFETY: as above.
+unsafe impl Sync for Keep {}
+
+impl Keep {
+    /// Addresses of the whole arena.
+    pub fn addresses(&self) -> Range<usize> {
+        let first = self.pages.base().as_ptr() as usize;
+        first..first + self.bytes
+    }
 }
 
 // SAFETY: the arena owns its memory, and every access goes through `&self` or `&mut self`.
@@ -42,13 +64,18 @@ impl Arena {
         let refused = OutOfMemory { wanted };
         let bytes = usize::try_from(wanted.0).map_err(|_| refused)?;
         let pages = Pages::new(bytes).ok_or(refused)?;
-        Ok(Arena { pages, bytes })
+        Ok(Arena { pages: Arc::new(pages), bytes })
     }
 
     /// Says on which NUMA nodes pages lie. Pages that have been written stay where they are, so this
     /// comes first; a refusal leaves everything as it was.
     pub fn place(&mut self, placement: &Placement) -> std::io::Result<()> {
-        self.pages.place(placement)
+        Arc::get_mut(&mut self.pages).expect("nobody keeps an untouched arena").place(placement)
+    }
+
+    /// Has the memory outlive the arena.
+    pub fn keep(&self) -> Keep {
+        Keep { pages: self.pages.clone(), bytes: self.bytes }
     }
 
     /// The elements of a slot.

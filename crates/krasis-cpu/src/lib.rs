@@ -14,7 +14,7 @@ pub mod team;
 pub mod tiles;
 pub mod vector;
 
-pub use arena::{Arena, Inputs, OutOfMemory};
+pub use arena::{Arena, Inputs, Keep, OutOfMemory};
 pub use isa::Isa;
 pub use pages::Placement;
 pub use team::Team;

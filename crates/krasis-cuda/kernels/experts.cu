@@ -1,5 +1,6 @@
 // Routed experts: gate and up with SiLU, then down. `gate_rows` and `down_rows` are the stored rows
 // of an expert's part, whole blocks in lines; pairs are (token, choice).
+#include <absent.cuh>
 #include <product.cuh>
 
 // One pair and four outputs to a block: grid [outputs / 4, pairs].
@@ -8,7 +9,7 @@ extern "C" __global__ void __launch_bounds__(128)
                    const u8 *data, const bf16 *scales, u32 cols, u32 group, u32 gate_rows, act *inner,
                    u32 inner_stride, u32 inter) {
     u32 output = blockIdx.x * 4 + warp(), pair = blockIdx.y;
-    if (output >= inter) return;
+    if (output >= inter || chosen[pair] == ABSENT) return;
     Weight w{data, scales, cols, group};
     const act *row = x + (u64)(pair / top_k) * x_stride;
     u64 gate = 2 * (u64)chosen[pair] * gate_rows + output;
@@ -21,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(128)
                 const bf16 *scales, u32 cols, u32 group, u32 down_rows, act *out, u32 out_stride,
                 u32 hidden) {
     u32 output = blockIdx.x * 4 + warp(), pair = blockIdx.y;
-    if (output >= hidden) return;
+    if (output >= hidden || chosen[pair] == ABSENT) return;
     Weight w{data, scales, cols, group};
     u64 row = (u64)chosen[pair] * down_rows + output;
     float sum = warp_product(w, row, inner + (u64)pair * inner_stride, aligned);

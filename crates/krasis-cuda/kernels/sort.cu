@@ -1,4 +1,5 @@
 // Pairs sorted by expert, and cut into tiles for tensor cores ("moe align").
+#include <absent.cuh>
 #include <types.cuh>
 
 #define EXPERTS_MAX 1024
@@ -14,12 +15,14 @@ __device__ inline u32 tile_height(u32 count, u32 tile_rows) {
 
 // One block. `sorted` [pairs]; `tiles` [1 + 3 · most] is their count, then expert, first entry of
 // `sorted` and entries of each. The order of an expert's pairs is any: rows are multiplied alone.
+// Pairs whose expert is absent are left out.
 extern "C" __global__ void sort_pairs(const u32 *chosen, u32 pairs, u32 experts, u32 tile_rows,
                                       u32 *sorted, u32 *tiles) {
     __shared__ u32 counts[EXPERTS_MAX], parts[EXPERTS_MAX], next[EXPERTS_MAX];
     for (u32 e = threadIdx.x; e < experts; e += blockDim.x) counts[e] = 0;
     __syncthreads();
-    for (u32 pair = threadIdx.x; pair < pairs; pair += blockDim.x) atomicAdd(&counts[chosen[pair]], 1u);
+    for (u32 pair = threadIdx.x; pair < pairs; pair += blockDim.x)
+        if (chosen[pair] != ABSENT) atomicAdd(&counts[chosen[pair]], 1u);
     __syncthreads();
     for (u32 e = threadIdx.x; e < experts; e += blockDim.x)
         parts[e] = (counts[e] + tile_rows - 1) / tile_rows;
@@ -42,7 +45,7 @@ extern "C" __global__ void sort_pairs(const u32 *chosen, u32 pairs, u32 experts,
     }
     __syncthreads();
     for (u32 pair = threadIdx.x; pair < pairs; pair += blockDim.x)
-        sorted[atomicAdd(&next[chosen[pair]], 1u)] = pair;
+        if (chosen[pair] != ABSENT) sorted[atomicAdd(&next[chosen[pair]], 1u)] = pair;
 }
 
 // The same of rows that all meet one matrix; a thread per row.

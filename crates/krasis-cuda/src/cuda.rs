@@ -4,7 +4,7 @@ use crate::activation::Activation;
 use crate::machine::{Arg, Kernel, Machine, Shape};
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use krasis_core::{Act, Bytes, Layout, Mat, Slot, Weight};
-use krasis_ops::Memory;
+use krasis_ops::{Keep, Memory};
 use std::collections::HashMap;
 use std::marker::PhantomData;
 
@@ -120,6 +120,20 @@ impl<A: Activation, M: Machine> Memory for Cuda<A, M> {
             }
             Some(Some(recording)) => self.machine.replay(recording),
         }
+    }
+
+    fn bring(&mut self, to: Slot<u8>, from: &[u8], keep: &Keep) {
+        assert!(from.len() as u64 <= to.len, "{} bytes for {to:?}", from.len());
+        self.machine.bring(to.start, from, keep);
+    }
+
+    fn brought(&mut self) {
+        self.machine.brought();
+    }
+
+    fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
+        assert!(values.len() as u64 <= to.whole().len, "{} values for {to:?}", values.len());
+        self.machine.write(to.at.start, &A::encode(values));
     }
 
     fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>) {

@@ -1,6 +1,7 @@
 //! One GPU: its context, its arena, one queue, and the kernels compiled for it.
 
 use crate::activation::Activation;
+use crate::beside::Beside;
 use crate::compile::{self, Cubin, Target};
 use crate::driver::{self, Found, answer, failed};
 use crate::error::CudaError;
@@ -10,6 +11,7 @@ use crate::staging::Staging;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUfunction_attribute};
 use krasis_core::Bytes;
+use krasis_ops::Keep;
 use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -36,6 +38,7 @@ pub struct Gpu {
     arena: sys::CUdeviceptr,
     bytes: u64,
     staging: Staging,
+    beside: Beside,
     kernels: HashMap<Kernel, sys::CUfunction>,
     modules: Vec<sys::CUmodule>,
     signatures: Signatures,
@@ -97,6 +100,7 @@ impl Gpu {
             arena: 0,
             bytes: 0,
             staging: Staging::new().map_err(failed("allocate pinned memory"))?,
+            beside: Beside::new().map_err(failed("make a queue for copies"))?,
             kernels: HashMap::new(),
             modules: Vec::new(),
             signatures: Signatures::read(),
@@ -236,6 +240,7 @@ impl Machine for Gpu {
             )
         };
         self.check(kernel.entry, launched);
+        self.beside.queued();
         match &mut self.recording {
             Some(kernels) => kernels.push(kernel),
             None => self.check_launch(kernel.entry),
@@ -277,6 +282,7 @@ impl Machine for Gpu {
         recording.kernels[last..].iter().for_each(|kernel| self.remember(*kernel));
         // SAFETY: both are alive.
         self.check("a replay", unsafe { result::graph::launch(recording.graph, self.stream) });
+        self.beside.queued();
         self.check_launch("a replay");
     }
 
@@ -287,6 +293,22 @@ impl Machine for Gpu {
         // SAFETY: inside the arena by the assertion; context and stream are ours.
         let copied = unsafe { self.staging.copy(self.arena + at, bytes, self.stream) };
         self.check("an upload", copied);
+    }
+
+    fn bring(&mut self, at: u64, bytes: &[u8], keep: &Keep) {
+        self.enter();
+        assert!(at + bytes.len() as u64 <= self.bytes, "a copy ends behind the arena");
+        assert!(self.recording.is_none(), "a copy in the middle of a recording");
+        // SAFETY: inside the arena by the assertion; the rest is the caller's promise to `Memory`.
+        let copied = unsafe { self.beside.copy(self.arena + at, bytes, keep, self.stream) };
+        self.check("a copy from host memory", copied);
+    }
+
+    fn brought(&mut self) {
+        self.enter();
+        // SAFETY: the stream is ours.
+        let joined = unsafe { self.beside.join(self.stream) };
+        self.check("waiting for copies", joined);
     }
 
     fn read(&mut self, at: u64, bytes: &mut [u8]) {
@@ -306,6 +328,7 @@ impl Drop for Gpu {
         unsafe {
             let _ = result::ctx::set_current(self.context);
             let _ = result::stream::synchronize(self.stream);
+            self.beside.free();
             self.staging.free();
             if self.arena != 0 {
                 let _ = result::free_sync(self.arena);

@@ -4,6 +4,7 @@
 pub mod activation;
 mod attend;
 pub mod attention;
+mod beside;
 pub mod compile;
 pub mod cuda;
 mod delta;

@@ -1,5 +1,7 @@
 //! What runs kernels: a GPU, or in tests the same kernels as C++ on the CPU.
 
+use krasis_ops::Keep;
+
 /// A compiled kernel: an entry of [`crate::programs`], in one of its program's variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Kernel {
@@ -104,6 +106,11 @@ pub trait Machine {
     fn replay(&mut self, recording: &Self::Recording);
     /// Queues a copy of `bytes` to `at` of the arena; `bytes` may change at once.
     fn write(&mut self, at: u64, bytes: &[u8]);
+    /// Queues a copy of `bytes`, which stay as they are, to `at`, behind the kernels that are queued but
+    /// beside those that come, until [`Machine::brought`]; `keep` keeps the bytes where they are.
+    fn bring(&mut self, at: u64, bytes: &[u8], keep: &Keep);
+    /// Has what is queued from now on wait for what was brought.
+    fn brought(&mut self);
     /// Waits for everything queued, then copies from `at` of the arena.
     fn read(&mut self, at: u64, bytes: &mut [u8]);
 }

@@ -103,7 +103,8 @@ pub struct Program {
 }
 
 /// Name and text of what programs include.
-pub const HEADERS: [(&str, &str); 9] = [
+pub const HEADERS: [(&str, &str); 10] = [
+    ("absent.cuh", include_str!("../kernels/absent.cuh")),
     ("ptx.cuh", include_str!("../kernels/ptx.cuh")),
     ("types.cuh", include_str!("../kernels/types.cuh")),
     ("weights.cuh", include_str!("../kernels/weights.cuh")),

@@ -11,21 +11,27 @@ use emulated::{Kernels, LARGE, possible};
 use fixtures::{Compared, FIXTURES, compare, defaults, dir};
 use half::bf16;
 use home::Here;
+use krasis_core::Bytes;
 use krasis_cuda::Activation;
-use krasis_engine::{Engine, Loaded, Options};
+use krasis_engine::{DecodeStrategy, Engine, Loaded, Options, PrefillStrategy, Residency};
 use std::marker::PhantomData;
 
 fn each<A: Activation>(fixtures: &[&str], good: impl Fn(&Compared) -> bool) {
+    let options = Options { context_max: Some(320), ..defaults() };
+    let runs: Vec<_> = fixtures.iter().map(|fixture| (*fixture, options.clone())).collect();
+    each_with::<A>(&runs, good);
+}
+
+fn each_with<A: Activation>(runs: &[(&str, Options)], good: impl Fn(&Compared) -> bool) {
     if !possible() {
         return;
     }
     let kernels = Kernels::new::<A>(LARGE);
     let mut bad = Vec::new();
-    for fixture in fixtures {
-        let options = Options { context_max: Some(320), ..defaults() };
+    for (fixture, options) in runs {
         let home = Here::<A>(kernels.clone(), PhantomData);
         let Loaded { mut engine, handle, submissions, .. } =
-            Engine::load(&dir(fixture), &options, home).unwrap();
+            Engine::load(&dir(fixture), options, home).unwrap();
         let serving = std::thread::spawn(move || engine.serve(&submissions));
         let got = compare(fixture, &handle);
         // A kernel still running while the process ends would find its statics destroyed.
@@ -49,4 +55,29 @@ fn f32_activations_give_what_transformers_does() {
 #[test]
 fn bf16_activations_stay_near() {
     each::<bf16>(&["deepseek_v2", "qwen3_next"], |got| got.mean < 0.3);
+}
+
+/// Experts in host memory, brought by copies that come as late as they may: until they are waited for
+/// there is nothing but NaN.
+#[test]
+fn experts_are_waited_for() {
+    let with = |prefill, decode| Options {
+        residency: Residency::Host { prefill, decode },
+        prompt_rows: 12,
+        prefill_chunk: 48,
+        pass_tokens: 120,
+        context_max: Some(320),
+        ..defaults()
+    };
+    use {DecodeStrategy as D, PrefillStrategy as P};
+    // Room for about half of the experts.
+    let some = |options: Options| Options { device_bytes: Some(Bytes(3 << 20)), ..options };
+    each_with::<f32>(
+        &[
+            ("qwen3_moe", some(with(P::HcsPrefill, D::HcsHybrid))),
+            ("qwen3_next", some(with(P::LayerGrouped(3), D::PureCpu))),
+            ("deepseek_v2_lite", some(with(P::ActiveOnly, D::Lru))),
+        ],
+        |got| got.mean < 1e-3 && got.worst < 2e-2 && got.same == 24,
+    );
 }

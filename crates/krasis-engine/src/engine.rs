@@ -1,22 +1,25 @@
 //! The step, and the thread that makes it.
 
 use crate::census::Census;
-use crate::device::{self, Home, Watched};
+use crate::device::{self, Home, Watched, allocate};
 use crate::dummy::{self, Dummy};
 use crate::error::StartError;
+use crate::experts::{Away, Experts};
 use crate::handle::{Facts, Handle, Submission};
 use crate::kv::Pages;
 use crate::load::{Built, Peak, PeakMeter, Placed, Shelf, Stock, Unwatched, Watch};
+use crate::network::Network;
 use crate::options::{Activations, CacheUse, DeviceKind, Options};
 use crate::plan::{Plan, pages_hold_everything};
-use crate::runner::{HostMemory, Network, Runner};
+use crate::preflight::Preflight;
+use crate::runner::{HostMemory, Runner};
 use crate::sample::Known;
 use crate::scheduler::{Batch, Limits, Scheduler};
 use crate::sequence::Sequence;
 use half::bf16;
 use krasis_checkpoint::{Checkpoint, compressed_tensors};
 use krasis_core::{Bytes, Layout};
-use krasis_cpu::Team;
+use krasis_cpu::{Arena, Team};
 use krasis_machine::Need;
 use krasis_model::{Config, Model, Source, describe};
 use krasis_ops::{Cpu, Memory, Ops};
@@ -74,7 +77,7 @@ pub fn build_cache(
     watch: &dyn Watch,
 ) -> Result<Option<Built>, StartError> {
     let (ck, source) = describe_checkpoint(dir)?;
-    let placed = Placed::plan(&source, &ck, options, &mut Layout::new(Cpu::ACT_BYTES))?;
+    let placed = Placed::plan(&source, &ck, options, &mut Layout::new(Cpu::ACT_BYTES), None)?;
     match Shelf::of(&placed, &ck, options)? {
         Some(shelf) => shelf.find(options.cache, &placed, &ck, &Team::new(options.threads), watch),
         None => Err(StartError::NothingQuantised),
@@ -247,9 +250,22 @@ impl<D: Ops + Memory> Engine<D> {
         let preflight = home.preflight().cloned();
         let held = preflight.as_ref().map(|preflight| preflight.look(&plan.need));
         let mut device = home.build(&plan.layout)?;
+        let mut host = match &plan.away {
+            Some(_) => {
+                let arena = allocate(&plan.host, &options.machine_root)?;
+                Some(Preflight::new(options).place(arena))
+            }
+            None => None,
+        };
         let (mut start, mut meter) = (Instant::now(), PeakMeter::start());
-        let mut model =
-            placed.fill(&mut device, stock, cache.as_ref().map(|cache| &cache.file), &team, watch);
+        let mut model = placed.fill(
+            &mut device,
+            host.as_mut(),
+            stock,
+            cache.as_ref().map(|cache| &cache.file),
+            &team,
+            watch,
+        );
         // A cache is found damaged as it is read: another one, and if that is damaged too, none.
         for again in [CacheUse::Rebuild, CacheUse::Off] {
             let Err(StartError::Cache(error)) = &model else { break };
@@ -258,6 +274,7 @@ impl<D: Ops + Memory> Engine<D> {
             (start, meter) = (Instant::now(), PeakMeter::start());
             model = placed.fill(
                 &mut device,
+                host.as_mut(),
                 stock,
                 cache.as_ref().map(|cache| &cache.file),
                 &team,
@@ -275,11 +292,12 @@ impl<D: Ops + Memory> Engine<D> {
         if let (Some(preflight), Some(held)) = (preflight, held) {
             preflight.compare(held, plan.need.weights);
         }
-        Ok(Engine::assemble(device, model, source, plan, loading, options))
+        Ok(Engine::assemble(device, host, model, source, plan, loading, options))
     }
 
     fn assemble(
-        device: D,
+        mut device: D,
+        host: Option<Arena>,
         model: Model<krasis_core::Weight>,
         source: &Model<Source>,
         plan: Plan,
@@ -292,15 +310,31 @@ impl<D: Ops + Memory> Engine<D> {
         let limits = Limits {
             places: plan.cache.places,
             pages_max: plan.step.pages_max(),
-            prefill_chunk: options.prefill_chunk,
+            pass_tokens: plan.pass_tokens,
             context_max: plan.context_max,
         };
         let scheduler = Scheduler::new(pages, limits, handle.census.clone());
         let seeds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
         let decode_bytes = plan.placed.decode_bytes();
         let banks = plan.placed.banks;
-        let network = Network { model, banks, caches: plan.caches, buffers: plan.buffers };
-        let runner = Runner { device, network, step: plan.step, host: HostMemory::default() };
+        let experts = match (plan.away, host) {
+            (Some(plan), Some(arena)) => {
+                let host = Cpu::new(arena, Team::new(options.threads));
+                let mut away = Away::new(plan, host, banks);
+                away.warm_up(&mut device);
+                Experts::Away(Box::new(away))
+            }
+            _ => Experts::Device(banks),
+        };
+        let network = Network { model, caches: plan.caches, buffers: plan.buffers };
+        let runner = Runner {
+            device,
+            network,
+            experts,
+            step: plan.step,
+            rows_max: plan.rows_max,
+            host: HostMemory::default(),
+        };
         let fault = options.fault_at_step;
         let census = handle.census.clone();
         let engine = Engine { scheduler, runner, batch: Batch::default(), seeds, census, fault };

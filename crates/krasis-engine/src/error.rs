@@ -54,6 +54,14 @@ pub enum StartError {
         /// What to change.
         remedy: &'static str,
     },
+    /// There is nothing to put elsewhere.
+    #[error("this model has no routed experts to keep in host memory: leave --expert-divisor out")]
+    NoExperts,
+    /// Slots are of one size.
+    #[error(
+        "the experts of this model's layers differ in shape or format, so they cannot share slots: use --expert-divisor 1"
+    )]
+    UnlikeExperts,
     /// The model does not fit this machine; the sentence says how much of what is missing.
     #[error("{sentence}")]
     Refused {

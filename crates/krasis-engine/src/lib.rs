@@ -7,9 +7,11 @@ pub mod device;
 pub mod dummy;
 pub mod engine;
 pub mod error;
+pub mod experts;
 pub mod handle;
 pub mod kv;
 pub mod load;
+pub mod network;
 pub mod options;
 pub mod plan;
 pub mod preflight;
@@ -19,6 +21,7 @@ pub mod sample;
 pub mod scheduler;
 pub mod sequence;
 pub mod skew;
+pub mod step;
 
 pub use census::Census;
 pub use engine::{
@@ -26,8 +29,9 @@ pub use engine::{
     start_watched,
 };
 pub use error::StartError;
+pub use experts::{DecodeStrategy, PrefillStrategy};
 pub use handle::{Facts, Handle, Sink, Submission, SubmitError, Ticket};
 pub use krasis_ops::Span;
 pub use load::{Built, Peak, Phase, Unwatched, Watch, cache_folders};
-pub use options::{Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant};
+pub use options::{Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant, Residency};
 pub use request::{Event, Finish, InvalidRequest, Logprob, Request, Sampling, Usage};

@@ -1,6 +1,7 @@
 //! What the user may choose. Flags, and later a config file, the launcher and Python, fill this in.
 
-use krasis_core::KvDtype;
+use crate::experts::{DecodeStrategy, PrefillStrategy};
+use krasis_core::{Bytes, KvDtype};
 use krasis_machine::Numa;
 use krasis_ops::Span;
 use std::path::PathBuf;
@@ -59,6 +60,22 @@ pub enum CacheUse {
     Off,
 }
 
+/// Where routed experts lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residency {
+    /// On the device, or if they do not fit into its own memory, in the host's.
+    Auto,
+    /// All on the device.
+    Device,
+    /// In host memory, some of them on the device as well.
+    Host {
+        /// How prompts meet them.
+        prefill: PrefillStrategy,
+        /// Who computes them for few rows.
+        decode: DecodeStrategy,
+    },
+}
+
 /// Everything that can be chosen about a running model.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -66,6 +83,14 @@ pub struct Options {
     pub device: DeviceKind,
     /// Routed experts.
     pub expert_bits: ExpertBits,
+    /// Where they lie.
+    pub residency: Residency,
+    /// Memory of the device that may be used; without a wish, what is free.
+    pub device_bytes: Option<Bytes>,
+    /// Rows from which a pass is a prompt's: its experts are brought to the device.
+    pub prompt_rows: u32,
+    /// Prompt tokens of a pass that takes its layers in groups: experts are brought once for each.
+    pub pass_tokens: u32,
     /// Inputs that share a scale in quantised weights: 32, 64 or 128.
     pub group: u32,
     /// Projections of attention and delta nets.
@@ -112,6 +137,10 @@ impl Default for Options {
         Options {
             device: DeviceKind::Cpu,
             expert_bits: ExpertBits::AsStored,
+            residency: Residency::Auto,
+            device_bytes: None,
+            prompt_rows: 300,
+            pass_tokens: 32_768,
             group: 128,
             attention: Quant::AsStored,
             shared_expert: Quant::AsStored,

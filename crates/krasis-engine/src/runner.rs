@@ -1,121 +1,17 @@
-//! One forward pass over all layers, on one device.
+//! One forward pass over all layers, on one device and what helps it.
 
+use crate::experts::Experts;
+use crate::network::{Network, Repeat};
 use crate::sample::{Known, Largest};
-use krasis_core::{Act, Layout, Mat, Slot, Weight};
-use krasis_model::blocks::{self, Step, moe};
-use krasis_model::{Buffers, Cache, Ffn, Model};
-use krasis_ops::{Bank, LARGEST_MAX, Memory, Ops, Seqs};
+use crate::step::{Chosen, ChosenPlaces, LOGIT_ROWS, Places, StepInput, StepSlots};
+use krasis_core::{Mat, Slot};
+use krasis_model::Buffers;
+use krasis_model::blocks::Step;
+use krasis_ops::{Memory, Ops};
 
-/// Rows whose logits are computed at a time: they are as wide as the vocabulary.
-const LOGIT_ROWS: u32 = 32;
-
-/// What is uploaded for a step; the fields of [`Seqs`] say what each list holds.
-#[derive(Debug, Default)]
-pub struct StepInput {
-    /// `[rows]`.
-    pub tokens: Vec<u32>,
-    /// `[rows]`.
-    pub positions: Vec<u32>,
-    /// `[rows]`.
-    pub row_seq: Vec<u32>,
-    /// `[sequences + 1]`.
-    pub first_row: Vec<u32>,
-    /// `[sequences, pages_max]` page lists, zeros behind their ends.
-    pub pages: Vec<u32>,
-    /// `[sequences]`.
-    pub state: Vec<u32>,
-}
-
-/// Rows of a step whose logits are wanted.
-#[derive(Debug, Default)]
-pub struct Chosen {
-    /// Which ones.
-    pub rows: Vec<u32>,
-    /// What the logits of each are multiplied with where their weights are added up; 0 if nobody asks.
-    pub scales: Vec<f32>,
-}
-
-/// Device memory of a step.
-#[derive(Clone, Copy, Debug)]
-pub struct StepSlots {
-    /// All lists of a step, one behind the other, so that one copy brings them.
-    lists: Slot<u32>,
-    pages_max: u32,
-    rows: Mat<Act>,
-    logits: Mat<Act>,
-    largest: Mat<f32>,
-}
-
-/// Where a step's lists lie.
-#[derive(Clone, Copy)]
-struct Places {
-    step: Step,
-    chosen: ChosenPlaces,
-}
-
-/// Where [`Chosen`] lies.
-#[derive(Clone, Copy)]
-struct ChosenPlaces {
-    rows: Slot<u32>,
-    scales: Slot<f32>,
-}
-
-impl StepSlots {
-    /// Lays out steps of up to `rows` tokens of `sequences` sequences of `pages_max` pages.
-    pub fn plan<W>(
-        rows: u32,
-        sequences: u32,
-        pages_max: u32,
-        model: &Model<W>,
-        layout: &mut Layout,
-    ) -> StepSlots {
-        let (rows, count) = (u64::from(rows), u64::from(sequences));
-        let of_sequences = 1 + count * (2 + u64::from(pages_max));
-        let found = LARGEST_MAX.min(model.vocab);
-        StepSlots {
-            lists: layout.slot(3 * rows + 2 * u64::from(LOGIT_ROWS) + of_sequences),
-            pages_max,
-            rows: layout.act(LOGIT_ROWS, model.hidden),
-            logits: layout.act(LOGIT_ROWS, model.vocab),
-            largest: layout.mat(LOGIT_ROWS, 2 * found + 1),
-        }
-    }
-
-    /// Entries of a sequence's page list.
-    pub const fn pages_max(&self) -> u32 {
-        self.pages_max
-    }
-
-    /// Where the lists of a step lie: a matter of how many rows and sequences there are, and how many
-    /// rows are chosen.
-    fn places(&self, rows: usize, count: usize, chosen: usize) -> Places {
-        let mut end = self.lists.start;
-        let mut next = |len: usize| {
-            let start = end;
-            end += 4 * len as u64;
-            Slot::new(start, len as u64)
-        };
-        let [tokens, positions, row_seq] = [(); 3].map(|()| next(rows));
-        let (first_row, state) = (next(count + 1), next(count));
-        let (chosen, scales) = (next(chosen), next(chosen));
-        let pages = next(count * self.pages_max as usize);
-        assert!(end <= self.lists.start + 4 * self.lists.len, "a step is larger than planned");
-        let seqs = Seqs {
-            count: count as u32,
-            row_seq,
-            positions,
-            first_row,
-            pages,
-            pages_max: self.pages_max,
-            state,
-        };
-        let scales = Slot::new(scales.start, scales.len);
-        Places {
-            step: Step { rows: rows as u32, tokens, seqs },
-            chosen: ChosenPlaces { rows: chosen, scales },
-        }
-    }
-}
+/// Decoded rows up to which a device remembers what comes between the experts of two layers, if those
+/// are asked for from outside: each number of rows takes memory for all layers.
+const ROWS_REMEMBERED: u32 = 8;
 
 /// A loaded model on its device.
 pub struct Runner<D> {
@@ -123,22 +19,14 @@ pub struct Runner<D> {
     pub device: D,
     /// Its layers and what they work in.
     pub network: Network,
+    /// Routed experts of each layer.
+    pub experts: Experts,
     /// What changes from step to step.
     pub step: StepSlots,
+    /// Rows that buffers are made for; a pass of more is made of chunks.
+    pub rows_max: u32,
     /// Memory on the host that is kept from step to step.
     pub host: HostMemory,
-}
-
-/// What a forward pass is made of besides its input.
-pub struct Network {
-    /// Its weights.
-    pub model: Model<Weight>,
-    /// Routed experts of each layer.
-    pub banks: Vec<Option<Bank>>,
-    /// What each layer remembers.
-    pub caches: Vec<Cache>,
-    /// Activations.
-    pub buffers: Buffers,
 }
 
 /// What is on its way to the device or from it.
@@ -149,39 +37,8 @@ pub struct HostMemory {
     logits: Vec<f32>,
     /// Rows of which the largest logits were not enough.
     unanswered: Vec<usize>,
-}
-
-impl Network {
-    /// All layers.
-    fn pass<D: Ops>(&self, d: &mut D, step: &Step, b: &Buffers) {
-        blocks::embed(d, &self.model, step, b);
-        for layer in 0..self.model.layers.len() {
-            self.layer(d, layer, step, b);
-        }
-        blocks::finish(d, &self.model, b);
-    }
-
-    /// One layer. What the layer before has left in `b.block` joins the residual stream first.
-    pub fn layer<D: Ops>(&self, d: &mut D, index: usize, step: &Step, b: &Buffers) {
-        let layer = &self.model.layers[index];
-        let add = (index > 0).then_some(b.block);
-        blocks::before_experts(d, layer, self.model.eps, &self.caches[index], step, add, b);
-        if let (Ffn::Moe(m), Some(bank)) = (&layer.ffn, &self.banks[index]) {
-            let pairs = step.rows * m.routing.top_k;
-            let inner = b.pair_inner.mat(pairs, bank.inter);
-            let out = b.pairs.mat(pairs, self.model.hidden);
-            d.experts(b.normed, moe::routes(m, b), bank, inner, out);
-        }
-        blocks::after_experts(d, layer, b);
-    }
-
-    /// Logits of chosen rows of the last pass, and what is largest in them.
-    fn logits<D: Ops>(&self, d: &mut D, chosen: ChosenPlaces, s: &StepSlots) {
-        let count = chosen.rows.len as u32;
-        let (rows, logits) = (s.rows.first(count), s.logits.first(count));
-        blocks::logits(d, &self.model, &self.buffers, chosen.rows, rows, logits);
-        d.largest(logits, chosen.scales, s.largest.first(count));
-    }
+    /// The chunk at work.
+    chunk: StepInput,
 }
 
 impl<D: Ops + Memory> Runner<D> {
@@ -193,43 +50,85 @@ impl<D: Ops + Memory> Runner<D> {
         chosen: &Chosen,
         mut hear: impl FnMut(usize, Known) -> bool,
     ) {
-        let first = chosen.rows.len().min(LOGIT_ROWS as usize);
-        let places = self.upload(input, chosen, first);
-        let Runner { device, network, step: slots, .. } = self;
-        let (step, b) = (places.step, network.buffers.first(places.step.rows));
-        let all = |d: &mut D| {
-            network.pass(d, &step, &b);
-            if first > 0 {
-                network.logits(d, places.chosen, slots);
-            }
-        };
-        // Steps that only decode are alike but for what was uploaded, and all sequences are chosen.
-        if step.rows == step.seqs.count && input.tokens.len() == first {
-            device.repeat(step.rows, all);
+        let rows = input.tokens.len() as u32;
+        let groups = self.experts.begin(rows);
+        let mut heard = 0;
+        if groups == 1 && rows <= self.rows_max {
+            heard = self.whole(input, chosen);
+            self.hand_out(0, &chosen.scales[..heard], &mut hear);
         } else {
-            all(device);
+            (0..groups).for_each(|group| self.group(group, input));
         }
-        self.hand_out(0, &chosen.scales[..first], &mut hear);
-        let rest =
-            chosen.rows.chunks(LOGIT_ROWS as usize).zip(chosen.scales.chunks(LOGIT_ROWS as usize));
-        for (piece, (rows, scales)) in rest.enumerate().skip(1) {
-            // No more than there were at first: there is room in their place.
+        self.experts.end(&mut self.device);
+        // What comes now takes the place of the lists, which nobody needs any more.
+        let places = self.step.places(0, 0, LOGIT_ROWS as usize).chosen;
+        for first in (heard..chosen.rows.len()).step_by(LOGIT_ROWS as usize) {
+            let piece = first..chosen.rows.len().min(first + LOGIT_ROWS as usize);
+            let (rows, scales) = (&chosen.rows[piece.clone()], &chosen.scales[piece]);
             let len = rows.len() as u64;
             let places = ChosenPlaces {
-                rows: Slot::new(places.chosen.rows.start, len),
-                scales: Slot::new(places.chosen.scales.start, len),
+                rows: Slot::new(places.rows.start, len),
+                scales: Slot::new(places.scales.start, len),
             };
             self.device.upload(places.rows, rows);
             self.device.upload(places.scales, scales);
             self.network.logits(&mut self.device, places, &self.step);
-            self.hand_out(piece * LOGIT_ROWS as usize, scales, &mut hear);
+            self.hand_out(first, scales, &mut hear);
         }
     }
 
-    /// Uploads a step of which nothing is chosen, after which its layers may run.
-    pub fn begin(&mut self, input: &StepInput) -> (Step, Buffers) {
+    /// All layers, and the logits of as many chosen rows as the result says.
+    fn whole(&mut self, input: &StepInput, chosen: &Chosen) -> usize {
+        let first = chosen.rows.len().min(LOGIT_ROWS as usize);
+        let Places { step, chosen } = self.upload(input, chosen, first);
+        let layers = self.experts.enter(&mut self.device, 0);
+        let Runner { device, network, experts, step: slots, .. } = self;
+        let b = network.buffers.part(0, step.rows);
+        let end = |d: &mut D| {
+            if first > 0 {
+                network.logits(d, chosen, slots);
+            }
+        };
+        // Steps that only decode are alike but for what was uploaded, and all sequences are chosen.
+        let decodes = step.rows == step.seqs.count && input.tokens.len() == first;
+        let on_the_device = matches!(experts, Experts::Device(_));
+        let all = |d: &mut D, repeat| {
+            network.layers(d, experts, layers, (&step, &b), repeat, end);
+        };
+        match (decodes, on_the_device) {
+            (true, true) => device.repeat(step.rows, |d| all(d, Repeat::Never)),
+            (true, false) if step.rows <= ROWS_REMEMBERED => {
+                all(device, Repeat::From(step.rows << 16));
+            }
+            _ => all(device, Repeat::Never),
+        }
+        first
+    }
+
+    /// The layers of a group, for one chunk after the other.
+    fn group(&mut self, group: usize, input: &StepInput) {
+        let (rows, layers) =
+            (input.tokens.len() as u32, self.experts.enter(&mut self.device, group));
+        let mut chunk = std::mem::take(&mut self.host.chunk);
+        for first in (0..rows).step_by(self.rows_max as usize) {
+            let of_pass = first..rows.min(first + self.rows_max);
+            let (step, b) = if of_pass == (0..rows) {
+                self.begin(input, 0)
+            } else {
+                chunk.cut(input, of_pass, self.step.pages_max());
+                self.begin(&chunk, first)
+            };
+            let Runner { device, network, experts, .. } = self;
+            network.layers(device, experts, layers.clone(), (&step, &b), Repeat::Never, |_| {});
+        }
+        self.host.chunk = chunk;
+    }
+
+    /// Uploads a chunk of which nothing is chosen and which begins at row `first` of its pass, after which
+    /// its layers may run.
+    pub fn begin(&mut self, input: &StepInput, first: u32) -> (Step, Buffers) {
         let step = self.upload(input, &Chosen::default(), 0).step;
-        (step, self.network.buffers.first(step.rows))
+        (step, self.network.buffers.part(first, step.rows))
     }
 
     /// Uploads a step with the first `first` of what is chosen.

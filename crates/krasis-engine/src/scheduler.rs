@@ -7,9 +7,9 @@
 use crate::census::Census;
 use crate::kv::Pages;
 use crate::request::{Finish, Request};
-use crate::runner::{Chosen, StepInput};
 use crate::sample::{self, History, Known};
 use crate::sequence::{Held, Sequence};
+use crate::step::{Chosen, StepInput};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -33,7 +33,7 @@ pub struct Limits {
     /// Entries of a sequence's page list.
     pub pages_max: u32,
     /// Prompt tokens of a step.
-    pub prefill_chunk: u32,
+    pub pass_tokens: u32,
     /// Tokens of a sequence.
     pub context_max: u32,
 }
@@ -69,7 +69,7 @@ impl Scheduler {
             running: Vec::new(),
             pages,
             places: (0..limits.places).rev().collect(),
-            limits: Limits { prefill_chunk: limits.prefill_chunk.max(1), ..limits },
+            limits: Limits { pass_tokens: limits.pass_tokens.max(1), ..limits },
             census,
         }
     }
@@ -215,7 +215,7 @@ impl Scheduler {
 
     fn fill(&self, batch: &mut Batch) {
         batch.clear();
-        let mut budget = self.limits.prefill_chunk as usize;
+        let mut budget = self.limits.pass_tokens as usize;
         for (index, s) in self.running.iter().enumerate() {
             // Decoding is never kept waiting by prompts.
             let rows = if s.pending() == 1 { 1 } else { s.pending().min(budget) };

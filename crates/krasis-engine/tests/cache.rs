@@ -59,7 +59,7 @@ fn weights(dir: &Path, options: &Options) -> (Vec<Vec<u8>>, u64) {
         all.push(*weight);
         Ok::<_, Infallible>(())
     });
-    all.extend(runner.network.banks.iter().flatten().flat_map(|bank| [bank.gate_up, bank.down]));
+    all.extend(runner.experts.banks().iter().flatten().flat_map(|bank| [bank.gate_up, bank.down]));
     let slots = all.iter().flat_map(|weight| [weight.data, weight.scales.bytes()]);
     (slots.map(|slot| runner.device.download(slot)).collect(), cached)
 }

@@ -4,7 +4,7 @@ mod common;
 
 use common::{FIXTURES, Golden, answer, differences, dir, engine, greedy, logprobs};
 use krasis_engine::device::reference;
-use krasis_engine::runner::StepInput;
+use krasis_engine::step::StepInput;
 use krasis_engine::{DeviceKind, Engine, Options};
 use krasis_ops::Memory;
 
@@ -59,12 +59,12 @@ fn every_layer_leaves_the_residual_stream_of_transformers() {
             pages: vec![0, 1],
             state: vec![0],
         };
-        let (step, b) = runner.begin(&input);
-        let (device, network) = (&mut runner.device, &runner.network);
+        let (step, b) = runner.begin(&input, 0);
+        let (device, network, experts) = (&mut runner.device, &runner.network, &mut runner.experts);
         krasis_model::blocks::embed(device, &network.model, &step, &b);
         close(fixture, "embedding", &device.download_act(b.residual), &golden.hidden[0]);
         for layer in 0..network.model.layers.len() {
-            network.layer(device, layer, &step, &b);
+            network.layer(device, experts, layer, &step, &b);
             let stream = device.download_act(b.residual);
             let block = device.download_act(b.block);
             let sum: Vec<f32> = stream.iter().zip(&block).map(|(a, b)| a + b).collect();

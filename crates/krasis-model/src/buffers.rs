@@ -17,14 +17,16 @@ impl Scratch {
     }
 }
 
-/// Activations, `[rows, …]` for as many rows as were planned.
+/// Activations, `[rows, …]` for as many rows as were planned. Three of them are kept from layer to
+/// layer and have room for a whole pass, which other buffers see in chunks.
 #[derive(Clone, Copy, Debug)]
 pub struct Buffers {
-    /// `[rows, hidden]` the residual stream.
+    act_bytes: u64,
+    /// `[pass, hidden]` the residual stream.
     pub residual: Mat<Act>,
-    /// `[rows, hidden]` normed input of a mixer or FFN.
+    /// `[pass, hidden]` normed input of a mixer or FFN.
     pub normed: Mat<Act>,
-    /// `[rows, hidden]` what a mixer or FFN adds to the residual stream.
+    /// `[pass, hidden]` what a mixer or FFN adds to the residual stream.
     pub block: Mat<Act>,
     /// Fused projections of mixers.
     pub wide: Scratch,
@@ -66,8 +68,8 @@ struct Widths {
 }
 
 impl Buffers {
-    /// Lays out buffers for `rows` tokens at a time.
-    pub fn plan<W>(model: &Model<W>, rows: u32, layout: &mut Layout) -> Buffers {
+    /// Lays out buffers for `rows` tokens at a time, of passes over `pass`.
+    pub fn plan<W>(model: &Model<W>, rows: u32, pass: u32, layout: &mut Layout) -> Buffers {
         let w = Widths::of(model);
         let hidden = model.hidden;
         let mut scratch = |cols: u32| Scratch(layout.act(rows, cols).at);
@@ -76,9 +78,10 @@ impl Buffers {
         let (gate_up, inner, router) = (scratch(2 * w.mlp), scratch(w.mlp), scratch(w.experts));
         let (pair_inner, pairs) = (scratch(w.top_k * w.pair_inner), scratch(w.top_k * hidden));
         Buffers {
-            residual: layout.act(rows, hidden),
-            normed: layout.act(rows, hidden),
-            block: layout.act(rows, hidden),
+            act_bytes: layout.act_bytes(),
+            residual: layout.act(pass, hidden),
+            normed: layout.act(pass, hidden),
+            block: layout.act(pass, hidden),
             shared: layout.act(rows, hidden),
             shared_gate: layout.act(rows, 1),
             routes: (w.top_k > 0).then(|| Routes {
@@ -97,12 +100,13 @@ impl Buffers {
         }
     }
 
-    /// The same buffers for a step of `rows` tokens.
-    pub fn first(self, rows: u32) -> Buffers {
+    /// The same buffers for `rows` tokens of a pass, from token `first` on.
+    pub fn part(self, first: u32, rows: u32) -> Buffers {
+        let kept = |mat: Mat<Act>| mat.from_row(first, self.act_bytes).first(rows);
         Buffers {
-            residual: self.residual.first(rows),
-            normed: self.normed.first(rows),
-            block: self.block.first(rows),
+            residual: kept(self.residual),
+            normed: kept(self.normed),
+            block: kept(self.block),
             shared: self.shared.first(rows),
             shared_gate: self.shared_gate.first(rows),
             routes: self.routes.map(|routes| routes.first(rows)),

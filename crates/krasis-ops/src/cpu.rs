@@ -6,7 +6,7 @@ use half::bf16;
 use krasis_core::{DType, Format, Lines};
 use krasis_cpu::floats::Floats;
 use krasis_cpu::lines::{Matrix, Tokens};
-use krasis_cpu::{Arena, Inputs, Isa, Team, vector};
+use krasis_cpu::{Arena, Inputs, Isa, Keep, Team, vector};
 use std::ops::Range;
 
 /// Host memory and the threads that work on it.
@@ -41,6 +41,16 @@ impl Cpu {
             workers: Floats::default(),
             desk: attend::Desk::default(),
         }
+    }
+
+    /// Its memory, to be copied elsewhere.
+    pub fn bytes(&self, at: Slot<u8>) -> &[u8] {
+        self.arena.slice(at)
+    }
+
+    /// Has its memory outlive it.
+    pub fn keep(&self) -> Keep {
+        self.arena.keep()
     }
 }
 
@@ -123,6 +133,9 @@ impl Memory for Cpu {
     }
     fn download_to<T: Pod>(&mut self, at: Slot<T>, to: &mut Vec<T>) {
         self.arena.download_to(at, to);
+    }
+    fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
+        self.arena.upload_act(to, values);
     }
     fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>) {
         self.arena.download_act_to(from, to);

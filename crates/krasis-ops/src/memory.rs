@@ -2,7 +2,7 @@
 
 use bytemuck::Pod;
 use krasis_core::{Act, Mat, Slot, from_a_page};
-use krasis_cpu::{Arena, Team};
+use krasis_cpu::{Arena, Keep, Team};
 use std::sync::Mutex;
 
 /// Threads that fill memory are at least so many: they mostly wait for a disk, which wants several
@@ -23,6 +23,19 @@ pub trait Memory {
         self.download_to(at, &mut values);
         values
     }
+    /// Copies numbers to activations that are whole rows, which are the first of `to`.
+    fn upload_act(&mut self, to: Mat<Act>, values: &[f32]);
+    /// Copies host memory that stays as it is, and where it is as long as `_keep` lives. Operations
+    /// that were called before may still read what `to` held; those called after [`Self::brought`]
+    /// find what is new, and those in between must not look. So copies and operations that have
+    /// nothing to do with each other may run side by side, where a device can do that.
+    fn bring(&mut self, to: Slot<u8>, from: &[u8], _keep: &Keep) {
+        self.upload(to, from);
+    }
+
+    /// Has operations from now on wait for what was brought.
+    fn brought(&mut self) {}
+
     /// Copies activations to the host as f32, row by row, in place of what `to` holds.
     fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>);
     /// Copies activations to the host as f32, row by row.
@@ -76,6 +89,10 @@ impl Memory for Arena {
     fn download_to<T: Pod>(&mut self, at: Slot<T>, to: &mut Vec<T>) {
         to.clear();
         to.extend_from_slice(self.slice(at));
+    }
+
+    fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
+        self.slice_mut(to.whole().floats())[..values.len()].copy_from_slice(values);
     }
 
     fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>) {

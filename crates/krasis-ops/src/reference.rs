@@ -91,6 +91,9 @@ impl Memory for Reference {
     fn download_to<T: Pod>(&mut self, at: Slot<T>, to: &mut Vec<T>) {
         self.arena.download_to(at, to);
     }
+    fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
+        self.arena.upload_act(to, values);
+    }
     fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>) {
         *to = self.rows(from).concat();
     }

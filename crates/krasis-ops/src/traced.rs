@@ -6,6 +6,7 @@
 
 use crate::*;
 use bytemuck::Pod;
+use krasis_cpu::Keep;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -52,6 +53,15 @@ impl<D: Memory> Memory for Traced<D> {
     }
     fn download_to<T: Pod>(&mut self, at: Slot<T>, to: &mut Vec<T>) {
         self.time("download", at.len as u32, |d| d.download_to(at, to));
+    }
+    fn bring(&mut self, to: Slot<u8>, from: &[u8], keep: &Keep) {
+        self.time("bring", from.len() as u32, |d| d.bring(to, from, keep));
+    }
+    fn brought(&mut self) {
+        self.device.brought();
+    }
+    fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
+        self.time("upload", to.rows, |d| d.upload_act(to, values));
     }
     fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>) {
         self.time("download", from.rows, |d| d.download_act_to(from, to));

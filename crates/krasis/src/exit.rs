@@ -108,9 +108,11 @@ impl From<StartError> for Failure {
             | StartError::Refused { .. }
             | StartError::Gpu(CudaError::OutOfMemory { .. }) => Failure::MEMORY,
             StartError::Gpu(_) => Failure::GPU,
-            StartError::Context { .. } | StartError::NothingQuantised | StartError::GpuKv => {
-                Failure::CONFIG
-            }
+            StartError::Context { .. }
+            | StartError::NothingQuantised
+            | StartError::NoExperts
+            | StartError::UnlikeExperts
+            | StartError::GpuKv => Failure::CONFIG,
             _ => Failure::FAILED,
         };
         Failure::new(code, error)

@@ -4,8 +4,11 @@ use crate::exit::Failure;
 use anyhow::Context;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use krasis_core::KvDtype;
-use krasis_engine::{Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant};
+use krasis_core::{Bytes, KvDtype};
+use krasis_engine::experts::of_divisor;
+use krasis_engine::{
+    Activations, CacheUse, DecodeStrategy, DeviceKind, ExpertBits, Options, Quant, Residency,
+};
 use krasis_machine::Numa;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -62,6 +65,20 @@ pub struct ModelArguments {
     /// Where the model runs
     #[arg(long, value_name = "NAME", value_enum, default_value_t = DeviceChoice::Auto)]
     device: DeviceChoice,
+    /// Where routed experts lie: 1 all on the GPU; else in host memory, brought for prompts in N groups
+    /// of layers (2 and more), whole layers (0), what is asked for (-1, -2), what is not hot (-3)
+    /// [default: 1 if they fit, else -3]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-3..=1024))]
+    expert_divisor: Option<i32>,
+    /// Who computes experts in host memory while tokens are written [default: by --expert-divisor]
+    #[arg(long, value_name = "NAME", value_enum, requires = "expert_divisor")]
+    decode_strategy: Option<DecodeChoice>,
+    /// GPU memory to use, in MiB [default: all that is free]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    gpu_vram_mb: Option<u64>,
+    /// Prompt tokens from which experts are brought to the GPU; fewer are computed where they lie
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
+    gpu_prefill_threshold: u32,
     /// On machines of several NUMA nodes: memory on all in turn, or where it is first written
     #[arg(long, value_name = "HOW", value_enum, default_value_t = NumaChoice::Interleave)]
     numa: NumaChoice,
@@ -115,6 +132,19 @@ enum DeviceChoice {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum DecodeChoice {
+    /// The CPU
+    PureCpu,
+    /// The GPU the hottest, which stay there, and the CPU the others
+    HcsHybrid,
+    /// The GPU; each layer has as many places
+    Compact,
+    /// The GPU; what was used longest ago makes place
+    Lru,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
 enum NumaChoice {
     Interleave,
     Off,
@@ -139,6 +169,12 @@ impl ModelArguments {
             );
             return Err(Failure::say(Failure::GPU, message));
         }
+        let on_gpu = matches!(self.device, DeviceChoice::Cuda | DeviceChoice::CudaF32);
+        if !on_gpu && (self.expert_divisor.is_some() || self.gpu_vram_mb.is_some()) {
+            let message = "--expert-divisor and --gpu-vram-mb say what a GPU holds: add --device cuda, or \
+                           leave them out";
+            return Err(Failure::say(Failure::CONFIG, message));
+        }
         let quant = |choice| match choice {
             QuantChoice::Bf16 => Quant::AsStored,
             QuantChoice::Int8 => Quant::Int8,
@@ -157,6 +193,9 @@ impl ModelArguments {
                 BitsChoice::Eight => ExpertBits::Int8,
                 BitsChoice::Sixteen => ExpertBits::AsStored,
             },
+            residency: self.residency(),
+            device_bytes: self.gpu_vram_mb.map(|mebibytes| Bytes(mebibytes << 20)),
+            prompt_rows: self.gpu_prefill_threshold,
             group: self.group_size,
             attention: quant(self.attention_quant),
             shared_expert: quant(self.shared_expert_quant),
@@ -189,6 +228,19 @@ impl ModelArguments {
             kernel_cache: kernel_cache(),
             ..defaults
         })
+    }
+
+    fn residency(&self) -> Residency {
+        let Some(divisor) = self.expert_divisor else { return Residency::Auto };
+        let Some((prefill, decode)) = of_divisor(divisor) else { return Residency::Device };
+        let decode = match self.decode_strategy {
+            None => decode,
+            Some(DecodeChoice::PureCpu) => DecodeStrategy::PureCpu,
+            Some(DecodeChoice::HcsHybrid) => DecodeStrategy::HcsHybrid,
+            Some(DecodeChoice::Compact) => DecodeStrategy::Compact,
+            Some(DecodeChoice::Lru) => DecodeStrategy::Lru,
+        };
+        Residency::Host { prefill, decode }
     }
 
     /// The model's config alone: that of its folder, or a file of any name.

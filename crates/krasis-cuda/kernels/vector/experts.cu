@@ -1,6 +1,7 @@
 // Routed experts for few pairs of token and choice: up to `each` of one expert meet its weights at once.
 // `tiles` are those of sort_pairs, the grid's y. Without them each pair has its y, and every `each`-th
 // of an expert's takes the next ones along: finding them is a few instructions.
+#include <absent.cuh>
 #include <vector/few.cuh>
 
 // What a block multiplies: an expert, the pair of each of the first lanes, and how many.
@@ -18,6 +19,7 @@ __device__ __forceinline__ Meeting sorted_meeting(const u32 *sorted, const u32 *
 __device__ __forceinline__ Meeting meeting(const u32 *chosen, u32 each) {
     u32 lane = thread_number() % 32, seen = 0;
     Meeting found{chosen[blockIdx.y], blockIdx.y, 0};
+    if (found.expert == ABSENT) return found;
     for (u32 first = 0; first < gridDim.y; first += 32) {
         u32 pair = first + lane;
         u32 same = __ballot_sync(~0u, pair < gridDim.y && chosen[pair] == found.expert);

@@ -5,6 +5,7 @@ use krasis_core::Bytes;
 use krasis_cuda::Activation;
 use krasis_cuda::machine::{Arg, Kernel, Limits, Machine, Shape};
 use krasis_cuda::programs::{Build, HEADERS, Signatures, builds};
+use krasis_ops::Keep;
 use libloading::Library;
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
@@ -33,6 +34,8 @@ struct Line([u8; 64]);
 pub struct Emulated {
     kernels: Arc<Kernels>,
     memory: Vec<Line>,
+    /// What is on its way to the arena.
+    coming: Vec<(u64, Vec<u8>)>,
     recording: Option<Vec<Launch>>,
 }
 
@@ -127,7 +130,7 @@ impl Emulated {
     /// An arena full of NaN, whatever type is read from it.
     pub fn new(bytes: Bytes, kernels: &Arc<Kernels>) -> Emulated {
         let memory = vec![Line([0xff; 64]); bytes.0.div_ceil(64) as usize];
-        Emulated { kernels: kernels.clone(), memory, recording: None }
+        Emulated { kernels: kernels.clone(), memory, coming: Vec::new(), recording: None }
     }
 }
 
@@ -165,6 +168,18 @@ impl Machine for Emulated {
 
     fn replay(&mut self, recording: &Vec<Launch>) {
         recording.iter().for_each(|(kernel, shape, args)| self.launch(*kernel, *shape, args));
+    }
+
+    /// Later than anybody may rely on: until then there is nothing.
+    fn bring(&mut self, at: u64, bytes: &[u8], _keep: &Keep) {
+        self.write(at, &vec![0xff; bytes.len()]);
+        self.coming.push((at, bytes.to_vec()));
+    }
+
+    fn brought(&mut self) {
+        for (at, bytes) in std::mem::take(&mut self.coming) {
+            self.write(at, &bytes);
+        }
     }
 
     fn write(&mut self, at: u64, bytes: &[u8]) {

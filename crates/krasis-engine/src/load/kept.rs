@@ -116,18 +116,35 @@ pub(super) fn build(
     Ok(())
 }
 
-/// Reads everything that is kept into its place; `read` hears how many bytes more are there.
+/// What of it a memory holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    All,
+    Banks,
+    Others,
+}
+
+/// Reads what is kept of a part into its place; `read` hears how many bytes more are there.
 pub(super) fn read<D: Memory>(
     placed: &Placed,
     cache: &CacheFile,
     device: &mut D,
     team: &Team,
+    part: Part,
     read: impl Fn(u64) + Sync,
 ) -> Result<(), StartError> {
     let kept = of(placed);
     let sections = cache.find(&contents(&kept, cache.contents().fingerprint))?;
-    let slots = kept.iter().flat_map(|kept| kept.what.slots());
-    let mut places: Vec<(Slot<u8>, usize)> = slots.zip(sections).collect();
+    let slots = kept.iter().flat_map(|kept| {
+        let bank = matches!(kept.what, What::Bank(..));
+        let counts = part == Part::All || bank == (part == Part::Banks);
+        kept.what.slots().into_iter().map(move |slot| (slot, counts))
+    });
+    let mut places: Vec<(Slot<u8>, usize)> = slots
+        .zip(sections)
+        .filter(|((_, counts), _)| *counts)
+        .map(|((slot, _), section)| (slot, section))
+        .collect();
     places.sort_by_key(|(slot, _)| slot.start);
     let slots: Vec<Slot<u8>> = places.iter().map(|(slot, _)| *slot).collect();
     let failed = Failed::default();

@@ -14,9 +14,10 @@ pub use watch::{Phase, Unwatched, Watch};
 
 use crate::error::StartError;
 use crate::options::{ExpertBits, Options, Quant};
+use kept::Part;
 use krasis_checkpoint::cache::CacheFile;
 use krasis_core::{Bytes, DType, Format, Layout, Slot, Weight};
-use krasis_cpu::Team;
+use krasis_cpu::{Arena, Team};
 use krasis_model::{Class, Experts, Ffn, Model, Origin, Source};
 use krasis_ops::{Bank, Memory};
 use std::convert::Infallible;
@@ -34,6 +35,8 @@ pub struct Placed {
     model: Model<Leaf>,
     /// The routed experts of each layer; none for dense layers.
     pub banks: Vec<Option<Bank>>,
+    /// Whether banks lie in host memory, away from everything else.
+    pub away: bool,
     /// Whether a layer's experts are stored in other formats than they will lie in.
     converted: Vec<bool>,
 }
@@ -99,12 +102,13 @@ impl Leaf {
 }
 
 impl Placed {
-    /// Decides formats and lays out all weights.
+    /// Decides formats and lays out all weights, routed experts in `host` if there is one.
     pub fn plan(
         model: &Model<Source>,
         stock: &impl Stock,
         options: &Options,
         layout: &mut Layout,
+        host: Option<&mut Layout>,
     ) -> Result<Placed, StartError> {
         // An output matrix that is the embedding is kept once, unless their formats differ.
         let mut embedding: Option<(Origin, Weight)> = None;
@@ -121,7 +125,8 @@ impl Placed {
             }
             Ok::<_, StartError>(Leaf { source: source.clone(), weight })
         })?;
-        let (mut banks, mut converted) = (Vec::new(), Vec::new());
+        let (mut banks, mut converted, away) = (Vec::new(), Vec::new(), host.is_some());
+        let layout = host.unwrap_or(layout);
         for layer in &model.layers {
             let Ffn::Moe(moe) = &layer.ffn else {
                 banks.push(None);
@@ -134,14 +139,15 @@ impl Placed {
             converted.push(stored.map(|stored| stored.format()) != formats);
             banks.push(Some(bank));
         }
-        Ok(Placed { model: placed, banks, converted })
+        Ok(Placed { model: placed, banks, converted, away })
     }
 
-    /// Fills the device's memory, `team` helping, and hands the model over: what was kept from `cache`
-    /// if there is one, everything else from `stock`.
+    /// Fills the device's memory, and `host` with banks that lie there, `team` helping, and hands the
+    /// model over: what was kept from `cache` if there is one, everything else from `stock`.
     pub fn fill<D: Memory>(
         &self,
         device: &mut D,
+        mut host: Option<&mut Arena>,
         stock: &impl Stock,
         cache: Option<&CacheFile>,
         team: &Team,
@@ -165,12 +171,21 @@ impl Placed {
             if let Some((experts, bank)) = layer
                 && !(*converted && cache.is_some())
             {
-                stock.fill_bank(device, experts, bank, team)?;
+                match &mut host {
+                    Some(host) => stock.fill_bank(*host, experts, bank, team)?,
+                    None => stock.fill_bank(device, experts, bank, team)?,
+                }
                 read((bytes_of(&bank.gate_up) + bytes_of(&bank.down)).0);
             }
         }
         if let Some(cache) = cache {
-            kept::read(self, cache, device, team, read)?;
+            match host {
+                Some(host) => {
+                    kept::read(self, cache, device, team, Part::Others, read)?;
+                    kept::read(self, cache, host, team, Part::Banks, read)?;
+                }
+                None => kept::read(self, cache, device, team, Part::All, read)?,
+            }
         }
         watch.progress(Phase::Loading, of, of);
         Ok(model)
@@ -221,11 +236,11 @@ impl Placed {
     }
 }
 
-fn bytes_of(w: &Weight) -> Bytes {
+pub(crate) fn bytes_of(w: &Weight) -> Bytes {
     w.format.bytes(w.rows, w.cols)
 }
 
-fn place(format: Format, rows: u32, cols: u32, layout: &mut Layout) -> Weight {
+pub(crate) fn place(format: Format, rows: u32, cols: u32, layout: &mut Layout) -> Weight {
     let stored = u64::from(rows.next_multiple_of(format.rows_together()));
     let scales = stored * u64::from(format.row_scales(cols));
     Weight {

@@ -1,5 +1,7 @@
 //! (Token, choice) pairs sorted by expert, so that an expert's weights are read once for all of them.
 
+use super::ABSENT;
+
 /// The pairs of a step. Kept by the device for its memory.
 #[derive(Default)]
 pub(crate) struct Groups {
@@ -25,12 +27,13 @@ pub(super) struct Active<'a> {
 }
 
 impl Groups {
-    /// Sorts the choices of tokens, `top_k` each, among `experts`.
+    /// Sorts the choices of tokens, `top_k` each, among `experts`; absent ones are left out.
     pub(super) fn sort(&mut self, chosen: &[u32], top_k: u32, experts: u32) {
         let Groups { pairs, tokens, active, next } = self;
         next.clear();
         next.resize(experts as usize, 0);
-        chosen.iter().for_each(|&expert| next[expert as usize] += 1);
+        let present = (0..).zip(chosen).filter(|(_, expert)| **expert != ABSENT);
+        present.clone().for_each(|(_, &expert)| next[expert as usize] += 1);
         active.clear();
         let mut end = 0;
         for (expert, next) in (0..).zip(next.iter_mut()) {
@@ -40,9 +43,9 @@ impl Groups {
                 active.push((expert, end));
             }
         }
-        pairs.resize(chosen.len(), 0);
-        tokens.resize(chosen.len(), 0);
-        for (pair, &expert) in (0..).zip(chosen) {
+        pairs.resize(end, 0);
+        tokens.resize(end, 0);
+        for (pair, &expert) in present {
             let at = next[expert as usize];
             (pairs[at], tokens[at]) = (pair, pair / top_k);
             next[expert as usize] += 1;
@@ -69,7 +72,7 @@ impl Groups {
 
 #[cfg(test)]
 mod tests {
-    use super::Groups;
+    use super::{ABSENT, Groups};
 
     #[test]
     fn pairs_stay_in_order_within_their_expert() {
@@ -85,6 +88,9 @@ mod tests {
                 (3, vec![0, 2, 5], vec![0, 1, 2]),
             ];
             assert_eq!(got, wanted);
+            groups.sort(&[ABSENT, 2, ABSENT, 2, 0, ABSENT], 2, 3);
+            let got: Vec<_> = groups.iter().map(|a| (a.expert, a.pairs, a.tokens)).collect();
+            assert_eq!(got, [(0, &[4][..], &[2][..]), (2, &[1, 3], &[0, 1])]);
             groups.sort(&[4; 8], 1, 5);
             assert_eq!((groups.len(), groups.get(0).pairs.len()), (1, 8));
         }

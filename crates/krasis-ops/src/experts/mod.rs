@@ -2,6 +2,9 @@
 //! `out[pair] = down[e] · (silu(gate[e] · x) · (up[e] · x))`, unweighted; [`crate::combine`] weighs.
 //!
 //! `inner` is scratch of one row of `inter` columns per pair. Bytes: the active experts once.
+//!
+//! A pair whose expert is [`ABSENT`] is left alone: its row of `out` stays as it was. So the pairs of
+//! a token may be computed in several places, each having the experts that the others lack.
 
 mod cpu;
 mod groups;
@@ -13,7 +16,10 @@ use crate::route::Routes;
 use crate::silu_mul::silu;
 pub(crate) use cpu::cpu;
 pub(crate) use groups::Groups;
-use krasis_core::{Act, Format, Mat, Weight};
+use krasis_core::{Act, Format, Mat, Slot, Weight};
+
+/// In the place of an expert: this pair is somebody else's.
+pub const ABSENT: u32 = u32::MAX;
 
 /// The routed experts of one layer, one behind the other.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +56,14 @@ impl Bank {
         self.down.rows(expert * Bank::rows_of(self.down.format, hidden), hidden)
     }
 
+    /// Memory of some experts one behind the other: numbers and scales of gate and up, and of down.
+    pub fn slots(&self, first: u32, count: u32) -> [Slot<u8>; 4] {
+        let (up, down) = (2 * self.gate_rows(), Bank::rows_of(self.down.format, self.gate_up.cols));
+        let gate_up = self.gate_up.rows(first * up, count * up);
+        let down = self.down.rows(first * down, count * down);
+        [gate_up.data, gate_up.scales.bytes(), down.data, down.scales.bytes()]
+    }
+
     fn gate_rows(&self) -> u32 {
         Bank::rows_of(self.gate_up.format, self.inter)
     }
@@ -65,27 +79,26 @@ pub(crate) fn reference(
 ) {
     let experts = d.arena.slice(routes.experts.whole()).to_vec();
     let top_k = routes.experts.cols as usize;
-    let mut rows = Vec::new();
-    for (row, x) in d.rows(x).iter().enumerate() {
-        for &expert in &experts[row * top_k..][..top_k] {
-            let (gate, up) = (d.weight(&bank.gate(expert)), d.weight(&bank.up(expert)));
-            let down = d.weight(&bank.down(expert));
-            let inner: Vec<f32> =
-                gate.iter().zip(&up).map(|(gate, up)| silu(dot(gate, x)) * dot(up, x)).collect();
-            rows.push(down.iter().map(|down| dot(down, &inner)).collect());
-        }
+    let (x, mut rows) = (d.rows(x), d.rows(out));
+    for (pair, &expert) in experts.iter().enumerate().filter(|(_, expert)| **expert != ABSENT) {
+        let x = &x[pair / top_k];
+        let (gate, up) = (d.weight(&bank.gate(expert)), d.weight(&bank.up(expert)));
+        let down = d.weight(&bank.down(expert));
+        let inner: Vec<f32> =
+            gate.iter().zip(&up).map(|(gate, up)| silu(dot(gate, x)) * dot(up, x)).collect();
+        rows[pair] = down.iter().map(|down| dot(down, &inner)).collect();
     }
     d.put(out, &rows);
 }
 
 pub(crate) mod cases {
-    use super::Bank;
+    use super::{ABSENT, Bank};
     use crate::Routes;
     use crate::testing::{Case, FORMATS, Judge, tolerance};
     use krasis_core::lines::{Bits, Lines};
     use krasis_core::{DType, Format, Mat};
 
-    cases![pairs_in_every_format, few_rows_in_blocks, many_rows_in_lines];
+    cases![pairs_in_every_format, few_rows_in_blocks, many_rows_in_lines, absent_experts];
 
     fn pairs_in_every_format(on: &mut dyn Judge) {
         for format in FORMATS {
@@ -118,6 +131,16 @@ pub(crate) mod cases {
         }
     }
 
+    /// What a pair without its expert had before is still there.
+    fn absent_experts(on: &mut dyn Judge) {
+        for format in FORMATS {
+            for rows in [1, 3, 40, 130] {
+                check(on, format, [rows, 37, 75], 8.0, &[ABSENT, 1, ABSENT, 3, 4]);
+                check(on, format, [rows, 40, 128], 8.0, &[ABSENT]);
+            }
+        }
+    }
+
     /// Five experts, of which those in `chosen` get pairs; activations are up to `1 / small`.
     fn check(
         on: &mut dyn Judge,
@@ -142,7 +165,11 @@ pub(crate) mod cases {
         let experts = Mat::new(case.u32s(&experts), rows, top_k);
         let weights = case.random_floats(rows, top_k);
         let routes = Routes { experts, weights };
-        let (inner, out) = (case.blank(rows * top_k, inter), case.blank(rows * top_k, hidden));
+        let inner = case.blank(rows * top_k, inter);
+        let out = match chosen.contains(&ABSENT) {
+            true => case.act(rows * top_k, hidden),
+            false => case.blank(rows * top_k, hidden),
+        };
         case.agree(on, &[out], tolerance(format, 6e-5, 0.03), |ops| {
             ops.experts(x, routes, &bank, inner, out)
         });

@@ -1,0 +1,178 @@
+//! Copies to the GPU beside its kernels: a queue of their own, from host memory that the GPU reads by
+//! itself.
+
+use crate::staging::Staging;
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
+use krasis_ops::Keep;
+
+/// Bytes of host memory that are pinned at a time: a driver that cannot pin all may say so early.
+const PIECE: usize = 1 << 30;
+
+/// The queue of copies.
+pub struct Beside {
+    stream: sys::CUstream,
+    /// Recorded behind the kernels that copies wait for.
+    kernels: sys::CUevent,
+    /// Recorded behind the copies that kernels wait for.
+    copies: sys::CUevent,
+    /// Copies wait for all kernels that have been queued.
+    ordered: bool,
+    memory: Vec<Pinned>,
+    /// Through which memory comes that could not be pinned.
+    staging: Option<Staging>,
+}
+
+/// Host memory, which stays where it is as long as this lives.
+struct Pinned {
+    keep: Keep,
+    /// Pieces that the GPU reads by itself: all of it, or none.
+    pieces: usize,
+}
+
+impl Beside {
+    /// Makes the queue in the current context.
+    pub fn new() -> Result<Beside, DriverError> {
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+        Ok(Beside {
+            stream: result::stream::create(result::stream::StreamKind::NonBlocking)?,
+            kernels: result::event::create(flags)?,
+            copies: result::event::create(flags)?,
+            ordered: false,
+            memory: Vec::new(),
+            staging: None,
+        })
+    }
+
+    /// Kernels have been queued that the next copy has to wait for.
+    pub fn queued(&mut self) {
+        self.ordered = false;
+    }
+
+    /// Queues a copy of `from`, a part of the memory of `keep`, to device memory at `to`, behind what
+    /// has been queued on `kernels`.
+    ///
+    /// # Safety
+    /// `to` and as many bytes are device memory of the current context, to which `kernels` belongs, and
+    /// nobody changes `from` until the copy is done.
+    pub unsafe fn copy(
+        &mut self,
+        to: sys::CUdeviceptr,
+        from: &[u8],
+        keep: &Keep,
+        kernels: sys::CUstream,
+    ) -> Result<(), DriverError> {
+        if !self.ordered {
+            // SAFETY: event and streams are alive.
+            unsafe {
+                result::event::record(self.kernels, kernels)?;
+                self.wait(self.stream, self.kernels)?;
+            }
+            self.ordered = true;
+        }
+        let base = keep.addresses().start;
+        if !self.is_pinned(keep)? {
+            if self.staging.is_none() {
+                self.staging = Some(Staging::new()?);
+            }
+            let staging = self.staging.as_mut().expect("made above");
+            // SAFETY: the target is the caller's promise.
+            return unsafe { staging.copy(to, from, self.stream) };
+        }
+        // A copy must not cross from one pinned piece to the next.
+        let mut done = 0;
+        while done < from.len() {
+            let at = from.as_ptr() as usize + done - base;
+            let part = &from[done..from.len().min(done + PIECE - at % PIECE)];
+            // SAFETY: the target is the caller's promise; the source is kept until `free`, and unchanged
+            // by the caller's promise.
+            unsafe { result::memcpy_htod_async(to + done as u64, part, self.stream)? };
+            done += part.len();
+        }
+        Ok(())
+    }
+
+    /// Has kernels from now on wait for all copies.
+    ///
+    /// # Safety
+    /// `kernels` belongs to the current context.
+    pub unsafe fn join(&mut self, kernels: sys::CUstream) -> Result<(), DriverError> {
+        // SAFETY: event and streams are alive.
+        unsafe {
+            result::event::record(self.copies, self.stream)?;
+            self.wait(kernels, self.copies)
+        }
+    }
+
+    unsafe fn wait(&self, stream: sys::CUstream, event: sys::CUevent) -> Result<(), DriverError> {
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: promised by the caller.
+        unsafe { result::stream::wait_event(stream, event, flags) }
+    }
+
+    /// Whether the GPU can read this memory by itself, which is asked for when it is first seen. A
+    /// driver may refuse, because of a limit on locked memory, for example.
+    fn is_pinned(&mut self, keep: &Keep) -> Result<bool, DriverError> {
+        let all = keep.addresses();
+        if let Some(known) = self.memory.iter().find(|known| known.keep.addresses() == all) {
+            return Ok(known.pieces > 0);
+        }
+        let mut pinned = Pinned { keep: keep.clone(), pieces: 0 };
+        for at in all.clone().step_by(PIECE) {
+            let bytes = PIECE.min(all.end - at);
+            // SAFETY: memory of the arena, which `keep` keeps until it is released in `free`.
+            let answer = unsafe { sys::cuMemHostRegister_v2(at as *mut _, bytes, 0).result() };
+            match answer {
+                Ok(()) => pinned.pieces += 1,
+                Err(DriverError(
+                    sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY
+                    | sys::CUresult::CUDA_ERROR_INVALID_VALUE
+                    | sys::CUresult::CUDA_ERROR_NOT_SUPPORTED
+                    | sys::CUresult::CUDA_ERROR_NOT_PERMITTED,
+                )) => {
+                    pinned.release();
+                    tracing::warn!(
+                        "the driver pins no more than {} GiB of host memory, so experts come to the GPU \
+                         more slowly: raise the limit on locked memory (ulimit -l unlimited)",
+                        (at - all.start) >> 30
+                    );
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let known = pinned.pieces > 0;
+        self.memory.push(pinned);
+        Ok(known)
+    }
+
+    /// Frees everything.
+    ///
+    /// # Safety
+    /// The context is current, and this is the last call.
+    pub unsafe fn free(&mut self) {
+        // SAFETY: made in `new`, no copy is pending after the wait; errors on the way out interest nobody.
+        unsafe {
+            let _ = result::stream::synchronize(self.stream);
+            self.memory.iter_mut().for_each(Pinned::release);
+            if let Some(staging) = &mut self.staging {
+                staging.free();
+            }
+            for event in [self.kernels, self.copies] {
+                let _ = result::event::destroy(event);
+            }
+            let _ = result::stream::destroy(self.stream);
+        }
+    }
+}
+
+impl Pinned {
+    /// Nothing is pinned any more.
+    fn release(&mut self) {
+        for at in self.keep.addresses().step_by(PIECE).take(self.pieces) {
+            // SAFETY: pinned by `is_pinned`, and no copy out of it is pending.
+            let _ = unsafe { sys::cuMemHostUnregister(at as *mut _) };
+        }
+        self.pieces = 0;
+    }
+}

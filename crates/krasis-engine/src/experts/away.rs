@@ -1,0 +1,465 @@
+//! Experts in host memory, and the slots of the device that hold some of them.
+
+use super::Work;
+use super::heat::Heat;
+use super::slots::Slots;
+use super::strategy::{DecodeStrategy, Missing, PrefillStrategy};
+use krasis_core::{Act, Layout, Mat, Slot};
+use krasis_cpu::Keep;
+use krasis_ops::{ABSENT, Bank, Cpu, Memory, Ops, Routes};
+use std::ops::Range;
+
+/// How much hotter an expert has to be than one that is kept: copies are not for nothing.
+const HOTTER: f32 = 1.25;
+
+/// Where everything lies, and what is done with it.
+pub struct AwayPlan {
+    /// For prompts.
+    pub prefill: PrefillStrategy,
+    /// For few rows.
+    pub decode: DecodeStrategy,
+    /// Rows from which a pass is a prompt's.
+    pub threshold: u32,
+    /// Slots on the device: experts of any layer.
+    pub pool: Bank,
+    /// `[rows, top_k]` on the device: routes to slots.
+    pub places: Slot<u32>,
+    /// Slots that stay filled with the hottest experts.
+    pub hot: u32,
+    /// Host memory for what the CPU computes.
+    pub desk: Desk,
+}
+
+/// The CPU's part of a pass of few rows, in host memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Desk {
+    x: Mat<Act>,
+    experts: Slot<u32>,
+    weights: Slot<f32>,
+    inner: Mat<Act>,
+    out: Mat<Act>,
+}
+
+impl Desk {
+    /// For so many rows.
+    pub fn plan(rows: u32, hidden: u32, top_k: u32, inter: u32, layout: &mut Layout) -> Desk {
+        let pairs = rows * top_k;
+        Desk {
+            x: layout.act(rows, hidden),
+            experts: layout.slot(u64::from(pairs)),
+            weights: layout.slot(u64::from(pairs)),
+            inner: layout.act(pairs, inter),
+            out: layout.act(pairs, hidden),
+        }
+    }
+
+    /// Rows that it has room for.
+    pub const fn rows(&self) -> u32 {
+        self.x.rows
+    }
+}
+
+/// What has been copied and computed where since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Experts of all layers.
+    pub experts: u64,
+    /// Experts copied to the device, one as often as it came.
+    pub brought: u64,
+    /// Pairs of tokens and experts that the device has computed.
+    pub on_the_device: u64,
+    /// Those that the CPU has computed.
+    pub on_the_cpu: u64,
+}
+
+/// Experts in host memory.
+pub struct Away {
+    plan: AwayPlan,
+    host: Cpu,
+    keep: Keep,
+    /// In host memory.
+    banks: Vec<Option<Bank>>,
+    /// Layers that a prompt takes together.
+    groups: Vec<Range<usize>>,
+    /// Layers with experts that come before each layer.
+    before: Vec<u32>,
+    slots: Slots,
+    heat: Heat,
+    prompt: bool,
+    /// Experts are on their way that may be asked for before the next group of layers.
+    pending: bool,
+    /// Who each pair of the layer at work is routed to; absent once it is computed.
+    left: Vec<u32>,
+    /// Experts on their way, with their slots.
+    brought: Vec<(u32, u32)>,
+    numbers: Vec<f32>,
+    traffic: Traffic,
+}
+
+impl Away {
+    /// `banks` lie in the memory of `host` and are filled.
+    pub fn new(plan: AwayPlan, host: Cpu, banks: Vec<Option<Bank>>) -> Away {
+        let is_moe: Vec<bool> = banks.iter().map(Option::is_some).collect();
+        let before = is_moe.iter().scan(0, |count, &moe| {
+            *count += u32::from(moe);
+            Some(*count - u32::from(moe))
+        });
+        let (before, moe) = (before.collect(), is_moe.iter().filter(|&&moe| moe).count() as u32);
+        let experts = banks.iter().flatten().next().map_or(0, |bank| bank.experts);
+        Away {
+            groups: plan.prefill.groups(&is_moe),
+            before,
+            slots: Slots::new(moe, experts, plan.pool.experts),
+            heat: Heat::new(moe, experts),
+            prompt: false,
+            pending: false,
+            left: Vec::new(),
+            brought: Vec::new(),
+            numbers: Vec::new(),
+            traffic: Traffic { experts: u64::from(moe * experts), ..Traffic::default() },
+            plan,
+            keep: host.keep(),
+            host,
+            banks,
+        }
+    }
+
+    pub(super) fn banks(&self) -> &[Option<Bank>] {
+        &self.banks
+    }
+
+    pub(super) fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    /// Fills the slots that are to be hot, before anyone knows who is: of each layer the first.
+    pub fn warm_up<D: Memory>(&mut self, d: &mut D) {
+        let layers: Vec<usize> =
+            (0..self.banks.len()).filter(|&l| self.banks[l].is_some()).collect();
+        let each = self.plan.hot.div_ceil(layers.len().max(1) as u32);
+        for (first, layer) in (0..self.plan.hot).step_by(each.max(1) as usize).zip(layers) {
+            self.brought.clear();
+            for (expert, slot) in (0..).zip(first..self.plan.hot.min(first + each)) {
+                self.slots.put(slot, self.before[layer], expert);
+                self.slots.set_hot(slot, true);
+                self.brought.push((expert, slot));
+            }
+            self.copy(d, layer);
+        }
+    }
+
+    pub(super) fn begin(&mut self, rows: u32) -> usize {
+        self.prompt = rows >= self.plan.threshold || rows > self.plan.desk.rows();
+        if self.takes_groups() { self.groups.len() } else { 1 }
+    }
+
+    fn takes_groups(&self) -> bool {
+        self.prompt && self.plan.prefill.by_layers()
+    }
+
+    pub(super) fn enter<D: Memory>(&mut self, d: &mut D, group: usize) -> Range<usize> {
+        if !self.takes_groups() {
+            return 0..self.banks.len();
+        }
+        let layers = self.groups[group].clone();
+        self.bring_layers(d, layers.clone(), layers.clone());
+        self.pending = true;
+        self.receive(d);
+        // While these layers are at work, the next ones come, if there is room for both.
+        if let Some(next) = self.groups.get(group + 1).cloned() {
+            let both = layers.start..next.end;
+            if self.moving() >= self.missing_of(both.clone()) {
+                self.bring_layers(d, next, both);
+                self.pending = false;
+            }
+        }
+        layers
+    }
+
+    /// Slots that are not kept for hot experts.
+    fn moving(&self) -> usize {
+        self.slots.all().filter(|&slot| !self.slots.is_hot(slot)).count()
+    }
+
+    /// Experts of these layers that are not in hot slots.
+    fn missing_of(&self, layers: Range<usize>) -> usize {
+        let cold = |index, expert| {
+            !self.slots.find(index, expert).is_some_and(|slot| self.slots.is_hot(slot))
+        };
+        let of = |layer: usize| {
+            let experts = self.banks[layer].map_or(0, |bank| bank.experts);
+            (0..experts).filter(|&expert| cold(self.before[layer], expert)).count()
+        };
+        layers.map(of).sum()
+    }
+
+    /// Brings all experts of some layers that are not here, into slots of none of the layers in
+    /// `stay`.
+    fn bring_layers<D: Memory>(&mut self, d: &mut D, layers: Range<usize>, stay: Range<usize>) {
+        let stay = self.moe_before(stay.start)..self.moe_before(stay.end);
+        let mut free = 0;
+        for layer in layers {
+            let Some(bank) = self.banks[layer] else { continue };
+            let index = self.before[layer];
+            self.brought.clear();
+            for expert in 0..bank.experts {
+                if self.slots.find(index, expert).is_some() {
+                    continue;
+                }
+                // In order, so that neighbours become one copy.
+                let stays = |slot| {
+                    let holder = self.slots.holder(slot);
+                    self.slots.is_hot(slot) || holder.is_some_and(|(of, _)| stay.contains(&of))
+                };
+                free = (free..).find(|&slot| !stays(slot)).expect("numbers do not end");
+                self.slots.put(free, index, expert);
+                self.brought.push((expert, free));
+            }
+            self.copy(d, layer);
+        }
+    }
+
+    fn moe_before(&self, layer: usize) -> u32 {
+        let last = self.banks[..layer].iter().rposition(Option::is_some);
+        last.map_or(0, |last| self.before[last] + 1)
+    }
+
+    pub(super) fn run<D: Ops + Memory>(&mut self, d: &mut D, layer: usize, work: Work) {
+        let Some(bank) = self.banks[layer] else { return };
+        let index = self.before[layer];
+        d.download_to(work.routes.experts.whole(), &mut self.left);
+        self.heat.note(index, &self.left);
+        let missing = match self.prompt {
+            true => self.plan.prefill.missing(),
+            false => self.plan.decode.missing(),
+        };
+        if self.prompt || self.plan.decode != DecodeStrategy::PureCpu {
+            self.compute_here(d, index, work);
+        }
+        match missing {
+            Missing::ForTheCpu => self.compute_on_the_cpu(d, &bank, work),
+            Missing::Routed => {
+                while self.bring_routed(d, layer) {
+                    self.compute_here(d, index, work);
+                }
+            }
+            Missing::All => {
+                let mut next = 0;
+                while self.bring_from(d, layer, &mut next) {
+                    self.compute_here(d, index, work);
+                }
+            }
+        }
+        let forgotten = self.left.iter().filter(|&&expert| expert != ABSENT).count();
+        assert_eq!(forgotten, 0, "pairs of layer {layer} that nobody has computed");
+        if self.prompt {
+            self.promote(index);
+        }
+    }
+
+    /// Has the device compute what is left and lies there.
+    fn compute_here<D: Ops + Memory>(&mut self, d: &mut D, index: u32, work: Work) {
+        let mut here = 0;
+        let places: Vec<u32> = self
+            .left
+            .iter_mut()
+            .map(|expert| {
+                if *expert == ABSENT {
+                    return ABSENT;
+                }
+                let Some(slot) = self.slots.find(index, *expert) else { return ABSENT };
+                self.slots.touch(slot);
+                *expert = ABSENT;
+                here += 1;
+                slot
+            })
+            .collect();
+        self.traffic.on_the_device += here;
+        if here > 0 {
+            self.receive(d);
+            let routes = work.routes;
+            let experts = Mat::new(
+                Slot::new(self.plan.places.start, places.len() as u64),
+                routes.experts.rows,
+                routes.experts.cols,
+            );
+            d.upload(self.plan.places, &places);
+            d.experts(work.x, Routes { experts, ..routes }, &self.plan.pool, work.inner, work.out);
+        }
+    }
+
+    /// Has the CPU compute what is left.
+    fn compute_on_the_cpu<D: Memory>(&mut self, d: &mut D, bank: &Bank, work: Work) {
+        if self.left.iter().all(|&expert| expert == ABSENT) {
+            return;
+        }
+        let Desk { x, experts, weights, inner, out } = self.plan.desk;
+        let (rows, top_k) = (work.routes.experts.rows, work.routes.experts.cols);
+        let pairs = rows * top_k;
+        let list = |start| Slot::new(start, u64::from(pairs));
+        d.download_act_to(work.x, &mut self.numbers);
+        self.host.upload_act(x.first(rows), &self.numbers);
+        self.host.upload(experts, &self.left);
+        let routes = Routes {
+            experts: Mat::new(list(experts.start), rows, top_k),
+            weights: Mat::new(Slot::new(weights.start, u64::from(pairs)), rows, top_k),
+        };
+        let hidden = out.cols as usize;
+        let whole = |mat: Mat<Act>| {
+            let len = u64::from(pairs) * u64::from(mat.cols);
+            Mat::new(Slot::new(mat.at.start, len), pairs, mat.cols)
+        };
+        self.host.experts(x.first(rows), routes, bank, whole(inner), whole(out));
+        self.host.download_act_to(whole(out), &mut self.numbers);
+        let computed = |pair: usize| self.left[pair] != ABSENT;
+        let mut pair = 0;
+        while pair < pairs as usize {
+            let end =
+                (pair..pairs as usize).find(|&pair| !computed(pair)).unwrap_or(pairs as usize);
+            if pair < end {
+                let to = work.out.from_row(pair as u32, u64::from(D::ACT_BYTES));
+                let to = to.first((end - pair) as u32);
+                d.upload_act(to, &self.numbers[pair * hidden..end * hidden]);
+            }
+            pair = end + 1;
+        }
+        self.traffic.on_the_cpu += self.left.iter().filter(|&&left| left != ABSENT).count() as u64;
+        self.left.fill(ABSENT);
+    }
+
+    /// Brings experts that pairs are left for, as many as there are slots; false if none is.
+    fn bring_routed<D: Memory>(&mut self, d: &mut D, layer: usize) -> bool {
+        let index = self.before[layer];
+        let (since, area) = (self.slots.now(), self.area(index));
+        self.brought.clear();
+        for &expert in self.left.iter().filter(|&&expert| expert != ABSENT) {
+            if self.slots.find(index, expert).is_some() {
+                continue;
+            }
+            let Some(slot) = self.slots.oldest(area.clone(), since) else { break };
+            self.slots.put(slot, index, expert);
+            self.brought.push((expert, slot));
+        }
+        self.copy(d, layer);
+        !self.brought.is_empty()
+    }
+
+    /// Brings experts from number `next` on, as many as there are slots; false if there are no more.
+    fn bring_from<D: Memory>(&mut self, d: &mut D, layer: usize, next: &mut u32) -> bool {
+        let index = self.before[layer];
+        let (since, area) = (self.slots.now(), self.area(index));
+        let experts = self.banks[layer].map_or(0, |bank| bank.experts);
+        self.brought.clear();
+        while *next < experts {
+            if self.slots.find(index, *next).is_none() {
+                let Some(slot) = self.slots.oldest(area.clone(), since) else { break };
+                self.slots.put(slot, index, *next);
+                self.brought.push((*next, slot));
+            }
+            *next += 1;
+        }
+        self.copy(d, layer);
+        !self.brought.is_empty()
+    }
+
+    /// Slots that a layer's missing experts may take.
+    fn area(&self, index: u32) -> Range<u32> {
+        let all = self.slots.all();
+        if self.prompt || self.plan.decode != DecodeStrategy::Compact {
+            return all;
+        }
+        let each = all.end / self.groups_of_slots();
+        index * each..(index + 1) * each
+    }
+
+    fn groups_of_slots(&self) -> u32 {
+        self.moe_before(self.banks.len()).max(1)
+    }
+
+    /// Copies what is brought, neighbours together.
+    fn copy<D: Memory>(&mut self, d: &mut D, layer: usize) {
+        let Some(bank) = &self.banks[layer] else { return };
+        self.brought.sort_unstable();
+        let mut rest = &self.brought[..];
+        while let Some(&(expert, slot)) = rest.first() {
+            let follows = |(i, &at): (u32, &(u32, u32))| at == (expert + i, slot + i);
+            let run = (0..).zip(rest).take_while(|&pair| follows(pair)).count();
+            let from = bank.slots(expert, run as u32);
+            let to = self.plan.pool.slots(slot, run as u32);
+            for (from, to) in from.into_iter().zip(to).filter(|(from, _)| !from.is_empty()) {
+                d.bring(to, self.host.bytes(from), &self.keep);
+            }
+            rest = &rest[run..];
+        }
+        self.traffic.brought += self.brought.len() as u64;
+        self.pending |= !self.brought.is_empty();
+    }
+
+    /// Waits for what is on its way, as far as anybody may ask for it.
+    fn receive<D: Memory>(&mut self, d: &mut D) {
+        if std::mem::take(&mut self.pending) {
+            d.brought();
+        }
+    }
+
+    /// Keeps the hottest experts of a layer that are here, in the place of colder ones.
+    fn promote(&mut self, index: u32) {
+        let of = |slots: &Slots, heat: &Heat, slot| {
+            slots.holder(slot).map_or(0.0, |(layer, expert)| heat.of(layer, expert))
+        };
+        let (slots, heat) = (&self.slots, &self.heat);
+        let by_heat = |hot: bool| -> Vec<(f32, u32)> {
+            let counts = |&slot: &u32| match hot {
+                true => slots.is_hot(slot),
+                false => {
+                    !slots.is_hot(slot) && slots.holder(slot).is_some_and(|(of, _)| of == index)
+                }
+            };
+            slots.all().filter(counts).map(|slot| (of(slots, heat, slot), slot)).collect()
+        };
+        let (mut coldest, mut hottest) = (by_heat(true), by_heat(false));
+        coldest.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+        hottest.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+        for ((cold, old), (hot, new)) in coldest.into_iter().zip(hottest) {
+            if hot <= HOTTER * cold {
+                break;
+            }
+            self.slots.set_hot(old, false);
+            self.slots.set_hot(new, true);
+        }
+    }
+
+    /// The hot slot that is the least so.
+    fn coldest(&self) -> Option<(u32, f32)> {
+        let heat = |slot| match self.slots.holder(slot) {
+            Some((layer, expert)) => self.heat.of(layer, expert),
+            None => 0.0,
+        };
+        let hot = self.slots.all().filter(|&slot| self.slots.is_hot(slot));
+        hot.map(|slot| (slot, heat(slot))).min_by(|a, b| a.1.total_cmp(&b.1))
+    }
+
+    pub(super) fn end<D: Memory>(&mut self, d: &mut D) {
+        if self.plan.hot > 0 && !self.prompt && self.plan.decode == DecodeStrategy::HcsHybrid {
+            self.swap_one(d);
+        }
+        self.heat.cool();
+    }
+
+    /// Brings the hottest expert that is not here in the place of the coldest that is kept. One for
+    /// each step of few rows: the bus is idle then.
+    fn swap_one<D: Memory>(&mut self, d: &mut D) {
+        let Some((slot, coldest)) = self.coldest() else { return };
+        let away = |layer, expert| self.slots.find(layer, expert).is_none();
+        let Some((index, expert, heat)) = self.heat.hottest(away) else { return };
+        if heat <= HOTTER * coldest {
+            return;
+        }
+        let has = |layer: &usize| self.banks[*layer].is_some() && self.before[*layer] == index;
+        let layer = (0..self.banks.len()).find(has).expect("heat is of layers with experts");
+        self.slots.put(slot, index, expert);
+        self.brought.clear();
+        self.brought.push((expert, slot));
+        self.copy(d, layer);
+    }
+}

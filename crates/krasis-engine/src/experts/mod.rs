@@ -1,0 +1,94 @@
+//! The routed experts of all layers: on the device, or in host memory with slots on the device for
+//! some of them.
+//!
+//! One executor carries out every strategy. For each layer it asks which pairs of tokens and experts
+//! the device can compute as it is, has those computed, and goes on with what is left: either the CPU
+//! takes it, or experts are brought into slots, wave by wave. So each pair is computed once, by one of
+//! the two, whatever a strategy does; only the device's queue orders copies and kernels, so a slot may
+//! be filled again as soon as its readers are queued.
+
+mod away;
+mod heat;
+mod slots;
+mod strategy;
+
+pub use away::{Away, AwayPlan, Desk, Traffic};
+pub use strategy::{DecodeStrategy, PrefillStrategy, of_divisor};
+
+use krasis_core::{Act, Mat};
+use krasis_ops::{Bank, Memory, Ops, Routes};
+use std::ops::Range;
+
+/// Where the routed experts of each layer lie; none for dense layers.
+pub enum Experts {
+    /// In the device's memory, all of them.
+    Device(Vec<Option<Bank>>),
+    /// In host memory.
+    Away(Box<Away>),
+}
+
+/// What a layer's experts are to compute; the fields are those of [`Ops::experts`].
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    /// `[rows, hidden]`.
+    pub x: Mat<Act>,
+    /// `[rows, top_k]`.
+    pub routes: Routes,
+    /// `[rows · top_k, inter]` scratch.
+    pub inner: Mat<Act>,
+    /// `[rows · top_k, hidden]`.
+    pub out: Mat<Act>,
+}
+
+impl Experts {
+    /// The banks of all layers, wherever they lie.
+    pub fn banks(&self) -> &[Option<Bank>] {
+        match self {
+            Experts::Device(banks) => banks,
+            Experts::Away(away) => away.banks(),
+        }
+    }
+
+    /// What has been copied and computed where; nothing to tell if all lie on the device.
+    pub fn traffic(&self) -> Traffic {
+        match self {
+            Experts::Device(_) => Traffic::default(),
+            Experts::Away(away) => away.traffic(),
+        }
+    }
+
+    /// A pass over so many rows begins: how many groups of layers it takes one after the other.
+    pub fn begin(&mut self, rows: u32) -> usize {
+        match self {
+            Experts::Device(_) => 1,
+            Experts::Away(away) => away.begin(rows),
+        }
+    }
+
+    /// Layers of a group, whose experts are brought if they are to be here before anyone asks.
+    pub fn enter<D: Memory>(&mut self, d: &mut D, group: usize) -> Range<usize> {
+        match self {
+            Experts::Device(banks) => 0..banks.len(),
+            Experts::Away(away) => away.enter(d, group),
+        }
+    }
+
+    /// Runs the experts of a layer, if it has any.
+    pub fn run<D: Ops + Memory>(&mut self, d: &mut D, layer: usize, work: Work) {
+        match self {
+            Experts::Device(banks) => {
+                if let Some(bank) = &banks[layer] {
+                    d.experts(work.x, work.routes, bank, work.inner, work.out);
+                }
+            }
+            Experts::Away(away) => away.run(d, layer, work),
+        }
+    }
+
+    /// The pass is over.
+    pub fn end<D: Memory>(&mut self, d: &mut D) {
+        if let Experts::Away(away) = self {
+            away.end(d);
+        }
+    }
+}

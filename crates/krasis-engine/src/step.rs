@@ -1,0 +1,140 @@
+//! What a step is made of: its lists, and where they lie on the device.
+
+use krasis_core::{Act, Layout, Mat, Slot};
+use krasis_model::Model;
+use krasis_model::blocks::Step;
+use krasis_ops::{LARGEST_MAX, Seqs};
+use std::ops::Range;
+
+/// Rows whose logits are computed at a time: they are as wide as the vocabulary.
+pub(crate) const LOGIT_ROWS: u32 = 32;
+
+/// What is uploaded for a step; the fields of [`Seqs`] say what each list holds.
+#[derive(Debug, Default)]
+pub struct StepInput {
+    /// `[rows]`.
+    pub tokens: Vec<u32>,
+    /// `[rows]`.
+    pub positions: Vec<u32>,
+    /// `[rows]`.
+    pub row_seq: Vec<u32>,
+    /// `[sequences + 1]`.
+    pub first_row: Vec<u32>,
+    /// `[sequences, pages_max]` page lists, zeros behind their ends.
+    pub pages: Vec<u32>,
+    /// `[sequences]`.
+    pub state: Vec<u32>,
+}
+
+impl StepInput {
+    /// Makes this the given rows of `whole`, whose page lists have `pages_max` entries each.
+    pub fn cut(&mut self, whole: &StepInput, rows: Range<u32>, pages_max: u32) {
+        let StepInput { tokens, positions, row_seq, first_row, pages, state } = self;
+        let lists = [&mut *tokens, positions, row_seq, first_row, pages, state];
+        lists.into_iter().for_each(Vec::clear);
+        let all = rows.start as usize..rows.end as usize;
+        tokens.extend(&whole.tokens[all.clone()]);
+        positions.extend(&whole.positions[all.clone()]);
+        for (row, &seq) in (0..).zip(&whole.row_seq[all]) {
+            if row == 0 || seq != whole.row_seq[(rows.start + row - 1) as usize] {
+                first_row.push(row);
+                state.push(whole.state[seq as usize]);
+                let entries = seq as usize * pages_max as usize;
+                pages.extend(&whole.pages[entries..][..pages_max as usize]);
+            }
+            row_seq.push(state.len() as u32 - 1);
+        }
+        first_row.push(rows.end - rows.start);
+    }
+}
+
+/// Rows of a step whose logits are wanted.
+#[derive(Debug, Default)]
+pub struct Chosen {
+    /// Which ones.
+    pub rows: Vec<u32>,
+    /// What the logits of each are multiplied with where their weights are added up; 0 if nobody asks.
+    pub scales: Vec<f32>,
+}
+
+/// Device memory of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct StepSlots {
+    /// All lists of a step, one behind the other, so that one copy brings them.
+    pub(crate) lists: Slot<u32>,
+    pages_max: u32,
+    pub(crate) rows: Mat<Act>,
+    pub(crate) logits: Mat<Act>,
+    pub(crate) largest: Mat<f32>,
+}
+
+/// Where a step's lists lie.
+#[derive(Clone, Copy)]
+pub(crate) struct Places {
+    pub step: Step,
+    pub chosen: ChosenPlaces,
+}
+
+/// Where [`Chosen`] lies.
+#[derive(Clone, Copy)]
+pub(crate) struct ChosenPlaces {
+    pub rows: Slot<u32>,
+    pub scales: Slot<f32>,
+}
+
+impl StepSlots {
+    /// Lays out steps of up to `rows` tokens of `sequences` sequences of `pages_max` pages.
+    pub fn plan<W>(
+        rows: u32,
+        sequences: u32,
+        pages_max: u32,
+        model: &Model<W>,
+        layout: &mut Layout,
+    ) -> StepSlots {
+        let (rows, count) = (u64::from(rows), u64::from(sequences));
+        let of_sequences = 1 + count * (2 + u64::from(pages_max));
+        let found = LARGEST_MAX.min(model.vocab);
+        StepSlots {
+            lists: layout.slot(3 * rows + 2 * u64::from(LOGIT_ROWS) + of_sequences),
+            pages_max,
+            rows: layout.act(LOGIT_ROWS, model.hidden),
+            logits: layout.act(LOGIT_ROWS, model.vocab),
+            largest: layout.mat(LOGIT_ROWS, 2 * found + 1),
+        }
+    }
+
+    /// Entries of a sequence's page list.
+    pub const fn pages_max(&self) -> u32 {
+        self.pages_max
+    }
+
+    /// Where the lists of a step lie: a matter of how many rows and sequences there are, and how many
+    /// rows are chosen.
+    pub(crate) fn places(&self, rows: usize, count: usize, chosen: usize) -> Places {
+        let mut end = self.lists.start;
+        let mut next = |len: usize| {
+            let start = end;
+            end += 4 * len as u64;
+            Slot::new(start, len as u64)
+        };
+        let [tokens, positions, row_seq] = [(); 3].map(|()| next(rows));
+        let (first_row, state) = (next(count + 1), next(count));
+        let (chosen, scales) = (next(chosen), next(chosen));
+        let pages = next(count * self.pages_max as usize);
+        assert!(end <= self.lists.start + 4 * self.lists.len, "a step is larger than planned");
+        let seqs = Seqs {
+            count: count as u32,
+            row_seq,
+            positions,
+            first_row,
+            pages,
+            pages_max: self.pages_max,
+            state,
+        };
+        let scales = Slot::new(scales.start, scales.len);
+        Places {
+            step: Step { rows: rows as u32, tokens, seqs },
+            chosen: ChosenPlaces { rows: chosen, scales },
+        }
+    }
+}
