@@ -19,6 +19,8 @@ __device__ inline void best_of_warp(float &value, u32 &index) {
 extern "C" __global__ void route(const act *logits, u32 stride, const float *bias, u32 experts,
                                  u32 softmax, u32 groups, u32 kept, u32 two_largest, u32 top_k,
                                  u32 renormalise, u32 *chosen, float *weights, u32 rows) {
+    let_later_start();
+    wait_for_earlier();
     DYNAMIC_SHARED(float, shared);
     u32 row = blockIdx.x * WARPS + warp();
     if (row >= rows) return;

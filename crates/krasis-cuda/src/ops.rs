@@ -26,6 +26,9 @@ const TILE: u32 = 64;
 /// Experts that `kernels/sort.cu` and `kernels/route.cu` count.
 const EXPERTS_MAX: u32 = 1024;
 
+/// Threads of a block that reads a row in eights: `EIGHTS_MAX` of `kernels/residual.cu`.
+const EIGHTS_MAX: u32 = 1024;
+
 /// Columns of a block: `PIECE` of `kernels/largest.cu`.
 const LOGIT_PIECE: u32 = 2048;
 
@@ -119,6 +122,14 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
             ("linear_tile", shape(grid, TILE_THREADS))
         };
         self.launch(of_format(entry, w), shape, &args);
+    }
+
+    /// A thread for each eight columns of a row, if all these views can be read so.
+    fn in_eights(&self, views: &[Mat<Act>]) -> Option<Shape> {
+        let Mat { rows, cols, .. } = views[0];
+        let whole = cols.is_multiple_of(8) && cols <= 8 * EIGHTS_MAX;
+        let aligned = whole && views.iter().all(|view| self.aligned(*view));
+        aligned.then(|| shape([rows, 1, 1], (cols / 8).next_multiple_of(32)))
     }
 
     /// What both matrices of an expert are told of theirs.
@@ -276,7 +287,11 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
             out.stride.into(),
             out.cols.into(),
         ];
-        self.launch(one("add_rms_norm"), per_row(out.rows, 1, out.cols), &args);
+        let kernel = match self.in_eights(&[add.unwrap_or(residual), residual, out]) {
+            Some(shape) => (one("add_rms_norm_eights"), shape),
+            None => (one("add_rms_norm"), per_row(out.rows, 1, out.cols)),
+        };
+        self.launch(kernel.0, kernel.1, &args);
     }
 
     fn head_norm(&mut self, x: Mat<Act>, dim: u32, w: &Weight, eps: f32) {
@@ -491,6 +506,50 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
             out.cols.into(),
         ];
         self.launch(one("combine"), per_column(out.rows, out.cols), &args);
+    }
+
+    fn combine_rms_norm(
+        &mut self,
+        pairs: Mat<Act>,
+        routes: Routes,
+        scale: f32,
+        shared: Option<SharedExpert>,
+        block: Mat<Act>,
+        residual: Mat<Act>,
+        w: &Weight,
+        eps: f32,
+        out: Mat<Act>,
+    ) {
+        assert_eq!((residual.cols, w.cols), (out.cols, out.cols), "columns alike");
+        let gate = shared.and_then(|shared| shared.gate);
+        let every = shared.map_or(residual, |shared| shared.out);
+        let Some(shape) = self.in_eights(&[out, residual, pairs, every]) else {
+            return combine::and_norm(
+                self, pairs, routes, scale, shared, block, residual, w, eps, out,
+            );
+        };
+        let shared = shared.map(|shared| shared.out);
+        let absent = |mat: Option<Mat<Act>>| mat.map_or(Arg::NULL, |mat| self.mat(mat));
+        let stride = |mat: Option<Mat<Act>>| Arg::from(mat.map_or(0, |mat| mat.stride));
+        let args = [
+            self.mat(pairs),
+            pairs.stride.into(),
+            self.slot(routes.weights.whole()),
+            routes.weights.cols.into(),
+            scale.into(),
+            absent(shared),
+            stride(shared),
+            absent(gate),
+            stride(gate),
+            self.mat(residual),
+            residual.stride.into(),
+            self.vector(w),
+            eps.into(),
+            self.mat(out),
+            out.stride.into(),
+            out.cols.into(),
+        ];
+        self.launch(one("combine_rms_norm"), shape, &args);
     }
 
     fn gather(&mut self, x: Mat<Act>, rows: Slot<u32>, out: Mat<Act>) {

@@ -1,6 +1,7 @@
 //! What the user may choose. Flags, and later a config file, the launcher and Python, fill this in.
 
 use krasis_core::KvDtype;
+use krasis_cuda::gpu::Starts;
 use krasis_machine::Numa;
 use krasis_ops::Span;
 use std::path::PathBuf;
@@ -102,6 +103,8 @@ pub struct Options {
     pub trace: Option<Sender<Span>>,
     /// Folder of compiled GPU kernels; without one they are compiled for every start.
     pub kernel_cache: Option<PathBuf>,
+    /// When GPU kernels may begin, at the earliest.
+    pub kernel_starts: Starts,
 }
 
 impl Default for Options {
@@ -127,6 +130,7 @@ impl Default for Options {
             queue_max: 64,
             trace: None,
             kernel_cache: None,
+            kernel_starts: Starts::Early,
         }
     }
 }

@@ -158,21 +158,19 @@ impl Network {
         for layer in 0..self.model.layers.len() {
             self.layer(d, layer, step, b);
         }
-        blocks::finish(d, &self.model, b);
     }
 
-    /// One layer. What the layer before has left in `b.block` joins the residual stream first.
+    /// One layer, from `b.normed` to what the next one finds there.
     pub fn layer<D: Ops>(&self, d: &mut D, index: usize, step: &Step, b: &Buffers) {
         let layer = &self.model.layers[index];
-        let add = (index > 0).then_some(b.block);
-        blocks::before_experts(d, layer, self.model.eps, &self.caches[index], step, add, b);
+        blocks::before_experts(d, layer, self.model.eps, &self.caches[index], step, b);
         if let (Ffn::Moe(m), Some(bank)) = (&layer.ffn, &self.banks[index]) {
             let pairs = step.rows * m.routing.top_k;
             let inner = b.pair_inner.mat(pairs, bank.inter);
             let out = b.pairs.mat(pairs, self.model.hidden);
             d.experts(b.normed, moe::routes(m, b), bank, inner, out);
         }
-        blocks::after_experts(d, layer, b);
+        blocks::after_experts(d, &self.model, index, b);
     }
 
     /// Logits of chosen rows of the last pass, and what is largest in them.

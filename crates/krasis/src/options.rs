@@ -5,7 +5,7 @@ use anyhow::Context;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use krasis_core::KvDtype;
-use krasis_engine::{Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant};
+use krasis_engine::{Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant, Starts};
 use krasis_machine::Numa;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -71,6 +71,9 @@ pub struct ModelArguments {
     /// Below which folder /proc and /sys lie, for tests
     #[arg(long, value_name = "DIR", default_value = "/", hide = true)]
     pub machine_root: PathBuf,
+    /// GPU kernels begin when the one before has ended, to measure what beginning early saves
+    #[arg(long, hide = true)]
+    pub kernels_in_turn: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -184,6 +187,7 @@ impl ModelArguments {
                 _ => defaults.prefill_chunk,
             }),
             kernel_cache: kernel_cache(),
+            kernel_starts: if self.kernels_in_turn { Starts::InTurn } else { Starts::Early },
             ..defaults
         })
     }

@@ -214,6 +214,7 @@ inline unsigned __ballot_sync(unsigned, int x) {
 }
 inline int __any_sync(unsigned mask, int x) { return __ballot_sync(mask, x) != 0; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
+inline void __threadfence() {}
 inline unsigned atomicAdd(unsigned *at, unsigned add) {
     unsigned before = *at;
     *at += add;
