@@ -3,8 +3,9 @@
 // needs is on its way at once: a read takes most of a microsecond, and few rows are nothing but that.
 #include <types.cuh>
 
-// Threads of a block, and so an eighth of the columns that a row in eights may have.
-#define EIGHTS_MAX 1024
+// Threads of a block, and so an eighth of the columns that a row in eights may have: more would leave a
+// thread too few registers.
+#define EIGHTS_MAX 896
 // Pairs of a token that are on their way together.
 #define TOGETHER 4
 

@@ -18,6 +18,9 @@ use std::path::Path;
 /// Launches that are remembered, to be named when the GPU reports a fault.
 const REMEMBERED: usize = 24;
 
+/// The first driver whose graphs know of early starts: that of CUDA 12.3.
+const EARLY_IN_GRAPHS: i32 = 12_030;
+
 /// When a fault is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checking {
@@ -86,7 +89,8 @@ impl Gpu {
         threads: usize,
         checking: Checking,
     ) -> Result<Gpu, CudaError> {
-        let (driver, compiler) = (driver::open()? / 1000, compile::version()?.0);
+        let (version, compiler) = (driver::open()?, compile::version()?.0);
+        let driver = version / 1000;
         if compiler > driver {
             return Err(CudaError::NewCompiler { compiler, driver });
         }
@@ -113,7 +117,11 @@ impl Gpu {
             modules: Vec::new(),
             signatures: Signatures::read(),
             checking,
-            starts: if found.major >= 9 { Starts::Early } else { Starts::InTurn },
+            starts: if found.major >= 9 && version >= EARLY_IN_GRAPHS {
+                Starts::Early
+            } else {
+                Starts::InTurn
+            },
             recent: VecDeque::with_capacity(REMEMBERED),
             recording: None,
             found,

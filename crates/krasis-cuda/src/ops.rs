@@ -8,7 +8,7 @@ use crate::lines::Tiles;
 use crate::machine::{Arg, Kernel, Machine, Shape};
 use crate::programs::{format_variant, kv_variant};
 use crate::vector::FEW_ROWS;
-use krasis_core::{Act, Format, Mat, Slot, Weight};
+use krasis_core::{Act, DType, Format, Mat, Slot, Weight};
 use krasis_ops::*;
 
 /// Rows that a warp multiplies at a time: `VECTOR_ROWS` of `kernels/product.cuh`, for what `vector.rs`
@@ -27,10 +27,20 @@ const TILE: u32 = 64;
 const EXPERTS_MAX: u32 = 1024;
 
 /// Threads of a block that reads a row in eights: `EIGHTS_MAX` of `kernels/residual.cu`.
-const EIGHTS_MAX: u32 = 1024;
+const EIGHTS_MAX: u32 = 896;
 
 /// Columns of a block: `PIECE` of `kernels/largest.cu`.
 const LOGIT_PIECE: u32 = 2048;
+
+/// Rows that a block chooses for, a warp each, and experts whose logits a block of `router` makes: `WARPS`
+/// and `TOGETHER` of `kernels/route.cu`.
+const ROUTED: u32 = 4;
+const ROUTER_EXPERTS: u32 = 8;
+
+/// Scores and choices of a block's rows.
+fn routing_bytes(experts: u32) -> u32 {
+    ROUTED * 2 * experts * 4
+}
 
 fn one(entry: &'static str) -> Kernel {
     Kernel { entry, variant: 0 }
@@ -122,6 +132,34 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
             ("linear_tile", shape(grid, TILE_THREADS))
         };
         self.launch(of_format(entry, w), shape, &args);
+    }
+
+    /// What kernels are told of a choice from `logits`.
+    fn routing_args(
+        &self,
+        logits: Mat<Act>,
+        bias: Option<&Weight>,
+        how: &Routing,
+        out: Routes,
+    ) -> [Arg; 11] {
+        let experts = logits.cols;
+        assert!((how.top_k..=EXPERTS_MAX).contains(&experts), "{} of {experts}", how.top_k);
+        assert!(how.top_k <= 32, "{} experts of a token", how.top_k);
+        let groups = how.groups.unwrap_or(Groups { count: 0, kept: 0, by: GroupScore::Largest });
+        assert!(groups.count <= 32, "{} groups", groups.count);
+        [
+            bias.map_or(Arg::NULL, |bias| self.vector(bias)),
+            experts.into(),
+            (how.score == Score::Softmax).into(),
+            groups.count.into(),
+            groups.kept.into(),
+            (groups.by == GroupScore::TwoLargest).into(),
+            how.top_k.into(),
+            how.renormalise.into(),
+            self.slot(out.experts.whole()),
+            self.slot(out.weights.whole()),
+            logits.rows.into(),
+        ]
     }
 
     /// A thread for each eight columns of a row, if all these views can be read so.
@@ -427,29 +465,43 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
     }
 
     fn route(&mut self, logits: Mat<Act>, bias: Option<&Weight>, how: &Routing, out: Routes) {
-        let experts = logits.cols;
-        assert!((how.top_k..=EXPERTS_MAX).contains(&experts), "{} of {experts}", how.top_k);
-        let groups = how.groups.unwrap_or(Groups { count: 0, kept: 0, by: GroupScore::Largest });
-        assert!(groups.count <= 32, "{} groups", groups.count);
-        let args = [
+        let mut args = vec![self.mat(logits), logits.stride.into()];
+        args.extend(self.routing_args(logits, bias, how, out));
+        let grid = [logits.rows.div_ceil(ROUTED), 1, 1];
+        let shape = Shape { grid, block: ROUTED * 32, shared: routing_bytes(logits.cols) };
+        self.launch(one("route"), shape, &args);
+    }
+
+    fn router(
+        &mut self,
+        x: Mat<Act>,
+        w: &Weight,
+        bias: Option<&Weight>,
+        how: &Routing,
+        logits: Mat<Act>,
+        out: Routes,
+    ) {
+        let served = w.format == Format::Float(DType::Bf16)
+            && x.rows <= FEW_ROWS
+            && w.cols.is_multiple_of(8)
+            && self.aligned(x);
+        if !served {
+            return route::router(self, x, w, bias, how, logits, out);
+        }
+        assert_eq!((w.rows, w.cols), (logits.cols, x.cols), "weight [experts, inputs]");
+        let mut args = vec![
+            self.mat(x),
+            x.stride.into(),
+            self.slot(w.data),
+            w.cols.into(),
             self.mat(logits),
             logits.stride.into(),
-            bias.map_or(Arg::NULL, |bias| self.vector(bias)),
-            experts.into(),
-            (how.score == Score::Softmax).into(),
-            groups.count.into(),
-            groups.kept.into(),
-            (groups.by == GroupScore::TwoLargest).into(),
-            how.top_k.into(),
-            how.renormalise.into(),
-            self.slot(out.experts.whole()),
-            self.slot(out.weights.whole()),
-            logits.rows.into(),
         ];
-        let grid = [logits.rows.div_ceil(4), 1, 1];
-        // Scores and choices of four warps.
-        let shape = Shape { grid, block: 128, shared: 4 * 2 * experts * 4 };
-        self.launch(one("route"), shape, &args);
+        args.extend(self.routing_args(logits, bias, how, out));
+        let grid = [w.rows.div_ceil(ROUTER_EXPERTS), x.rows.div_ceil(ROUTED), 1];
+        args.push(self.arrivals(grid[1]));
+        let shape = Shape { grid, block: ROUTER_EXPERTS * 32, shared: routing_bytes(w.rows) };
+        self.launch(one("router"), shape, &args);
     }
 
     fn experts(

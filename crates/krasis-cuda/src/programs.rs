@@ -105,7 +105,8 @@ pub struct Program {
 }
 
 /// Name and text of what programs include.
-pub const HEADERS: [(&str, &str); 10] = [
+pub const HEADERS: [(&str, &str); 11] = [
+    ("arrive.cuh", include_str!("../kernels/arrive.cuh")),
     ("ptx.cuh", include_str!("../kernels/ptx.cuh")),
     ("order.cuh", include_str!("../kernels/order.cuh")),
     ("types.cuh", include_str!("../kernels/types.cuh")),
@@ -152,7 +153,7 @@ pub const PROGRAMS: [Program; 22] = [
         One,
         ["add_rms_norm", "add_rms_norm_eights", "combine", "combine_rms_norm"]
     ),
-    program!("route", One, ["route"]),
+    program!("route", One, ["route", "router"]),
     program!("embed", Formats, ["embed"]),
     program!("sort", One, ["sort_pairs", "sort_rows"]),
     program!("kv", KvDtypes, ["kv_append", "gqa_heads", "mla_heads"]),

@@ -175,6 +175,17 @@ impl<D: Ops> Ops for Traced<D> {
     fn largest(&mut self, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>) {
         self.time("largest", out.rows, |d| d.largest(x, scales, out));
     }
+    fn router(
+        &mut self,
+        x: Mat<Act>,
+        w: &Weight,
+        bias: Option<&Weight>,
+        how: &Routing,
+        logits: Mat<Act>,
+        out: Routes,
+    ) {
+        self.time("router", x.rows, |d| d.router(x, w, bias, how, logits, out));
+    }
     fn combine_rms_norm(
         &mut self,
         pairs: Mat<Act>,

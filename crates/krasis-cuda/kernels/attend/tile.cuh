@@ -7,6 +7,7 @@
 //   KV_F8    1: keys and values are F8E4M3 with a scale per token and head; 0: BF16
 //   PAGED    1: tokens lie in the pages of their sequence; 0: one after the other, from `pages[seq]`
 #pragma once
+#include <arrive.cuh>
 #include <attend/ptx.cuh>
 
 #ifndef KV_F8
@@ -249,19 +250,4 @@ __device__ inline void put_four(u16 *to, const float4 &sum, float by) {
     bool aligned = ((u64)to & 3) == 0;
     put_two(to, aligned, sum.x * by, sum.y * by);
     put_two(to + 2, aligned, sum.z * by, sum.w * by);
-}
-
-// Whether this block is the last of `count` that come here, and so sees with `fresh_…` what all of them
-// have written before. The counter is zero again then. `shared` are four bytes that nobody needs.
-__device__ inline bool last_to_arrive(u32 *counter, u32 count, u8 *shared) {
-    u32 *last = (u32 *)shared;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        *last = atomicAdd(counter, 1u) == count - 1;
-        if (*last) *counter = 0;
-    }
-    __syncthreads();
-    __threadfence();
-    return *last;
 }

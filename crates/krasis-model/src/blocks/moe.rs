@@ -9,8 +9,8 @@ use krasis_ops::{Ops, Routes, SharedExpert};
 /// Chooses experts for `b.normed` and runs the shared one.
 pub fn route_and_share<O: Ops>(o: &mut O, m: &Moe<Weight>, b: &Buffers) {
     let logits = b.router.mat(b.normed.rows, m.experts.count);
-    o.linear(b.normed, &m.router, None, logits);
-    o.route(logits, m.router_bias.as_ref(), &m.routing, routes(m, b));
+    let bias = m.router_bias.as_ref();
+    o.router(b.normed, &m.router, bias, &m.routing, logits, routes(m, b));
     if let Some(shared) = &m.shared {
         dense(o, &shared.mlp, b.normed, b.shared, b);
         if let Some(gate) = &shared.gate {
