@@ -1,4 +1,4 @@
-// Types and instructions of the attention kernels. The only file here with `asm`: with these
+// Types and instructions of the attention kernels. The only file here with `asm` of its own: with these
 // functions in plain C++ the kernels run on a CPU.
 #pragma once
 #include <order.cuh>
