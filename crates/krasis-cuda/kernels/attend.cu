@@ -122,6 +122,8 @@ extern "C" __global__ void __launch_bounds__(256)
            float *v_scales, u32 v_dim, u32 kv_heads, u32 group, u32 page, const u32 *row_seq,
            const u32 *positions, const u32 *pages, u32 pages_max, float scale, act *out,
            u32 out_stride) {
+    let_later_start();
+    wait_for_earlier();
     DYNAMIC_SHARED(float, shared);
     u32 row = blockIdx.x, kv_head = blockIdx.y, first = blockIdx.z * HEADS;
     u32 head = kv_head * group + first;
@@ -137,6 +139,8 @@ extern "C" __global__ void __launch_bounds__(256)
                float *c_scales, u32 c_dim, kv *r_data, float *r_scales, u32 r_dim, u32 heads, u32 page,
                const u32 *row_seq, const u32 *positions, const u32 *pages, u32 pages_max, float scale,
                act *out, u32 out_stride) {
+    let_later_start();
+    wait_for_earlier();
     DYNAMIC_SHARED(float, shared);
     u32 row = blockIdx.x, head = blockIdx.z * HEADS;
     Store c{c_data, c_scales, 1, c_dim}, r{r_data, r_scales, 1, r_dim};

@@ -12,6 +12,8 @@ extern "C" __global__ void __launch_bounds__(128)
     causal_conv(const act *x, u32 stride, const u8 *data, const bf16 *scales, u32 kernel, u32 group, float *state,
                 u32 each, const u32 *first_row, const u32 *positions, const u32 *places, u32 count, act *out,
                 u32 out_stride, u32 channels) {
+    let_later_start();
+    wait_for_earlier();
     u32 channel = blockIdx.x * blockDim.x + threadIdx.x, seq = 0;
     // Sequence s has tiles from first_row[s] / TILE + s on; this is in the last one that begins here.
     for (u32 behind = count; behind - seq > 1;) {

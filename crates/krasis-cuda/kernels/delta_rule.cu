@@ -22,6 +22,8 @@ extern "C" __global__ void __launch_bounds__(256)
                u32 value_heads, u32 dk, u32 dv, const float *a_log, const float *dt_bias, float *state,
                u32 each, const u32 *first_row, const u32 *positions, const u32 *places,
                u32 rows_max, act *out, u32 out_stride) {
+    let_later_start();
+    wait_for_earlier();
     __shared__ float q[PARTS * OWN], k[PARTS * OWN], shared[PARTS][33];
     u32 head = blockIdx.y, seq = blockIdx.z, part = threadIdx.x / 32;
     u32 col = blockIdx.x * 32 + threadIdx.x % 32, i = threadIdx.x;

@@ -4,6 +4,8 @@
 // x = x · sigmoid(gate)
 extern "C" __global__ void sigmoid_gate(act *x, u32 stride, const act *gate, u32 gate_stride,
                                         u32 cols) {
+    let_later_start();
+    wait_for_earlier();
     u32 col = blockIdx.y * blockDim.x + threadIdx.x;
     if (col >= cols) return;
     act *at = x + (u64)blockIdx.x * stride + col;
@@ -13,6 +15,8 @@ extern "C" __global__ void sigmoid_gate(act *x, u32 stride, const act *gate, u32
 // out = silu(gate) · up of columns [gate | up]
 extern "C" __global__ void silu_mul(const act *gate_up, u32 stride, act *out, u32 out_stride,
                                     u32 cols) {
+    let_later_start();
+    wait_for_earlier();
     u32 col = blockIdx.y * blockDim.x + threadIdx.x;
     if (col >= cols) return;
     const act *row = gate_up + (u64)blockIdx.x * stride;
@@ -23,32 +27,18 @@ extern "C" __global__ void silu_mul(const act *gate_up, u32 stride, act *out, u3
 // out[i] = x[rows[i]]
 extern "C" __global__ void gather(const act *x, u32 stride, const u32 *rows, act *out,
                                   u32 out_stride, u32 cols) {
+    let_later_start();
+    wait_for_earlier();
     u32 col = blockIdx.y * blockDim.x + threadIdx.x;
     if (col >= cols) return;
     out[(u64)blockIdx.x * out_stride + col] = x[(u64)rows[blockIdx.x] * stride + col];
 }
 
-// out = scale · Σ_k weight[k] · pair[k] + shared · sigmoid(gate); `shared` and `gate` may be absent.
-extern "C" __global__ void combine(const act *pairs, u32 pair_stride, const float *weights,
-                                   u32 top_k, float scale, const act *shared, u32 shared_stride,
-                                   const act *gate, u32 gate_stride, act *out, u32 out_stride,
-                                   u32 cols) {
-    u32 col = blockIdx.y * blockDim.x + threadIdx.x;
-    if (col >= cols) return;
-    u64 row = blockIdx.x;
-    float sum = 0.0f;
-    for (u32 k = 0; k < top_k; k++)
-        sum += scale * weights[row * top_k + k] * value(pairs[(row * top_k + k) * pair_stride + col]);
-    if (shared) {
-        float share = gate ? sigmoid(value(gate[row * gate_stride])) : 1.0f;
-        sum += share * value(shared[row * shared_stride + col]);
-    }
-    out[row * out_stride + col] = rounded<act>(sum);
-}
-
 // Rotates the pairs (i, i + half) of each head of `dim` columns by position · freqs[i].
 extern "C" __global__ void rope(act *x, u32 stride, u32 heads, u32 dim, const float *freqs, u32 half,
                                 float scale, const u32 *positions) {
+    let_later_start();
+    wait_for_earlier();
     u32 i = blockIdx.y * blockDim.x + threadIdx.x;
     if (i >= half) return;
     float sine, cosine;

@@ -3,6 +3,8 @@
 
 extern "C" __global__ void embed(const u32 *tokens, const u8 *data, const bf16 *scales, u32 group,
                                  act *out, u32 stride, u32 cols) {
+    let_later_start();
+    wait_for_earlier();
     Weight table{data, scales, cols, group};
     act *row = out + (u64)blockIdx.x * stride;
     u32 units = (cols + 31) / 32 * 4;

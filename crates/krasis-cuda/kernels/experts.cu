@@ -8,6 +8,8 @@ extern "C" __global__ void __launch_bounds__(128)
     gate_up_vector(const act *x, u32 x_stride, u32 aligned, const u32 *chosen, u32 top_k,
                    const u8 *data, const bf16 *scales, u32 cols, u32 group, u32 gate_rows, act *inner,
                    u32 inner_stride, u32 inter) {
+    let_later_start();
+    wait_for_earlier();
     u32 output = blockIdx.x * 4 + warp(), pair = blockIdx.y;
     if (output >= inter || chosen[pair] == ABSENT) return;
     Weight w{data, scales, cols, group};
@@ -21,6 +23,8 @@ extern "C" __global__ void __launch_bounds__(128)
     down_vector(const act *inner, u32 inner_stride, u32 aligned, const u32 *chosen, const u8 *data,
                 const bf16 *scales, u32 cols, u32 group, u32 down_rows, act *out, u32 out_stride,
                 u32 hidden) {
+    let_later_start();
+    wait_for_earlier();
     u32 output = blockIdx.x * 4 + warp(), pair = blockIdx.y;
     if (output >= hidden || chosen[pair] == ABSENT) return;
     Weight w{data, scales, cols, group};

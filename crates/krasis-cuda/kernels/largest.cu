@@ -83,6 +83,8 @@ __device__ inline float weight_of(float x, float top, float scale) {
 // weights relative to it.
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
     largest_pieces(const act *x, u32 stride, u32 cols, const float *scales, u64 *keys, float *sums) {
+    let_later_start();
+    wait_for_earlier();
     __shared__ u64 lists[WARPS][FOUND];
     u32 row = blockIdx.y, first = blockIdx.x * PIECE;
     u64 piece = (u64)row * gridDim.x + blockIdx.x;
@@ -115,6 +117,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
     largest_merge(const u64 *keys, const float *sums, u32 pieces, const float *scales, u32 found,
                   float *out, u32 out_stride) {
+    let_later_start();
+    wait_for_earlier();
     __shared__ u64 lists[WARPS][FOUND];
     u32 row = blockIdx.x;
     keys += (u64)row * pieces * FOUND;

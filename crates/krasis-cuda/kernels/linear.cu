@@ -5,6 +5,8 @@
 extern "C" __global__ void __launch_bounds__(128)
     linear_vector(const act *x, u32 x_stride, u32 aligned, const u8 *data, const bf16 *scales, u32 cols,
                   u32 group, const float *bias, act *out, u32 out_stride, u32 rows, u32 outputs) {
+    let_later_start();
+    wait_for_earlier();
     u32 output = blockIdx.x * 4 + warp(), head = blockIdx.z;
     if (output >= outputs) return;
     Weight w{data, scales, cols, group};

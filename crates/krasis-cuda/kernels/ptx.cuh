@@ -1,4 +1,4 @@
-// What C++ cannot say: the instructions of the GPU. The only file with `asm` besides moe/mma.cuh;
+// What C++ cannot say: the instructions of the GPU, but for those of order.cuh and moe/mma.cuh;
 // tests/emulated has the same functions in plain C++, so that kernels can be run and compared
 // without a GPU.
 #pragma once

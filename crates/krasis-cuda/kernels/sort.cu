@@ -18,6 +18,8 @@ __device__ inline u32 tile_height(u32 count, u32 tile_rows) {
 // Pairs whose expert is absent are left out.
 extern "C" __global__ void sort_pairs(const u32 *chosen, u32 pairs, u32 experts, u32 tile_rows,
                                       u32 *sorted, u32 *tiles) {
+    let_later_start();
+    wait_for_earlier();
     __shared__ u32 counts[EXPERTS_MAX], parts[EXPERTS_MAX], next[EXPERTS_MAX];
     for (u32 e = threadIdx.x; e < experts; e += blockDim.x) counts[e] = 0;
     __syncthreads();
@@ -50,6 +52,8 @@ extern "C" __global__ void sort_pairs(const u32 *chosen, u32 pairs, u32 experts,
 
 // The same of rows that all meet one matrix; a thread per row.
 extern "C" __global__ void sort_rows(u32 rows, u32 tile_rows, u32 *sorted, u32 *tiles) {
+    let_later_start();
+    wait_for_earlier();
     u32 row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= rows) return;
     u32 height = tile_height(rows, tile_rows), tile = row / height;

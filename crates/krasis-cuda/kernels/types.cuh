@@ -2,6 +2,7 @@
 //
 // ACT is the type of activations: bf16, or float for runs that must be exact. Sums are f32 always.
 #pragma once
+#include <order.cuh>
 #include <ptx.cuh>
 
 typedef unsigned char u8;
@@ -69,4 +70,36 @@ __device__ inline float block_sum(float x) {
     float sum = 0.0f;
     for (u32 i = 0; i < blockDim.x / 32; i++) sum += parts[i];
     return sum;
+}
+
+// Eight neighbours that begin at a multiple of 16 bytes, in one access or two.
+struct Eight {
+    float x[8];
+};
+__device__ inline Eight load_eight(const act *from) {
+    Eight to;
+    if constexpr (sizeof(act) == 2) {
+        uint4 words = *(const uint4 *)from;
+        u32 pairs[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            to.x[2 * i] = __uint_as_float(pairs[i] << 16);
+            to.x[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
+        }
+    } else {
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            float4 four = ((const float4 *)from)[half];
+            to.x[4 * half] = four.x, to.x[4 * half + 1] = four.y;
+            to.x[4 * half + 2] = four.z, to.x[4 * half + 3] = four.w;
+        }
+    }
+    return to;
+}
+__device__ inline void store_eight(act *to, const Eight &from) {
+    __align__(16) act all[8];
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) all[i] = rounded<act>(from.x[i]);
+#pragma unroll
+    for (u32 i = 0; i < sizeof(all) / 16; i++) ((uint4 *)to)[i] = ((const uint4 *)all)[i];
 }

@@ -21,6 +21,10 @@ const KEYS: u32 = 16;
 const MERGE_COLUMNS: u32 = 128;
 const MERGE_THREADS: u32 = 512;
 
+/// Bytes of results that the last block of a tile brings together by itself, in about the time that
+/// another launch takes: one multiprocessor reads some 64 bytes a clock.
+const MERGE_BYTES: u32 = 160 << 10;
+
 /// Bytes of shared memory that `kernels/attend.cu` takes; the sum is the same there.
 fn shared(key_dim: u32, value_dim: u32) -> u32 {
     let key_stride = key_dim | 1;
@@ -129,9 +133,19 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
         out: Mat<Act>,
     ) {
         let group = out.cols / v.dim / k.heads;
-        let args = self.gqa_args(q, k, v, seqs, scale, out);
+        let mut args = self.gqa_args(q, k, v, seqs, scale, out);
         let tiles = tiles(q.rows, group, choice.block.rows());
-        self.in_splits(choice, [k.heads, tiles], args, v.dim, out);
+        let splits = self.splits(choice, k.heads * tiles);
+        let partial = self.partial(splits, v.dim, out);
+        args.extend(partial);
+        // The rows that a sequence has in a tile, if all have as many.
+        let rows = (group * q.rows).min(choice.block.rows());
+        let alone = splits == 1 || splits * rows * v.dim * 4 <= MERGE_BYTES;
+        args.push(if alone { self.arrivals(k.heads * tiles) } else { Arg::NULL });
+        self.launch_block(choice, [splits, k.heads, tiles], &args);
+        if !alone {
+            self.merge(partial, splits, v.dim, out);
+        }
     }
 
     /// Kernels of `kernels/attend.cu` take any shape, and all types.
@@ -204,7 +218,13 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
         args.extend(self.seqs_args(latent.page, seqs, q.rows));
         args.extend([scale.into(), self.mat(out), out.stride.into()]);
         let tiles = tiles(q.rows, heads, choice.block.rows());
-        self.in_splits(choice, [1, tiles], args, latent.dim, out);
+        let splits = self.splits(choice, tiles);
+        let partial = self.partial(splits, latent.dim, out);
+        args.extend(partial);
+        self.launch_block(choice, [splits, 1, tiles], &args);
+        if splits > 1 {
+            self.merge(partial, splits, latent.dim, out);
+        }
     }
 
     fn mla_any(
@@ -250,29 +270,26 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
         self.launch(kernel, shape, args);
     }
 
-    /// Launches `[kv heads, tiles]` with the past in as many splits as the GPU has room for, whatever
-    /// its length, so that a step's launches depend on nothing but its rows; then brings the splits
-    /// together. Without room for two, a block has the whole past and writes the result itself.
-    fn in_splits(
-        &mut self,
-        choice: Choice,
-        [kv_heads, tiles]: [u32; 2],
-        mut args: Vec<Arg>,
-        dim: u32,
-        out: Mat<Act>,
-    ) {
+    /// Splits of each of so many pasts: as many as the GPU has room for, whatever their length, so that a
+    /// step's launches depend on nothing but its rows.
+    fn splits(&self, choice: Choice, pasts: u32) -> u32 {
         let places = self.machine().limits().processors * choice.block.blocks;
-        let splits = (places / (kv_heads * tiles).max(1)).max(1);
+        (places / pasts.max(1)).max(1)
+    }
+
+    /// Where splits leave their results. A single one has the whole past and writes to `out` itself.
+    fn partial(&self, splits: u32, dim: u32, out: Mat<Act>) -> [Arg; 2] {
         if splits == 1 {
-            args.extend([Arg::NULL; 2]);
-            return self.launch_block(choice, [1, kv_heads, tiles], &args);
+            return [Arg::NULL; 2];
         }
-        let (rows, heads) = (out.rows, out.cols / dim);
-        let results = u64::from(splits) * u64::from(rows * heads);
+        let results = u64::from(splits) * u64::from(out.rows * out.cols / dim);
         let sums = self.workspace(0, results * u64::from(dim) * 4);
-        let totals = self.workspace(results * u64::from(dim) * 4, results * 8);
-        args.extend([sums, totals]);
-        self.launch_block(choice, [splits, kv_heads, tiles], &args);
+        [sums, self.workspace(results * u64::from(dim) * 4, results * 8)]
+    }
+
+    /// Brings splits together.
+    fn merge(&mut self, [sums, totals]: [Arg; 2], splits: u32, dim: u32, out: Mat<Act>) {
+        let (rows, heads) = (out.rows, out.cols / dim);
         let args = [
             sums,
             totals,

@@ -14,6 +14,13 @@ use std::marker::PhantomData;
 /// each chunk and value head, as many at a time as there is room for.
 pub const WORKSPACE_BYTES: Bytes = Bytes(16 << 20);
 
+/// The end of the workspace: how many blocks have arrived where the last one goes on alone. Zeros
+/// whenever no kernel runs.
+const ARRIVALS: u64 = 4096;
+
+/// The rest of it, which is any operation's while it runs.
+pub(crate) const WORK_BYTES: u64 = WORKSPACE_BYTES.0 - 4 * ARRIVALS;
+
 /// Activations of type `A`, kernels on machine `M`.
 pub struct Cuda<A, M: Machine> {
     /// What is repeated, by its key: nothing yet if it ran but once. Goes before the machine does.
@@ -34,9 +41,10 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
     }
 
     /// A device over a machine whose arena has [`Self::arena_bytes`] of `plan`.
-    pub fn new(plan: &Layout, machine: M) -> Cuda<A, M> {
-        let repeated = HashMap::new();
-        Cuda { repeated, machine, workspace: plan.bytes().0, activation: PhantomData }
+    pub fn new(plan: &Layout, mut machine: M) -> Cuda<A, M> {
+        let (repeated, workspace) = (HashMap::new(), plan.bytes().0);
+        machine.write(workspace + WORK_BYTES, &[0; 4 * ARRIVALS as usize]);
+        Cuda { repeated, machine, workspace, activation: PhantomData }
     }
 
     /// The machine, for another plan.
@@ -76,8 +84,14 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
 
     /// Part of the workspace.
     pub(crate) fn workspace(&self, offset: u64, bytes: u64) -> Arg {
-        assert!(offset + bytes <= WORKSPACE_BYTES.0, "a step needs more than the workspace");
+        assert!(offset + bytes <= WORK_BYTES, "a step needs more than the workspace");
         Arg::pointer(self.machine.base() + self.workspace + offset)
+    }
+
+    /// Counters of arriving blocks.
+    pub(crate) fn arrivals(&self, count: u32) -> Arg {
+        assert!(u64::from(count) <= ARRIVALS, "{count} counters of {ARRIVALS}");
+        Arg::pointer(self.machine.base() + self.workspace + WORK_BYTES)
     }
 
     /// Whether every row of a view starts at a multiple of 16 bytes.

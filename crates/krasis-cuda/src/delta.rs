@@ -6,7 +6,7 @@
 //! cache, the same rows for every slice of columns: 0.2 ms, which is what the chain should take.
 
 use crate::activation::Activation;
-use crate::cuda::{Cuda, WORKSPACE_BYTES};
+use crate::cuda::{Cuda, WORK_BYTES};
 use crate::machine::{Arg, Kernel, Limits, Machine, Shape};
 use crate::programs::format_variant;
 use krasis_core::{Act, Format, Mat, Weight};
@@ -187,7 +187,7 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
         out: Mat<Act>,
     ) {
         let chunk_bytes = u64::from(heads.value) * work_bytes(heads.key_dim);
-        let most = (WORKSPACE_BYTES.0 / chunk_bytes) as u32;
+        let most = (WORK_BYTES / chunk_bytes) as u32;
         assert!(most > 0, "the workspace has no room for a chunk of {} heads", heads.value);
         let all = pieces(qkv.rows, seqs, CHUNK);
         for first in (0..all).step_by(most as usize) {

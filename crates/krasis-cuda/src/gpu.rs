@@ -20,6 +20,9 @@ use std::path::Path;
 /// Launches that are remembered, to be named when the GPU reports a fault.
 const REMEMBERED: usize = 24;
 
+/// The first driver whose graphs know of early starts: that of CUDA 12.3.
+const EARLY_IN_GRAPHS: i32 = 12_030;
+
 /// When a fault is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checking {
@@ -27,6 +30,17 @@ pub enum Checking {
     Reads,
     /// After each launch, which waits for it: the fault is in the last one. For tests.
     Launches,
+}
+
+/// When a kernel may begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Starts {
+    /// When the one before it has ended.
+    InTurn,
+    /// Before that, if its source says that it waits by itself: its blocks are there, and have done
+    /// what depends on nobody, when the one before ends (programmatic dependent launch, from compute
+    /// capability 9.0 on).
+    Early,
 }
 
 /// A GPU in use by one device.
@@ -43,6 +57,7 @@ pub struct Gpu {
     modules: Vec<sys::CUmodule>,
     signatures: Signatures,
     checking: Checking,
+    starts: Starts,
     recent: VecDeque<Kernel>,
     /// What has been launched since [`Machine::record`], while that is so.
     recording: Option<Vec<Kernel>>,
@@ -77,7 +92,8 @@ impl Gpu {
         threads: usize,
         checking: Checking,
     ) -> Result<Gpu, CudaError> {
-        let (driver, compiler) = (driver::open()? / 1000, compile::version()?.0);
+        let (version, compiler) = (driver::open()?, compile::version()?.0);
+        let driver = version / 1000;
         if compiler > driver {
             return Err(CudaError::NewCompiler { compiler, driver });
         }
@@ -105,6 +121,11 @@ impl Gpu {
             modules: Vec::new(),
             signatures: Signatures::read(),
             checking,
+            starts: if found.major >= 9 && version >= EARLY_IN_GRAPHS {
+                Starts::Early
+            } else {
+                Starts::InTurn
+            },
             recent: VecDeque::with_capacity(REMEMBERED),
             recording: None,
             found,
@@ -113,6 +134,13 @@ impl Gpu {
             gpu.load(cubin).map_err(failed("load a kernel"))?;
         }
         Ok(gpu)
+    }
+
+    /// From now on kernels begin no earlier than `starts` says, to measure what it saves.
+    pub fn limit_starts(&mut self, starts: Starts) {
+        if starts == Starts::InTurn {
+            self.starts = starts;
+        }
     }
 
     /// What is free for an arena.
@@ -204,6 +232,13 @@ impl Gpu {
     }
 }
 
+/// The attribute of a launch that may begin before the one before it has ended.
+fn early_start() -> sys::CUlaunchAttribute {
+    use sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION as EARLY;
+    let value = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+    sys::CUlaunchAttribute { id: EARLY, pad: [0; 4], value }
+}
+
 impl Machine for Gpu {
     type Recording = Recording;
 
@@ -226,19 +261,28 @@ impl Machine for Gpu {
         }
         assert!(args.len() <= places.len(), "{} arguments for {}", args.len(), kernel.entry);
         self.remember(kernel);
+        let mut early = early_start();
+        let waits = self.starts == Starts::Early && self.signatures.waits(kernel);
         let [x, y, z] = shape.grid;
-        // SAFETY: the arguments are those of the kernel's source by the check above, and outlive
-        // the call, which copies them. That the kernel stays inside the arena is its own promise.
-        let launched = unsafe {
-            result::launch_kernel(
-                function,
-                (x, y, z),
-                (shape.block, 1, 1),
-                shape.shared,
-                self.stream,
-                &mut places[..args.len()],
-            )
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: shape.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shape.shared,
+            hStream: self.stream,
+            attrs: &mut early,
+            numAttrs: waits.into(),
         };
+        // SAFETY: the arguments are those of the kernel's source by the check above, and outlive
+        // the call, which copies them, as does the attribute. That the kernel stays inside the arena,
+        // and waits for the one before it if it says so, is its own promise.
+        let launched = unsafe {
+            sys::cuLaunchKernelEx(&config, function, places.as_mut_ptr(), std::ptr::null_mut())
+        }
+        .result();
         self.check(kernel.entry, launched);
         self.beside.queued();
         match &mut self.recording {

@@ -8,7 +8,7 @@ use crate::lines::Tiles;
 use crate::machine::{Arg, Kernel, Machine, Shape};
 use crate::programs::{format_variant, kv_variant};
 use crate::vector::FEW_ROWS;
-use krasis_core::{Act, Format, Mat, Slot, Weight};
+use krasis_core::{Act, DType, Format, Mat, Slot, Weight};
 use krasis_ops::*;
 
 /// Rows that a warp multiplies at a time: `VECTOR_ROWS` of `kernels/product.cuh`, for what `vector.rs`
@@ -26,8 +26,21 @@ const TILE: u32 = 64;
 /// Experts that `kernels/sort.cu` and `kernels/route.cu` count.
 const EXPERTS_MAX: u32 = 1024;
 
+/// Threads of a block that reads a row in eights: `EIGHTS_MAX` of `kernels/residual.cu`.
+const EIGHTS_MAX: u32 = 896;
+
 /// Columns of a block: `PIECE` of `kernels/largest.cu`.
 const LOGIT_PIECE: u32 = 2048;
+
+/// Rows that a block chooses for, a warp each, and experts whose logits a block of `router` makes: `WARPS`
+/// and `TOGETHER` of `kernels/route.cu`.
+const ROUTED: u32 = 4;
+const ROUTER_EXPERTS: u32 = 8;
+
+/// Scores and choices of a block's rows.
+fn routing_bytes(experts: u32) -> u32 {
+    ROUTED * 2 * experts * 4
+}
 
 fn one(entry: &'static str) -> Kernel {
     Kernel { entry, variant: 0 }
@@ -119,6 +132,42 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
             ("linear_tile", shape(grid, TILE_THREADS))
         };
         self.launch(of_format(entry, w), shape, &args);
+    }
+
+    /// What kernels are told of a choice from `logits`.
+    fn routing_args(
+        &self,
+        logits: Mat<Act>,
+        bias: Option<&Weight>,
+        how: &Routing,
+        out: Routes,
+    ) -> [Arg; 11] {
+        let experts = logits.cols;
+        assert!((how.top_k..=EXPERTS_MAX).contains(&experts), "{} of {experts}", how.top_k);
+        assert!(how.top_k <= 32, "{} experts of a token", how.top_k);
+        let groups = how.groups.unwrap_or(Groups { count: 0, kept: 0, by: GroupScore::Largest });
+        assert!(groups.count <= 32, "{} groups", groups.count);
+        [
+            bias.map_or(Arg::NULL, |bias| self.vector(bias)),
+            experts.into(),
+            (how.score == Score::Softmax).into(),
+            groups.count.into(),
+            groups.kept.into(),
+            (groups.by == GroupScore::TwoLargest).into(),
+            how.top_k.into(),
+            how.renormalise.into(),
+            self.slot(out.experts.whole()),
+            self.slot(out.weights.whole()),
+            logits.rows.into(),
+        ]
+    }
+
+    /// A thread for each eight columns of a row, if all these views can be read so.
+    fn in_eights(&self, views: &[Mat<Act>]) -> Option<Shape> {
+        let Mat { rows, cols, .. } = views[0];
+        let whole = cols.is_multiple_of(8) && cols <= 8 * EIGHTS_MAX;
+        let aligned = whole && views.iter().all(|view| self.aligned(*view));
+        aligned.then(|| shape([rows, 1, 1], (cols / 8).next_multiple_of(32)))
     }
 
     /// What both matrices of an expert are told of theirs.
@@ -276,7 +325,11 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
             out.stride.into(),
             out.cols.into(),
         ];
-        self.launch(one("add_rms_norm"), per_row(out.rows, 1, out.cols), &args);
+        let kernel = match self.in_eights(&[add.unwrap_or(residual), residual, out]) {
+            Some(shape) => (one("add_rms_norm_eights"), shape),
+            None => (one("add_rms_norm"), per_row(out.rows, 1, out.cols)),
+        };
+        self.launch(kernel.0, kernel.1, &args);
     }
 
     fn head_norm(&mut self, x: Mat<Act>, dim: u32, w: &Weight, eps: f32) {
@@ -412,29 +465,43 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
     }
 
     fn route(&mut self, logits: Mat<Act>, bias: Option<&Weight>, how: &Routing, out: Routes) {
-        let experts = logits.cols;
-        assert!((how.top_k..=EXPERTS_MAX).contains(&experts), "{} of {experts}", how.top_k);
-        let groups = how.groups.unwrap_or(Groups { count: 0, kept: 0, by: GroupScore::Largest });
-        assert!(groups.count <= 32, "{} groups", groups.count);
-        let args = [
+        let mut args = vec![self.mat(logits), logits.stride.into()];
+        args.extend(self.routing_args(logits, bias, how, out));
+        let grid = [logits.rows.div_ceil(ROUTED), 1, 1];
+        let shape = Shape { grid, block: ROUTED * 32, shared: routing_bytes(logits.cols) };
+        self.launch(one("route"), shape, &args);
+    }
+
+    fn router(
+        &mut self,
+        x: Mat<Act>,
+        w: &Weight,
+        bias: Option<&Weight>,
+        how: &Routing,
+        logits: Mat<Act>,
+        out: Routes,
+    ) {
+        let served = w.format == Format::Float(DType::Bf16)
+            && x.rows <= FEW_ROWS
+            && w.cols.is_multiple_of(8)
+            && self.aligned(x);
+        if !served {
+            return route::router(self, x, w, bias, how, logits, out);
+        }
+        assert_eq!((w.rows, w.cols), (logits.cols, x.cols), "weight [experts, inputs]");
+        let mut args = vec![
+            self.mat(x),
+            x.stride.into(),
+            self.slot(w.data),
+            w.cols.into(),
             self.mat(logits),
             logits.stride.into(),
-            bias.map_or(Arg::NULL, |bias| self.vector(bias)),
-            experts.into(),
-            (how.score == Score::Softmax).into(),
-            groups.count.into(),
-            groups.kept.into(),
-            (groups.by == GroupScore::TwoLargest).into(),
-            how.top_k.into(),
-            how.renormalise.into(),
-            self.slot(out.experts.whole()),
-            self.slot(out.weights.whole()),
-            logits.rows.into(),
         ];
-        let grid = [logits.rows.div_ceil(4), 1, 1];
-        // Scores and choices of four warps.
-        let shape = Shape { grid, block: 128, shared: 4 * 2 * experts * 4 };
-        self.launch(one("route"), shape, &args);
+        args.extend(self.routing_args(logits, bias, how, out));
+        let grid = [w.rows.div_ceil(ROUTER_EXPERTS), x.rows.div_ceil(ROUTED), 1];
+        args.push(self.arrivals(grid[1]));
+        let shape = Shape { grid, block: ROUTER_EXPERTS * 32, shared: routing_bytes(w.rows) };
+        self.launch(one("router"), shape, &args);
     }
 
     fn experts(
@@ -491,6 +558,50 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
             out.cols.into(),
         ];
         self.launch(one("combine"), per_column(out.rows, out.cols), &args);
+    }
+
+    fn combine_rms_norm(
+        &mut self,
+        pairs: Mat<Act>,
+        routes: Routes,
+        scale: f32,
+        shared: Option<SharedExpert>,
+        block: Mat<Act>,
+        residual: Mat<Act>,
+        w: &Weight,
+        eps: f32,
+        out: Mat<Act>,
+    ) {
+        assert_eq!((residual.cols, w.cols), (out.cols, out.cols), "columns alike");
+        let gate = shared.and_then(|shared| shared.gate);
+        let every = shared.map_or(residual, |shared| shared.out);
+        let Some(shape) = self.in_eights(&[out, residual, pairs, every]) else {
+            return combine::and_norm(
+                self, pairs, routes, scale, shared, block, residual, w, eps, out,
+            );
+        };
+        let shared = shared.map(|shared| shared.out);
+        let absent = |mat: Option<Mat<Act>>| mat.map_or(Arg::NULL, |mat| self.mat(mat));
+        let stride = |mat: Option<Mat<Act>>| Arg::from(mat.map_or(0, |mat| mat.stride));
+        let args = [
+            self.mat(pairs),
+            pairs.stride.into(),
+            self.slot(routes.weights.whole()),
+            routes.weights.cols.into(),
+            scale.into(),
+            absent(shared),
+            stride(shared),
+            absent(gate),
+            stride(gate),
+            self.mat(residual),
+            residual.stride.into(),
+            self.vector(w),
+            eps.into(),
+            self.mat(out),
+            out.stride.into(),
+            out.cols.into(),
+        ];
+        self.launch(one("combine_rms_norm"), shape, &args);
     }
 
     fn gather(&mut self, x: Mat<Act>, rows: Slot<u32>, out: Mat<Act>) {

@@ -90,6 +90,9 @@ pub fn kv_variant(dtype: KvDtype) -> u8 {
     }
 }
 
+/// What a kernel says before it touches what others write; see `kernels/order.cuh`.
+const WAIT: &str = "wait_for_earlier();";
+
 /// A source file.
 pub struct Program {
     /// Its name, for people.
@@ -103,9 +106,11 @@ pub struct Program {
 }
 
 /// Name and text of what programs include.
-pub const HEADERS: [(&str, &str); 10] = [
+pub const HEADERS: [(&str, &str); 12] = [
     ("absent.cuh", include_str!("../kernels/absent.cuh")),
+    ("arrive.cuh", include_str!("../kernels/arrive.cuh")),
     ("ptx.cuh", include_str!("../kernels/ptx.cuh")),
+    ("order.cuh", include_str!("../kernels/order.cuh")),
     ("types.cuh", include_str!("../kernels/types.cuh")),
     ("weights.cuh", include_str!("../kernels/weights.cuh")),
     ("product.cuh", include_str!("../kernels/product.cuh")),
@@ -130,7 +135,7 @@ macro_rules! program {
 use Variants::{Blocks, Chunks, Few, Formats, KvDtypes, Lined, Merges, One};
 
 /// All of them. The longest compilations come first.
-pub const PROGRAMS: [Program; 21] = [
+pub const PROGRAMS: [Program; 22] = [
     program!("moe/moe_gemm", Lined, ["moe_gate_up", "moe_down"]),
     program!("experts", Formats, ["gate_up_vector", "down_vector", "gate_up_tile", "down_tile"]),
     program!("vector/linear", Few, ["linear_few", "linear_more"]),
@@ -143,9 +148,14 @@ pub const PROGRAMS: [Program; 21] = [
     program!("delta_chunks", Chunks, ["delta_chunks", "delta_states"]),
     program!("delta_rule", One, ["delta_rule"]),
     program!("causal_conv", Formats, ["causal_conv"]),
-    program!("elementwise", One, ["sigmoid_gate", "silu_mul", "gather", "combine", "rope"]),
-    program!("norm", One, ["add_rms_norm", "head_norm", "gated_norm"]),
-    program!("route", One, ["route"]),
+    program!("elementwise", One, ["sigmoid_gate", "silu_mul", "gather", "rope"]),
+    program!("norm", One, ["head_norm", "gated_norm"]),
+    program!(
+        "residual",
+        One,
+        ["add_rms_norm", "add_rms_norm_eights", "combine", "combine_rms_norm"]
+    ),
+    program!("route", One, ["route", "router"]),
     program!("embed", Formats, ["embed"]),
     program!("sort", One, ["sort_pairs", "sort_rows"]),
     program!("kv", KvDtypes, ["kv_append", "gqa_heads", "mla_heads"]),
@@ -184,16 +194,34 @@ impl Program {
         self.source.contains("DYNAMIC_SHARED")
     }
 
-    /// The parameters of one of its entries.
-    fn parameters(&self, entry: &str) -> Vec<Kind> {
+    /// Parameters and body of one of its entries.
+    fn entry(&self, entry: &str) -> (&'static str, &'static str) {
         let name = format!(" {entry}(");
         let found = self.source.match_indices("__global__").find_map(|(at, _)| {
             let (head, rest) = self.source[at..].split_once('{')?;
-            let _ = rest;
             let (_, list) = head.split_once(&name)?;
-            Some(list.rsplit_once(')')?.0)
+            // Bodies end with the first brace that begins a line.
+            Some((list.rsplit_once(')')?.0, rest.split_once("\n}")?.0))
         });
-        let list = found.unwrap_or_else(|| panic!("{}.cu has no entry {entry}", self.name));
+        found.unwrap_or_else(|| panic!("{}.cu has no entry {entry}", self.name))
+    }
+
+    /// Whether one of its entries waits by itself for the kernel before, and so may begin early: where it
+    /// begins, or in what all entries of its program share.
+    fn waits(&self, entry: &str) -> bool {
+        let shared = self.included().any(|header| header.contains(WAIT));
+        shared || self.entry(entry).1.contains(WAIT)
+    }
+
+    /// The headers that its source names.
+    fn included(&self) -> impl Iterator<Item = &'static str> {
+        let named = |name: &str| self.source.contains(&format!("#include <{name}>"));
+        HEADERS.iter().filter(move |(name, _)| named(name)).map(|(_, text)| *text)
+    }
+
+    /// The parameters of one of its entries.
+    fn parameters(&self, entry: &str) -> Vec<Kind> {
+        let (list, _) = self.entry(entry);
         list.split(',')
             .map(|parameter| match parameter.trim() {
                 pointer if pointer.contains('*') => Kind::Pointer,
@@ -205,25 +233,43 @@ impl Program {
     }
 }
 
-/// The parameters of every entry.
-pub struct Signatures(HashMap<&'static str, Vec<Kind>>);
+/// What launches have to know of every entry.
+pub struct Signatures(HashMap<&'static str, Signature>);
+
+struct Signature {
+    parameters: Vec<Kind>,
+    waits: bool,
+}
 
 impl Signatures {
     /// Reads all sources.
     pub fn read() -> Signatures {
         let entries =
             PROGRAMS.iter().flat_map(|program| program.entries.iter().map(move |e| (program, *e)));
-        Signatures(entries.map(|(program, entry)| (entry, program.parameters(entry))).collect())
+        let signature = |(program, entry): (&'static Program, _)| {
+            let (parameters, waits) = (program.parameters(entry), program.waits(entry));
+            (entry, Signature { parameters, waits })
+        };
+        Signatures(entries.map(signature).collect())
     }
 
     /// Panics unless `kinds` are what the kernel takes.
     pub fn check(&self, kernel: Kernel, kinds: impl Iterator<Item = Kind>) {
-        let wanted = self.0.get(kernel.entry).unwrap_or_else(|| panic!("no kernel {kernel:?}"));
+        let wanted = &self.of(kernel).parameters;
         assert!(
             wanted.iter().copied().eq(kinds),
             "{} is launched with other arguments than its source says: {wanted:?}",
             kernel.entry
         );
+    }
+
+    /// Whether a kernel waits by itself for the one before.
+    pub fn waits(&self, kernel: Kernel) -> bool {
+        self.of(kernel).waits
+    }
+
+    fn of(&self, kernel: Kernel) -> &Signature {
+        self.0.get(kernel.entry).unwrap_or_else(|| panic!("no kernel {kernel:?}"))
     }
 }
 
@@ -246,6 +292,21 @@ mod tests {
     fn a_launch_that_disagrees_is_found_out() {
         let kernel = Kernel { entry: "head_norm", variant: 0 };
         Signatures::read().check(kernel, [Kind::Pointer].into_iter());
+    }
+
+    /// A kernel that ends without having waited would tell the next one that all before it have ended.
+    #[test]
+    fn whoever_waits_does_so_before_it_may_leave() {
+        let mut waiting = 0;
+        for program in &PROGRAMS {
+            for entry in program.entries.iter().filter(|entry| program.waits(entry)) {
+                let (_, body) = program.entry(entry);
+                let before = body.split_once(WAIT).map_or("", |(before, _)| before);
+                assert!(!before.contains("return") && !before.contains("if ("), "{entry}");
+                waiting += 1;
+            }
+        }
+        assert!(waiting > 20, "{waiting} kernels begin early");
     }
 
     #[test]

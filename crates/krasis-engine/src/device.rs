@@ -114,7 +114,8 @@ pub fn gpu<A: Activation>(
     let cache = options.kernel_cache.as_deref();
     let found = driver::first()?;
     tracing::info!(gpu = %found.name, memory = %found.memory, "found");
-    let gpu = Gpu::open::<A>(found, cache, threads, Checking::Reads)?;
+    let mut gpu = Gpu::open::<A>(found, cache, threads, Checking::Reads)?;
+    gpu.limit_starts(options.kernel_starts);
     let free = gpu.free()?;
     Ok(Opened::<A> { gpu, free, activation: std::marker::PhantomData })
 }

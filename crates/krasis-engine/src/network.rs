@@ -29,7 +29,7 @@ pub(crate) enum Repeat {
 
 impl Network {
     /// Some layers for a chunk, from token ids if the first is among them, and to what `end` makes of the
-    /// last. What the layer before has left in `b.block` joins the residual stream first.
+    /// last. Each finds its input in `b.normed`.
     pub(crate) fn layers<D: Ops + Memory>(
         &self,
         d: &mut D,
@@ -44,16 +44,19 @@ impl Network {
             let first = done.map_or(layers.start, |layer| layer + 1);
             let next = (first..layers.end).find(|&layer| self.work(layer, step, b).is_some());
             let body = |d: &mut D| {
-                if let Some(layer) = done {
-                    blocks::after_experts(d, &self.model.layers[layer], b);
-                } else if first == 0 {
-                    blocks::embed(d, &self.model, step, b);
+                match done {
+                    Some(layer) => blocks::after_experts(d, &self.model, layer, b),
+                    None if first == 0 => blocks::embed(d, &self.model, step, b),
+                    None => {}
                 }
-                let until = next.map_or(layers.end, |layer| layer + 1);
-                (first..until).for_each(|layer| self.before_experts(d, layer, step, b));
-                if next.is_none() && layers.end == self.model.layers.len() {
-                    blocks::finish(d, &self.model, b);
-                    end(d);
+                for layer in first..next.unwrap_or(layers.end) {
+                    self.before_experts(d, layer, step, b);
+                    blocks::after_experts(d, &self.model, layer, b);
+                }
+                match next {
+                    Some(layer) => self.before_experts(d, layer, step, b),
+                    None if layers.end == self.model.layers.len() => end(d),
+                    None => {}
                 }
             };
             match repeat {
@@ -79,13 +82,12 @@ impl Network {
         if let Some(work) = self.work(layer, step, b) {
             experts.run(d, layer, work);
         }
-        blocks::after_experts(d, &self.model.layers[layer], b);
+        blocks::after_experts(d, &self.model, layer, b);
     }
 
     fn before_experts<D: Ops>(&self, d: &mut D, index: usize, step: &Step, b: &Buffers) {
         let (layer, cache) = (&self.model.layers[index], &self.caches[index]);
-        let add = (index > 0).then_some(b.block);
-        blocks::before_experts(d, layer, self.model.eps, cache, step, add, b);
+        blocks::before_experts(d, layer, self.model.eps, cache, step, b);
     }
 
     /// What a layer's routed experts have to do, if it has any.

@@ -2,6 +2,7 @@
 
 use crate::experts::{DecodeStrategy, PrefillStrategy};
 use krasis_core::{Bytes, KvDtype};
+use krasis_cuda::gpu::Starts;
 use krasis_machine::Numa;
 use krasis_ops::Span;
 use std::path::PathBuf;
@@ -130,6 +131,8 @@ pub struct Options {
     /// The forward pass in which the engine's thread panics, as on a device that fails: for tests of
     /// what happens then.
     pub fault_at_step: Option<u64>,
+    /// When GPU kernels may begin, at the earliest.
+    pub kernel_starts: Starts,
 }
 
 impl Default for Options {
@@ -160,6 +163,7 @@ impl Default for Options {
             trace: None,
             kernel_cache: None,
             fault_at_step: None,
+            kernel_starts: Starts::Early,
         }
     }
 }

@@ -240,6 +240,12 @@ pub struct Shared<W> {
 
 /// Walking the tree: every leaf is handed to `f`, in the order of computation.
 impl<W> Model<W> {
+    /// The norm that the residual stream goes through on its way into a layer, or after the last one to
+    /// the output matrix.
+    pub fn norm_before(&self, index: usize) -> &W {
+        self.layers.get(index).map_or(&self.norm, |layer| &layer.mixer_norm)
+    }
+
     /// The same model with other leaves.
     pub fn try_map<V, E>(&self, mut f: impl FnMut(&W) -> Result<V, E>) -> Result<Model<V>, E> {
         Ok(Model {

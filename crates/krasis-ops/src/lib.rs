@@ -141,6 +141,34 @@ pub trait Ops {
     /// The largest of each row in order, where they stand, and the sum of all weights.
     fn largest(&mut self, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>);
 
+    /// The router's logits, and [`Ops::route`] of them.
+    fn router(
+        &mut self,
+        x: Mat<Act>,
+        w: &Weight,
+        bias: Option<&Weight>,
+        how: &Routing,
+        logits: Mat<Act>,
+        out: Routes,
+    ) {
+        route::router(self, x, w, bias, how, logits, out);
+    }
+    /// [`Ops::combine`], what it makes joins the residual stream, and the norm that follows; what is
+    /// left in `block` is nobody's.
+    fn combine_rms_norm(
+        &mut self,
+        pairs: Mat<Act>,
+        routes: Routes,
+        scale: f32,
+        shared: Option<SharedExpert>,
+        block: Mat<Act>,
+        residual: Mat<Act>,
+        w: &Weight,
+        eps: f32,
+        out: Mat<Act>,
+    ) {
+        combine::and_norm(self, pairs, routes, scale, shared, block, residual, w, eps, out);
+    }
     /// Queries, keys and values of grouped heads made ready for [`Ops::attend`]; see [`heads`].
     fn gqa_heads(
         &mut self,

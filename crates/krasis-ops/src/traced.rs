@@ -185,6 +185,33 @@ impl<D: Ops> Ops for Traced<D> {
     fn largest(&mut self, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>) {
         self.time("largest", out.rows, |d| d.largest(x, scales, out));
     }
+    fn router(
+        &mut self,
+        x: Mat<Act>,
+        w: &Weight,
+        bias: Option<&Weight>,
+        how: &Routing,
+        logits: Mat<Act>,
+        out: Routes,
+    ) {
+        self.time("router", x.rows, |d| d.router(x, w, bias, how, logits, out));
+    }
+    fn combine_rms_norm(
+        &mut self,
+        pairs: Mat<Act>,
+        routes: Routes,
+        scale: f32,
+        shared: Option<SharedExpert>,
+        block: Mat<Act>,
+        residual: Mat<Act>,
+        w: &Weight,
+        eps: f32,
+        out: Mat<Act>,
+    ) {
+        self.time("combine_rms_norm", out.rows, |d| {
+            d.combine_rms_norm(pairs, routes, scale, shared, block, residual, w, eps, out)
+        });
+    }
     fn gqa_heads(
         &mut self,
         qkv: [Mat<Act>; 3],

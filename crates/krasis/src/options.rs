@@ -8,6 +8,7 @@ use krasis_core::{Bytes, KvDtype};
 use krasis_engine::experts::of_divisor;
 use krasis_engine::{
     Activations, CacheUse, DecodeStrategy, DeviceKind, ExpertBits, Options, Quant, Residency,
+    Starts,
 };
 use krasis_machine::Numa;
 use serde_json::Value;
@@ -88,6 +89,9 @@ pub struct ModelArguments {
     /// Below which folder /proc and /sys lie, for tests
     #[arg(long, value_name = "DIR", default_value = "/", hide = true)]
     pub machine_root: PathBuf,
+    /// GPU kernels begin when the one before has ended, to measure what beginning early saves
+    #[arg(long, hide = true)]
+    pub kernels_in_turn: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -226,6 +230,7 @@ impl ModelArguments {
                 _ => defaults.prefill_chunk,
             }),
             kernel_cache: kernel_cache(),
+            kernel_starts: if self.kernels_in_turn { Starts::InTurn } else { Starts::Early },
             ..defaults
         })
     }

@@ -2,7 +2,8 @@
 // to read the keys and values once. A block has up to 16 · TALL packed rows of one KV head and a
 // part of its keys; its warps take 16 keys in turn, each with its own ring of copies under way, so
 // that nothing waits for anything but memory. Warps are brought together through shared memory,
-// blocks through memory, by `attend_merge`.
+// blocks through memory: by the last of them to arrive, or by `attend_merge` where that is too much for
+// one.
 //
 // An H200 gives 18 bytes a clock to each multiprocessor after about 1,300 clocks: 24 KiB must be under
 // way in each, and WARPS · (STAGES − 1) · 16 keys are.
@@ -56,17 +57,51 @@ __device__ inline void copy_keys(const kv *from, u64 token_stride, u32 token, u3
     }
 }
 
+// Splits whose results are on their way together.
+#define TOGETHER 16
+
+// The results of all splits of a row and head: four columns of them, divided.
+__device__ inline float4 merged(const float *sums, const float *totals, u32 splits, u64 apart) {
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    float largest = MINUS_INFINITY, all = 0.0f;
+    for (u32 first = 0; first < splits; first += TOGETHER) {
+        float4 x[TOGETHER];
+        float2 total[TOGETHER];
+#pragma unroll
+        for (u32 i = 0; i < TOGETHER; i++) {
+            u64 at = min(first + i, splits - 1) * apart;
+            total[i] = fresh_2(totals + at * 2);
+            x[i] = fresh_4(sums + at * VALUE_DIM);
+        }
+        float most = largest;
+#pragma unroll
+        for (u32 i = 0; i < TOGETHER; i++) most = fmaxf(most, total[i].x);
+        // The first split has the first key, which every row sees.
+        float by = exp_2(largest - most);
+        largest = most;
+        all *= by, sum.x *= by, sum.y *= by, sum.z *= by, sum.w *= by;
+#pragma unroll
+        for (u32 i = 0; i < TOGETHER; i++) {
+            float weight = first + i < splits ? exp_2(total[i].x - largest) : 0.0f;
+            all += weight * total[i].y;
+            sum.x += weight * x[i].x, sum.y += weight * x[i].y, sum.z += weight * x[i].z, sum.w += weight * x[i].w;
+        }
+    }
+    float by = 1.0f / all;
+    return make_float4(sum.x * by, sum.y * by, sum.z * by, sum.w * by);
+}
+
 // Grid [splits, kv heads, tiles], `tiles` at least the sum over sequences of their rows · group / ROWS,
 // rounded up: rows · (group / ROWS, rounded up) is enough. Block [THREADS], SHARED bytes. One split
-// needs no merging: it writes to `out`.
+// needs no merging: it writes to `out`. `arrivals` [tiles, kv heads] are zero before and after; without
+// them every split leaves its results to `attend_merge`.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     attend_decode(const u16 *q, u32 q_stride, const kv *k_data, const float *k_scales, const kv *v_data,
                   const float *v_scales, u32 kv_heads, u32 group, u32 page, const u32 *first_row,
                   const u32 *positions, const u32 *pages, u32 pages_max, u32 seq_count, u32 rows,
-                  float scale, u16 *out, u32 out_stride, float *sums_out, float *totals_out) {
+                  float scale, u16 *out, u32 out_stride, float *sums_out, float *totals_out, u32 *arrivals) {
     DYNAMIC_SHARED(shared);
-    begin_next();
-    wait_for_last();
+    let_later_start();
     const u32 base_address = shared_address(shared);
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 kv_head = blockIdx.y, splits = gridDim.x;
@@ -83,8 +118,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         u32 place = ((first + i * apart) * KEYS + lane % 16) / page;
         guess[i] = blockIdx.z < seq_count && place < pages_max ? pages[(u64)blockIdx.z * pages_max + place] : 0;
     }
-    if (!find_tile(blockIdx.z, seqs, rows, group, ROWS, tile, keys)) return;
+    bool there = find_tile(blockIdx.z, seqs, rows, group, ROWS, tile, keys);
+    // Lists of the step came before its first kernel; queries, keys and values come from kernels.
+    wait_for_earlier();
+    if (!there) return;
     u32 to = (keys + KEYS - 1) / KEYS;
+    // Splits that have keys: of a short past the first ones.
+    u32 used = arrivals ? min(splits, (to + WARPS - 1) / WARPS) : splits;
+    if (blockIdx.x >= used) return;
 
     const kv *k = k_data + (u64)kv_head * KEY_DIM, *v = v_data + (u64)kv_head * VALUE_DIM;
     u64 k_stride = (u64)kv_heads * KEY_DIM, v_stride = (u64)kv_heads * VALUE_DIM;
@@ -340,12 +381,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             }
         }
         u32 row = tile.first + packed / group, head = kv_head * group + packed % group;
-        if (splits == 1) {
+        if (used == 1) {
             put_four(out + (u64)row * out_stride + head * VALUE_DIM + col, sum, 1.0f / all);
             continue;
         }
         u64 to_row = ((u64)blockIdx.x * rows + row) * heads + head;
         *(float4 *)(sums_out + to_row * VALUE_DIM + col) = sum;
         if (col == 0) totals_out[to_row * 2] = most, totals_out[to_row * 2 + 1] = all;
+    }
+    if (!arrivals || used == 1 || !last_to_arrive(arrivals + blockIdx.z * kv_heads + kv_head, used, shared)) return;
+    for (u32 i = threadIdx.x; i < ROWS * VALUE_DIM / 4; i += THREADS) {
+        u32 r = i / (VALUE_DIM / 4), col = i % (VALUE_DIM / 4) * 4, packed = tile.start + r;
+        if (packed >= tile.rows) break;
+        u32 row = tile.first + packed / group, head = kv_head * group + packed % group;
+        u64 at = (u64)row * heads + head;
+        float4 sum = merged(sums_out + at * VALUE_DIM + col, totals_out + at * 2, used, (u64)rows * heads);
+        put_four(out + (u64)row * out_stride + head * VALUE_DIM + col, sum, 1.0f);
     }
 }

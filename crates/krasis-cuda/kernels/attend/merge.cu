@@ -9,7 +9,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     __shared__ float4 parts[WARPS * 32];
     u32 at = blockIdx.x, column = blockIdx.y * 128;
     float total;
-    wait_for_last();
+    let_later_start();
+    wait_for_earlier();
     parts[threadIdx.x] = merge<VALUE_DIM, WARPS, 10>(Partial{sums, totals}, splits, rows * heads, at,
                                                     threadIdx.x / 32, column, total);
     __syncthreads();

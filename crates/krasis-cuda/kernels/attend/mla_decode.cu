@@ -47,8 +47,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                       u32 seq_count, u32 rows, float scale, u16 *out, u32 out_stride,
                       float *sums_out, float *totals_out) {
     DYNAMIC_SHARED(shared);
-    begin_next();
-    wait_for_last();
+    let_later_start();
+    wait_for_earlier();
     const u32 base_address = shared_address(shared);
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, splits = gridDim.x;
     Seqs seqs{first_row, positions, pages, pages_max, page, seq_count};

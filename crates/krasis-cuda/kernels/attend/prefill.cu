@@ -190,8 +190,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                    const u32 *positions, const u32 *pages, u32 pages_max, u32 seq_count, u32 rows,
                    float scale, u16 *out, u32 out_stride, float *sums_out, float *totals_out) {
     DYNAMIC_SHARED(shared);
-    begin_next();
-    wait_for_last();
+    let_later_start();
+    wait_for_earlier();
     const u32 base_address = shared_address(shared);
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     // The last rows see the most keys: they go first.

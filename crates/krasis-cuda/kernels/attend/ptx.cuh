@@ -1,6 +1,7 @@
-// Types and instructions of the attention kernels. The only file here with `asm`: with these
+// Types and instructions of the attention kernels. The only file here with `asm` of its own: with these
 // functions in plain C++ the kernels run on a CPU.
 #pragma once
+#include <order.cuh>
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -105,16 +106,17 @@ __device__ inline u32 pack_f8(u32 two, float scale) {
 #endif
 }
 
-// Programmatic dependent launch: nothing that the kernel before has written may be read before
-// `wait_for_last`; after `begin_next` the next kernel's blocks may come as soon as there is room. Both
-// do nothing before sm_90, or where the launch does not ask for it.
-__device__ inline void wait_for_last() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
+// What other blocks of this launch have written: not from the cache of this multiprocessor.
+__device__ inline float2 fresh_2(const float *at) {
+    float2 x;
+    asm volatile("ld.global.cg.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "l"(at) : "memory");
+    return x;
 }
-__device__ inline void begin_next() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
+__device__ inline float4 fresh_4(const float *at) {
+    float4 x;
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "l"(at)
+                 : "memory");
+    return x;
 }

@@ -7,6 +7,7 @@
 //   KV_F8    1: keys and values are F8E4M3 with a scale per token and head; 0: BF16
 //   PAGED    1: tokens lie in the pages of their sequence; 0: one after the other, from `pages[seq]`
 #pragma once
+#include <arrive.cuh>
 #include <attend/ptx.cuh>
 
 #ifndef KV_F8

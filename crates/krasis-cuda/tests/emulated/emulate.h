@@ -213,7 +213,16 @@ inline unsigned __ballot_sync(unsigned, int x) {
     return all;
 }
 inline int __any_sync(unsigned mask, int x) { return __ballot_sync(mask, x) != 0; }
+inline unsigned __reduce_max_sync(unsigned mask, unsigned x) {
+    for (unsigned step = 1; step < 32; step *= 2) x = max(x, __shfl_xor_sync(mask, x, step));
+    return x;
+}
+inline unsigned __reduce_min_sync(unsigned mask, unsigned x) {
+    for (unsigned step = 1; step < 32; step *= 2) x = min(x, __shfl_xor_sync(mask, x, step));
+    return x;
+}
 inline int __ffs(int x) { return __builtin_ffs(x); }
+inline void __threadfence() {}
 inline unsigned atomicAdd(unsigned *at, unsigned add) {
     unsigned before = *at;
     *at += add;

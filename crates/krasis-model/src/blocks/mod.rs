@@ -26,23 +26,22 @@ pub struct Step {
     pub seqs: Seqs,
 }
 
-/// Token ids to the residual stream.
+/// Token ids to the residual stream, and its norm for the first layer.
 pub fn embed<O: Ops>(o: &mut O, model: &Model<Weight>, step: &Step, b: &Buffers) {
     o.embed(step.tokens, &model.embed, b.residual);
+    o.add_rms_norm(None, b.residual, model.norm_before(0), model.eps, b.normed);
 }
 
-/// A layer up to its routed experts: mixer, second norm, and either the dense MLP (into
-/// `b.block`) or routing and the shared expert. `add` is what the layer before has left.
+/// A layer from `b.normed` up to its routed experts: mixer, second norm, and either the dense MLP
+/// (into `b.block`) or routing and the shared expert.
 pub fn before_experts<O: Ops>(
     o: &mut O,
     layer: &Layer<Weight>,
     eps: f32,
     cache: &Cache,
     step: &Step,
-    add: Option<Mat<Act>>,
     b: &Buffers,
 ) {
-    o.add_rms_norm(add, b.residual, &layer.mixer_norm, eps, b.normed);
     match (&layer.mixer, cache) {
         (Mixer::Gqa(m), Cache::Gqa { k, v }) => gqa::gqa(o, m, eps, k, v, step, b),
         (Mixer::Mla(m), Cache::Mla { latent, rope }) => mla::mla(o, m, latent, rope, step, b),
@@ -58,17 +57,14 @@ pub fn before_experts<O: Ops>(
     }
 }
 
-/// The rest of a layer: what the routed experts computed goes into `b.block`.
-pub fn after_experts<O: Ops>(o: &mut O, layer: &Layer<Weight>, b: &Buffers) {
-    if let Ffn::Moe(m) = &layer.ffn {
-        moe::combine(o, m, b);
+/// The rest of a layer: what it has computed joins the residual stream, and `b.normed` is made ready
+/// for the next layer, or after the last one for the output matrix.
+pub fn after_experts<O: Ops>(o: &mut O, model: &Model<Weight>, index: usize, b: &Buffers) {
+    let (norm, eps) = (model.norm_before(index + 1), model.eps);
+    match &model.layers[index].ffn {
+        Ffn::Dense(_) => o.add_rms_norm(Some(b.block), b.residual, norm, eps, b.normed),
+        Ffn::Moe(m) => moe::combine(o, m, norm, eps, b),
     }
-}
-
-/// The end of the stack: the last layer's part joins the residual stream, and `b.normed` holds
-/// every row normed for the output matrix.
-pub fn finish<O: Ops>(o: &mut O, model: &Model<Weight>, b: &Buffers) {
-    o.add_rms_norm(Some(b.block), b.residual, &model.norm, model.eps, b.normed);
 }
 
 /// Logits of some rows: `chosen [n]` of `b.normed` are gathered into `rows [n, hidden]` and

@@ -9,8 +9,8 @@ use krasis_ops::{Ops, Routes, SharedExpert};
 /// Chooses experts for `b.normed` and runs the shared one.
 pub fn route_and_share<O: Ops>(o: &mut O, m: &Moe<Weight>, b: &Buffers) {
     let logits = b.router.mat(b.normed.rows, m.experts.count);
-    o.linear(b.normed, &m.router, None, logits);
-    o.route(logits, m.router_bias.as_ref(), &m.routing, routes(m, b));
+    let bias = m.router_bias.as_ref();
+    o.router(b.normed, &m.router, bias, &m.routing, logits, routes(m, b));
     if let Some(shared) = &m.shared {
         dense(o, &shared.mlp, b.normed, b.shared, b);
         if let Some(gate) = &shared.gate {
@@ -19,15 +19,15 @@ pub fn route_and_share<O: Ops>(o: &mut O, m: &Moe<Weight>, b: &Buffers) {
     }
 }
 
-/// Brings routed and shared experts together in `b.block`.
-pub fn combine<O: Ops>(o: &mut O, m: &Moe<Weight>, b: &Buffers) {
+/// Brings routed and shared experts together in the residual stream, and norms it for what follows.
+pub fn combine<O: Ops>(o: &mut O, m: &Moe<Weight>, norm: &Weight, eps: f32, b: &Buffers) {
     let routes = routes(m, b);
     let pairs = b.pairs.mat(b.block.rows * m.routing.top_k, b.block.cols);
     let shared = m
         .shared
         .as_ref()
         .map(|shared| SharedExpert { out: b.shared, gate: shared.gate.map(|_| b.shared_gate) });
-    o.combine(pairs, routes, m.scale, shared, b.block);
+    o.combine_rms_norm(pairs, routes, m.scale, shared, b.block, b.residual, norm, eps, b.normed);
 }
 
 /// The routes of this layer: layers may differ in `top_k`.

@@ -2,11 +2,12 @@
 //!
 //! The one place where the routing scale is applied and the shared expert added (once each).
 
+use crate::Ops;
 use crate::cpu::{Cpu, ROWS_WORTH_A_THREAD};
 use crate::reference::Reference;
 use crate::route::Routes;
 use crate::sigmoid_gate::sigmoid;
-use krasis_core::{Act, Mat};
+use krasis_core::{Act, Mat, Weight};
 use krasis_cpu::Tiles;
 use krasis_cpu::vector::add_scaled;
 
@@ -24,6 +25,23 @@ impl SharedExpert {
     pub fn first(self, rows: u32) -> SharedExpert {
         SharedExpert { out: self.out.first(rows), gate: self.gate.map(|gate| gate.first(rows)) }
     }
+}
+
+/// [`Ops::combine_rms_norm`] from its parts.
+pub fn and_norm<O: Ops + ?Sized>(
+    o: &mut O,
+    pairs: Mat<Act>,
+    routes: Routes,
+    scale: f32,
+    shared: Option<SharedExpert>,
+    block: Mat<Act>,
+    residual: Mat<Act>,
+    w: &Weight,
+    eps: f32,
+    out: Mat<Act>,
+) {
+    o.combine(pairs, routes, scale, shared, block);
+    o.add_rms_norm(Some(block), residual, w, eps, out);
 }
 
 pub(crate) fn reference(
@@ -86,7 +104,7 @@ pub(crate) mod cases {
     use crate::testing::{Case, Judge};
     use krasis_core::Mat;
 
-    cases![scale_is_for_routed_experts_alone, many_tokens];
+    cases![scale_is_for_routed_experts_alone, many_tokens, with_the_norm_behind_it];
 
     fn scale_is_for_routed_experts_alone(on: &mut dyn Judge) {
         let mut case = Case::new(18);
@@ -113,5 +131,23 @@ pub(crate) mod cases {
         let shared = Some(SharedExpert { out: shared, gate: Some(gate) });
         let out = case.blank(40, 33);
         case.agree(on, &[out], 1e-5, |ops| ops.combine(pairs, routes, 1.5, shared, out));
+    }
+
+    fn with_the_norm_behind_it(on: &mut dyn Judge) {
+        for (cols, top_k, alone) in
+            [(72, 3, false), (1096, 9, true), (2056, 8, true), (33, 2, false)]
+        {
+            let mut case = Case::new(20);
+            let (pairs, weights) = (case.act(5 * top_k, cols), case.random_floats(5, top_k));
+            let experts = Mat::new(case.u32s(&vec![0; 5 * top_k as usize]), 5, top_k);
+            let routes = Routes { experts, weights };
+            let (shared, gate) = (case.act(5, cols), case.act(5, 1));
+            let shared = (!alone).then_some(SharedExpert { out: shared, gate: Some(gate) });
+            let (residual, w) = (case.act(5, cols), case.vector(cols));
+            let (block, out) = (case.blank(5, cols), case.blank(5, cols));
+            case.agree(on, &[out, residual], 1e-5, |ops| {
+                ops.combine_rms_norm(pairs, routes, 1.5, shared, block, residual, &w, 1e-3, out);
+            });
+        }
     }
 }

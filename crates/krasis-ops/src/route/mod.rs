@@ -10,6 +10,7 @@
 //!
 //! The routed scaling factor is not applied here but in [`crate::combine`], once.
 
+use crate::Ops;
 use crate::cpu::{Cpu, ROWS_WORTH_A_THREAD, vector_of};
 use crate::reference::Reference;
 use crate::sigmoid_gate::sigmoid;
@@ -73,6 +74,20 @@ impl Routes {
     pub fn first(self, rows: u32) -> Routes {
         Routes { experts: self.experts.first(rows), weights: self.weights.first(rows) }
     }
+}
+
+/// [`Ops::router`] from its parts.
+pub fn router<O: Ops + ?Sized>(
+    o: &mut O,
+    x: Mat<Act>,
+    w: &Weight,
+    bias: Option<&Weight>,
+    how: &Routing,
+    logits: Mat<Act>,
+    out: Routes,
+) {
+    o.linear(x, w, None, logits);
+    o.route(logits, bias, how, out);
 }
 
 /// Floats that [`choose`] works in.
@@ -203,9 +218,9 @@ fn softmax(x: &mut [f32]) {
 pub(crate) mod cases {
     use super::*;
     use crate::testing::{Case, Judge, as_mat};
-    use krasis_core::Slot;
+    use krasis_core::{DType, Format, Slot};
 
-    cases![choices_and_weights];
+    cases![choices_and_weights, with_the_product_before_it, its_logits];
 
     /// Logits are few different numbers, so that ties are decided; who was chosen is read back by
     /// gathering rows that hold their own index.
@@ -243,6 +258,43 @@ pub(crate) mod cases {
                     ops.gather(table, flat, named);
                 });
             }
+        }
+    }
+
+    /// Rows have a single one, so that logits are weights, and the same in whatever order they are added.
+    fn with_the_product_before_it(on: &mut dyn Judge) {
+        for (rows, experts, cols, top_k) in [(1, 128, 2048, 8), (9, 70, 4104, 6), (66, 12, 40, 4)] {
+            let mut case = Case::new(22);
+            let ones = |i: u32| if i % cols == i / cols * 577 % cols { 1.0 } else { 0.0 };
+            let x = case.act_of(rows, cols, &(0..rows * cols).map(ones).collect::<Vec<f32>>());
+            let w = case.weight(experts, cols, Format::Float(DType::Bf16));
+            let logits = case.blank(rows, experts);
+            let how = Routing { score: Score::Softmax, groups: None, top_k, renormalise: true };
+            let chosen = Mat::new(case.u32s(&vec![0; (rows * top_k) as usize]), rows, top_k);
+            let poison = vec![f32::NAN; (rows * top_k) as usize];
+            let weights = case.floats_of(rows, top_k, &poison);
+            let indices: Vec<f32> = (0..experts).map(|expert| expert as f32).collect();
+            let (table, named) = (case.act_of(experts, 1, &indices), case.blank(rows * top_k, 1));
+            let routes = Routes { experts: chosen, weights };
+            let flat = Slot::new(chosen.at.start, u64::from(rows * top_k));
+            case.agree(on, &[logits, named, as_mat(weights.at, rows)], 1e-5, |ops| {
+                ops.router(x, &w, None, &how, logits, routes);
+                ops.gather(table, flat, named);
+            });
+        }
+    }
+
+    fn its_logits(on: &mut dyn Judge) {
+        for (rows, cols) in [(3, 2048), (5, 3336), (1, 72)] {
+            let mut case = Case::new(23);
+            let (x, logits) = (case.act(rows, cols), case.blank(rows, 30));
+            let w = case.weight(30, cols, Format::Float(DType::Bf16));
+            let how = Routing { score: Score::Sigmoid, groups: None, top_k: 2, renormalise: false };
+            let experts = Mat::new(case.u32s(&vec![0; 2 * rows as usize]), rows, 2);
+            let weights = case.floats_of(rows, 2, &vec![0.0; 2 * rows as usize]);
+            case.agree(on, &[logits], 1e-4, |ops| {
+                ops.router(x, &w, None, &how, logits, Routes { experts, weights });
+            });
         }
     }
 }

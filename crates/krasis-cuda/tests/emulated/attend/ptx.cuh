@@ -1,6 +1,7 @@
 // kernels/attend/ptx.cuh in plain C++. Copies arrive as late as they may: what is read before it is
 // waited for is NaN.
 #pragma once
+#include <order.cuh>
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -92,5 +93,5 @@ inline u32 pack_f8(u32 two, float scale) {
     float high = __uint_as_float((two & 0x7f00) << 12 | (two & 0x8000) << 16) * unit;
     return pack(low * scale, high * scale);
 }
-inline void wait_for_last() {}
-inline void begin_next() {}
+inline float2 fresh_2(const float *at) { return *(const float2 *)at; }
+inline float4 fresh_4(const float *at) { return *(const float4 *)at; }
