@@ -102,8 +102,9 @@ pub struct Program {
 }
 
 /// Name and text of what programs include.
-pub const HEADERS: [(&str, &str); 9] = [
+pub const HEADERS: [(&str, &str); 10] = [
     ("ptx.cuh", include_str!("../kernels/ptx.cuh")),
+    ("order.cuh", include_str!("../kernels/order.cuh")),
     ("types.cuh", include_str!("../kernels/types.cuh")),
     ("weights.cuh", include_str!("../kernels/weights.cuh")),
     ("product.cuh", include_str!("../kernels/product.cuh")),
