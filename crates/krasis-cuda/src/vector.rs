@@ -102,8 +102,9 @@ impl Few {
         let idle = |split: u32| units.next_multiple_of(split) - units;
         let even = |split: &u32| 10 * idle(*split) <= units.next_multiple_of(*split);
         let splits = || [1, 2, 4, 8].into_iter().filter(even);
-        let enough = splits().find(|split| tiles * split >= BUSY_WARPS);
-        enough.or(splits().last()).unwrap_or(1)
+        // BF16 leaves time enough for it.
+        let enough = splits().find(|split| self.bits < 16 && tiles * split >= BUSY_WARPS);
+        enough.or(splits().next_back()).unwrap_or(1)
     }
 
     /// Tiles of each team in `matrices` matrices of so many: what makes all blocks fit at once, as

@@ -60,8 +60,9 @@
 #define UNSCALE 8192.0f
 #endif
 
-// Blocks of a multiprocessor that registers are for: small groups of INT4 need more of them.
-#define BLOCKS (BITS == 4 && LINE_SCALES > 1 ? 3 : 4)
+// Blocks of a multiprocessor that registers are for: small groups of INT4 need more of them, and with
+// three stages shared memory has room for two blocks.
+#define BLOCKS (STAGES < 4 || (BITS == 4 && LINE_SCALES > 1) ? 3 : 4)
 #define BLOCKS_MORE (BITS == 4 && LINE_SCALES > 1 ? 1 : 2)
 
 // Pieces of 16 bytes that a lane has of each of a unit's two halves, which are eight outputs each.
@@ -325,10 +326,9 @@ __device__ __forceinline__ void few_rows(u8 *shared, const u16 *x, u32 x_stride,
     copies_arrived<0>();
     __syncthreads();
 #if BITS == 4
-    // Each warp for itself; those that need the same ones write the same.
 #pragma unroll 1
-    for (u32 unit = unit_first; unit < units; unit += split) sum_unit<EIGHTS>(too_much, x_at, unit, lane);
-    __syncwarp();
+    for (u32 unit = warp; unit < units; unit += WARPS) sum_unit<EIGHTS>(too_much, x_at, unit, lane);
+    __syncthreads();
     too_much = kept(too_much + t * 8, lane);
 #endif
 
