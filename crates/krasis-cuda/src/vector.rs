@@ -35,6 +35,9 @@ pub(crate) const VARIANTS: [Format; 7] = [
 const WARPS: u32 = 8;
 const TILE: u32 = 16;
 
+/// Warps that keep the memory of a large GPU busy, with a few KiB under way each.
+const BUSY_WARPS: u32 = 2048;
+
 /// How a weight is multiplied, on a GPU of these limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Few {
@@ -43,6 +46,8 @@ pub(crate) struct Few {
     /// Bits of a weight, and columns that a warp takes at a time.
     bits: u32,
     unit_cols: u32,
+    /// Scales of a unit's columns in one row.
+    unit_scales: u32,
     /// Units of a warp that are on their way.
     stages: u32,
     /// Bytes of all units in shared memory.
@@ -62,16 +67,25 @@ impl Few {
         let stages = stages(limits);
         // UNIT_BYTES and SLOT_BYTES of the kernels.
         let ring_bytes = WARPS * stages * (unit_cols * TILE * bits / 8 + 32 * scales);
-        let few = Few { variant, bits, unit_cols, stages, ring_bytes, cols, limits };
+        let few =
+            Few { variant, bits, unit_cols, unit_scales: scales, stages, ring_bytes, cols, limits };
         few.shared(1).le(&limits.shared_max).then_some(few)
     }
 
     /// Bytes of shared memory for so many rows, up to [`ROWS`].
     fn shared(self, rows: u32) -> u32 {
         let apart = if self.bits == 16 { 64 } else { 16 };
-        let row = self.cols.next_multiple_of(self.unit_cols) * 2 + apart;
+        let units = self.cols.div_ceil(self.unit_cols);
+        let row = units * self.unit_cols * 2 + apart;
         let eighths = rows.div_ceil(8).next_power_of_two();
-        self.ring_bytes + eighths * WARPS * 8 * 20 * 4 + rows * row
+        let tile_sums = eighths * WARPS * 8 * 20 * 4;
+        let too_much = if self.bits == 4 { eighths * units * self.unit_scales * 32 } else { 0 };
+        // Up to four rows of INT4 have sums of two tiles, and blocks may have fewer than is launched for.
+        let bytes = |turns, rows| self.ring_bytes + turns * tile_sums + too_much + rows * row;
+        match self.bits {
+            4 => bytes(2, rows.min(4)).max(bytes(1, rows)),
+            _ => bytes(1, rows),
+        }
     }
 
     /// The most rows up to `rows` that fit.
@@ -80,28 +94,41 @@ impl Few {
         fitting.find(|rows| self.shared(*rows) <= self.limits.shared_max).expect("one row fits")
     }
 
-    /// Warps that share a tile, and each others' sums: as many as have about as much to do. A
-    /// function of the columns, as it decides the order of a sum.
-    fn split(self) -> u32 {
+    /// Warps that share each of `tiles` tiles that one row meets, and each others' sums: no more than
+    /// make [`BUSY_WARPS`], for what they share takes time, and that have about as much to do. A
+    /// function of the weight's shape, as it decides the order of a sum.
+    fn split(self, tiles: u32) -> u32 {
         let units = self.cols.div_ceil(self.unit_cols);
         let idle = |split: u32| units.next_multiple_of(split) - units;
-        let splits = [8, 4, 2].into_iter();
-        let mut even = splits.filter(|split| 10 * idle(*split) <= units.next_multiple_of(*split));
-        even.next().unwrap_or(1)
+        let even = |split: &u32| 10 * idle(*split) <= units.next_multiple_of(*split);
+        let splits = || [1, 2, 4, 8].into_iter().filter(even);
+        // BF16 leaves time enough for it.
+        let enough = splits().find(|split| self.bits < 16 && tiles * split >= BUSY_WARPS);
+        enough.or(splits().next_back()).unwrap_or(1)
     }
 
     /// Tiles of each team in `matrices` matrices of so many: what makes all blocks fit at once, as
-    /// those of a second round would be alone with their latency, or four, if there are many rounds.
-    /// More, if that makes rows of activations no more than half the bytes of the weights that they
-    /// meet, and leaves two blocks for each multiprocessor.
-    fn across(self, rows: u32, tiles: u32, matrices: u32) -> u32 {
-        let teams = WARPS / self.split();
-        let places =
-            self.limits.processors * (self.limits.shared_max / self.shared(rows)).clamp(1, 3);
+    /// those of a second round would be alone with their latency; or as many as make rounds even, and
+    /// about 64 KiB of each team, if there are many. More, if that makes rows of activations no more
+    /// than half the bytes of the weights that they meet, and leaves two blocks for each multiprocessor.
+    /// Blocks have `rows` rows usually, and room for `rows_max`.
+    fn across(self, teams: u32, [rows, rows_max]: [u32; 2], tiles: u32, matrices: u32) -> u32 {
+        // What BLOCKS of the kernels says, and shared memory, of which each block takes one KiB more.
+        let blocks = match (rows_max <= 8, self.bits == 4 && self.unit_scales > 1) {
+            (true, false) => 4,
+            (true, true) => 3,
+            (false, false) => 2,
+            (false, true) => 1,
+        };
+        let together = (self.limits.shared_max + 1024) / (self.shared(rows_max) + 1024);
+        let fitting = together.clamp(1, blocks);
+        let round = teams * fitting * self.limits.processors;
+        let most = if self.bits == 4 { 8 } else { 4 };
         let all = tiles * matrices;
+        let even = all.div_ceil(round * all.div_ceil(round * most));
         let reuse = (2 * rows).div_ceil(self.bits * teams);
         let reuse = reuse.min(all / (teams * self.limits.processors * 2));
-        all.div_ceil(teams * places).min(4).max(reuse).min(tiles.div_ceil(teams))
+        even.max(reuse).min(tiles.div_ceil(teams))
     }
 }
 
@@ -153,8 +180,9 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
         let outputs = w.rows / heads;
         let parts = x.rows.div_ceil(few.rows_together(ROWS.min(x.rows)));
         let each = x.rows.div_ceil(parts);
-        let (split, tiles) = (few.split(), outputs.div_ceil(TILE));
-        let across = few.across(each, tiles, parts * heads);
+        let tiles = outputs.div_ceil(TILE);
+        let split = few.split(tiles * heads);
+        let across = few.across(WARPS / split, [each, each], tiles, parts * heads);
         let args = [
             self.mat(x),
             x.stride.into(),
@@ -195,9 +223,10 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
             (of.most, of.sorted, of.tiles)
         };
         // Most tiles are far from full.
-        let usual = together.div_ceil(2);
+        let rows = [together.div_ceil(2), together];
         let halves = bank.inter.div_ceil(8);
-        let (split, across) = (gate_up.split(), gate_up.across(usual, halves, matrices));
+        let split = gate_up.split(halves * top_k);
+        let across = gate_up.across(WARPS / split, rows, halves, matrices);
         let args = [
             self.mat(x),
             x.stride.into(),
@@ -218,8 +247,9 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
         ];
         let grid = [halves.div_ceil(across * WARPS / split), matrices, 1];
         self.launch_few("gate_up_few", gate_up, grid, together, &args);
-        let (split, wide) = (down.split(), out.cols.div_ceil(TILE));
-        let across = down.across(usual, wide, matrices);
+        let wide = out.cols.div_ceil(TILE);
+        let split = down.split(wide * top_k);
+        let across = down.across(WARPS / split, rows, wide, matrices);
         let args = [
             self.mat(inner),
             inner.stride.into(),
@@ -268,7 +298,15 @@ mod tests {
     #[test]
     fn warps_of_a_tile_have_as_much_to_do_as_each_other() {
         for (cols, split) in [(2048, 8), (768, 2), (1408, 4), (512, 4), (128, 1), (10_944, 8)] {
-            assert_eq!(int4(cols).split(), split, "{cols} columns");
+            assert_eq!(int4(cols).split(1), split, "{cols} columns");
+        }
+    }
+
+    #[test]
+    fn tiles_are_shared_no_more_than_keeps_memory_busy() {
+        // A projection, the eight experts of a token of Qwen3-30B, and its head.
+        for (tiles, split) in [(320, 8), (768, 4), (9496, 1)] {
+            assert_eq!(int4(2048).split(tiles), split, "{tiles} tiles");
         }
     }
 
@@ -290,10 +328,10 @@ mod tests {
     #[test]
     fn blocks_fit_at_once_or_are_many() {
         // The eight experts of a token of Qwen3-30B; its head for one row, and a projection for eight.
-        assert_eq!(int4(2048).across(1, 96, 8), 2);
-        assert_eq!(int4(768).across(1, 128, 8), 1);
-        assert_eq!(int4(2048).across(1, 9496, 1), 4);
-        assert_eq!(int4(2048).across(8, 1280, 1), 4);
-        assert_eq!(int4(2048).across(1, 8, 1), 1);
+        assert_eq!(int4(2048).across(2, [1, 1], 96, 8), 1);
+        assert_eq!(int4(768).across(4, [1, 1], 128, 8), 1);
+        assert_eq!(int4(2048).across(8, [1, 1], 9496, 1), 3);
+        assert_eq!(int4(2048).across(1, [8, 8], 1280, 1), 4);
+        assert_eq!(int4(2048).across(1, [1, 1], 8, 1), 1);
     }
 }

@@ -75,6 +75,16 @@ __device__ __forceinline__ uint2 shared_8(u32 at) {
     return x;
 }
 
+__device__ __forceinline__ u16 shared_2(u32 at) {
+    u16 x;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(at) : "memory");
+    return x;
+}
+
+__device__ __forceinline__ void store_shared_8(u32 at, u32 first, u32 second) {
+    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(at), "r"(first), "r"(second) : "memory");
+}
+
 // Four matrices of 8 by 8 BF16; lane i names row i % 8 of matrix i / 8, 16 bytes.
 __device__ __forceinline__ void load_matrices(u32 (&a)[4], u32 at) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

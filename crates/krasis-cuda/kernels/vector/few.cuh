@@ -3,26 +3,34 @@
 // Sixteen outputs are the rows of mma.m16n8k16, and up to eight rows of activations its columns, so
 // that one row costs what eight do and no sum knows its company. A block's eight warps are teams of
 // `split`, each of which has its own outputs; the warps of a team take units of columns in turn and
-// add up their sums at the end, in the order of the warps. `split` is a function of the columns
-// alone, and so the order of a sum is that of the weight's shape, whatever the number of rows.
+// add up their sums at the end, in the order of the warps. `split` is a function of the weight's shape,
+// and so is the order of a sum, whatever the number of rows.
 //
 // Each warp has a ring of STAGES units in shared memory, all of them on their way at once: an H200 has
 // to have 21 KiB a multiprocessor under way for 4 TB/s if memory answers after 0.7 us, and a block has
 // 32 of INT4 and 64 of others. Activations lie in shared memory for the block's whole life, which is
 // `across` tiles of outputs for each team.
 //
-// Bound: the weight's bytes. At 4 TB/s an H200 issues 7 instructions of a lane per byte; INT4 takes
-// about 4.4, counted in the source with six for a product (moe/moe_gemm.cu), INT8 half of it.
+// Bound: the weight's bytes. At 4 TB/s an H200 issues 7 instructions of a lane per byte; for a unit of
+// INT4 ptxas makes 4.4 for sm_90, and half of it for INT8.
 //
-// BITS is 4 or 8 for lines (krasis-core lines.rs) with scales of GROUP columns, unpacked as in
-// moe/moe_gemm.cu, and 16 for BF16 in rows. 256 threads; dynamic shared memory: src/vector.rs.
+// BITS is 4 or 8 for lines (krasis-core lines.rs) with scales of GROUP columns, and 16 for BF16 in
+// rows. INT8 is unpacked as in moe/moe_gemm.cu. INT4 is (128 + n) / 4 on the way, which takes one
+// instruction for a pair of low nibbles and two for high ones, and no scale: a group's sum begins with
+// what that adds too much, and meets its scale when it is complete.
+//
+// 256 threads; dynamic shared memory: src/vector.rs.
 #include <moe/mma.cuh>
+#include <order.cuh>
 
 #define WARPS 8
 #define THREADS (WARPS * 32)
 
 #if BITS == 16
 #define UNIT_COLS 64
+// Bytes from a unit to the next one, and of eight rows.
+#define UNIT_STEP 128
+#define EIGHT_ROWS(units, cols) ((cols) * 16)
 #define LINE_SCALES 0
 // Bytes between rows of activations, beside their columns: those that eight lanes read together then
 // lie in different banks.
@@ -30,15 +38,32 @@
 #define UNSCALE 1.0f
 #else
 #define UNIT_COLS 128
+#define UNIT_STEP (128 * BITS)
+#define EIGHT_ROWS(units, cols) ((units) * UNIT_STEP)
 #define LINE_SCALES (128 / GROUP)
 #define APART 16
-// BF16 pairs: 2^120, and for high nibbles 2^116; minus zero · 2^-13; minus nothing.
+#endif
+
+#if BITS == 4
+// BF16 pairs: 32, to which a low nibble adds its quarter; 2^127, which makes a quarter of a high one;
+// one. And what a sum of activations has to be taken by to make up for 32 and for eight quarters.
+#define THIRTY_TWO 0x42004200u
+#define HIGH 0x7f007f00u
+#define ONES 0x3f803f80u
+#define TOO_MUCH -34.0f
+#define UNSCALE 4.0f
+#elif BITS == 8
+// BF16 pairs: 2^120; minus 128 · 2^-13; minus nothing.
 #define LOW 0x7b807b80u
-#define HIGH 0x79807980u
-#define ZERO (BITS == 4 ? 0xba80ba80u : 0xbc80bc80u)
+#define ZERO 0xbc80bc80u
 #define NOTHING 0x80008000u
 #define UNSCALE 8192.0f
 #endif
+
+// Blocks of a multiprocessor that registers are for: small groups of INT4 need more of them, and with
+// three stages shared memory has room for two blocks.
+#define BLOCKS (STAGES < 4 || (BITS == 4 && LINE_SCALES > 1) ? 3 : 4)
+#define BLOCKS_MORE (BITS == 4 && LINE_SCALES > 1 ? 1 : 2)
 
 // Pieces of 16 bytes that a lane has of each of a unit's two halves, which are eight outputs each.
 #define PIECES (BITS == 4 ? 1 : 2)
@@ -62,13 +87,9 @@ struct Outputs {
 
 // The same from a matrix that begins `rows` rows later, whole blocks of 8 in lines.
 __device__ __forceinline__ Outputs rows_later(Outputs w, u64 rows) {
-#if BITS == 16
-    w.data += rows * w.cols * 2;
-#else
     u32 units = (w.cols + UNIT_COLS - 1) / UNIT_COLS;
-    w.data += rows / 8 * units * (128 * BITS);
+    w.data += rows * EIGHT_ROWS(units, w.cols) / 8;
     w.scales += rows * units * LINE_SCALES;
-#endif
     return w;
 }
 
@@ -76,42 +97,112 @@ __device__ __forceinline__ u32 word_of(const uint4 &x, u32 i) { return i == 0 ? 
 
 __device__ __forceinline__ u16 bf16_of(float x) { return (u16)rounded_pair(x, 0.0f); }
 
-// Starts a lane's copies of unit `unit` of a tile's columns into a slot.
-__device__ __forceinline__ void load_unit(u32 slot, const Outputs &w, u32 tile, u32 unit, u32 units, u32 lane) {
-    u32 g = lane / 4, t = lane % 4;
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-        u32 row = tile * w.together * 8 + half * w.second;
-        bool there = unit < units && (tile * w.together + half * (w.together - 1)) * 8 + (BITS == 16 ? g : 0) < w.rows;
+// The same number, of which the compiler does not know how to come by it again: it would do so for every
+// unit rather than keep it, even for constants.
+__device__ __forceinline__ u32 kept(u32 x, u32 lane) { return __shfl_sync(~0u, x, lane); }
+
+// What a lane loads of its warp's units, one after another: addresses are stepped, not computed, as
+// a unit leaves no more than 230 instructions of a warp.
+struct Loads {
+    const u8 *from, *scales;
+    // Bytes from the first half of a tile to the second; from a unit to the next, and from a tile's last.
+    u64 second;
+    u32 step, next;
+    u32 unit, units, unit_first, units_end, split;
+    // The next tile, and where tiles end of whose halves, or scales, this lane loads something.
+    u32 tile, teams, ends[2], scales_end;
+
+    __device__ __forceinline__ Loads(const Outputs &w, u32 split, u32 teams, u32 unit_first, u32 tile, u32 tiles_end,
+                                     u32 lane)
+        : unit(unit_first), units((w.cols + UNIT_COLS - 1) / UNIT_COLS), unit_first(unit_first), split(split),
+          tile(tile), teams(teams) {
+        u32 g = lane / 4, t = lane % 4, eight = EIGHT_ROWS(units, w.cols);
+        u32 turns = (units + split - 1) >> (__ffs(split) - 1);
+        units_end = turns * split;
+        second = (u64)w.second * eight / 8;
+        step = split * UNIT_STEP, next = teams * w.together * eight - (turns - 1) * step;
+        from = w.data + (u64)tile * w.together * eight + unit_first * UNIT_STEP + t * 16;
+        u32 tall = 8 * w.together;
 #if BITS == 16
-        const u8 *from = w.data + ((u64)(row + g) * w.cols + unit * UNIT_COLS) * 2 + t * 16;
+        from += (u64)g * w.cols * 2;
+        u32 row = g;
 #else
-        const u8 *from = w.data + (u64)(row / 8 * units + unit) * (128 * BITS) + g * (16 * BITS) + t * 16;
+        from += g * (16 * BITS);
+        u32 row = 0, half = lane / LINE_SCALES;
+        scales = (const u8 *)w.scales + ((u64)tile * w.together * units + unit_first) * (LINE_SCALES * 16) +
+                 (half == 1 ? (u64)w.second * units * (LINE_SCALES * 2) : 0) + lane % LINE_SCALES * 16;
 #endif
+        ends[0] = kept(min((w.rows + tall - 1 - row) / tall, tiles_end), lane);
+        ends[1] = kept(min((w.rows + 7 - row) / tall, tiles_end), lane);
+#if BITS != 16
+        scales_end = kept(half == 0 ? ends[0] : half == 1 ? ends[1] : 0, lane);
+#endif
+    }
+
+    // Starts this lane's copies of a unit into its part of a slot.
+    __device__ __forceinline__ void start(u32 slot, u32 cols, u32 lane) {
 #pragma unroll
-        for (u32 piece = 0; piece < PIECES; piece++) {
-            bool in_row = BITS != 16 || unit * UNIT_COLS + piece * 32 + t * 8 < w.cols;
-            copy_16(slot + (half * PIECES + piece) * 512 + lane * 16, from + piece * 64, in_row ? 16 : 0, there);
+        for (u32 half = 0; half < 2; half++)
+#pragma unroll
+            for (u32 piece = 0; piece < PIECES; piece++) {
+                bool in_row = BITS != 16 || unit * UNIT_COLS + piece * 32 + lane % 4 * 8 < cols;
+                copy_16(slot + (half * PIECES + piece) * 512, from + half * second + piece * 64, in_row ? 16 : 0,
+                        unit < units && tile < ends[half]);
+            }
+#if BITS != 16
+        copy_16(slot + UNIT_BYTES, scales, 16, unit < units && tile < scales_end);
+#endif
+        unit += split;
+        bool last = unit >= units_end;
+        u32 on = last ? next : step;
+        from += on;
+        if (BITS != 16) scales += on / UNIT_STEP * (LINE_SCALES * 16);
+        if (last) unit = unit_first, tile += teams;
+    }
+};
+
+#if BITS == 4
+// What groups of a unit have too much of: sums of the activations, by products with ones.
+template <u32 EIGHTS>
+__device__ __forceinline__ void sum_unit(u32 to, const u32 (&x_at)[EIGHTS], u32 unit, u32 lane) {
+    const u32 ones[4] = {ONES, ONES, ONES, ONES};
+#pragma unroll
+    for (u32 e = 0; e < EIGHTS; e++) {
+        // Slabs by themselves, so that they need not wait for each other.
+        float slab_sums[4][4] = {};
+#pragma unroll
+        for (u32 slab = 0; slab < 4; slab++) {
+            u32 x[4];
+            load_matrices(x, x_at[e] + unit * 256 + slab * 64);
+            multiply_add(slab_sums[slab], ones, x[0], x[1]);
+            multiply_add(slab_sums[slab], ones, x[2], x[3]);
+        }
+#pragma unroll
+        for (u32 group = 0; group < LINE_SCALES; group++) {
+            float sum[2] = {};
+#pragma unroll
+            for (u32 slab = group * (4 / LINE_SCALES); slab < (group + 1) * (4 / LINE_SCALES); slab++)
+                sum[0] += slab_sums[slab][0], sum[1] += slab_sums[slab][1];
+            if (lane < 4)
+                store_shared_8(to + ((unit * LINE_SCALES + group) * EIGHTS + e) * 32 + lane * 8,
+                               __float_as_uint(TOO_MUCH * sum[0]), __float_as_uint(TOO_MUCH * sum[1]));
         }
     }
-#if BITS != 16
-    u32 half = lane / LINE_SCALES, row = tile * w.together * 8 + half * w.second;
-    copy_16(slot + UNIT_BYTES + lane * 16,
-            w.scales + (u64)((row / 8 * units + unit) * LINE_SCALES + lane % LINE_SCALES) * 8, 16,
-            half < 2 && unit < units && (tile * w.together + half * (w.together - 1)) * 8 < w.rows);
-#endif
 }
+#endif
 
-// Adds a unit's products. `x_at[e]` is what this lane reads of rows 8e to 8e + 7 of the activations.
+// Adds the products of the unit in the slot of which `slot` is this lane's part. `x_at[e]` is what this
+// lane reads of rows 8e to 8e + 7 of the activations, `scales_apart` what lies from `slot` to its scales, and
+// `too_much` is what it reads of sum_unit's; `nibbles` are the low ones of bytes 0 and 2.
 template <u32 EIGHTS>
-__device__ __forceinline__ void multiply_unit(const u8 *slot, const u32 (&x_at)[EIGHTS], u32 unit, u32 lane,
-                                              float (&sums)[EIGHTS][4]) {
+__device__ __forceinline__ void multiply_unit(u32 slot, const u32 (&x_at)[EIGHTS], u32 scales_apart, u32 too_much,
+                                              u32 nibbles, u32 unit, float (&sums)[EIGHTS][4]) {
     uint4 words[2][PIECES];
 #pragma unroll
     for (u32 half = 0; half < 2; half++)
 #pragma unroll
         for (u32 piece = 0; piece < PIECES; piece++)
-            words[half][piece] = *(const uint4 *)(slot + (half * PIECES + piece) * 512 + lane * 16);
+            words[half][piece] = shared_16(slot + (half * PIECES + piece) * 512);
 #if BITS == 16
     // A lane's eight neighbouring columns stand in both operands where the instruction wants four of
     // one eight and four of the next: the same columns meet all the same.
@@ -127,66 +218,91 @@ __device__ __forceinline__ void multiply_unit(const u8 *slot, const u32 (&x_at)[
             multiply_add(sums[e], second, x.z, x.w);
         }
 #else
-    bf16x2 low[2], high[2], zero[2];
+    u32 scales_at = slot + scales_apart;
 #pragma unroll
-    for (u32 slab = 0; slab < 4; slab++) {
-        if (slab % (4 / LINE_SCALES) == 0)
-#pragma unroll
-            for (u32 half = 0; half < 2; half++) {
-                u32 at = (half * LINE_SCALES + slab / (4 / LINE_SCALES)) * 16 + lane / 4 * 2;
-                bf16x2 scale = *(const u16 *)(slot + UNIT_BYTES + at) * 0x10001u;
-                low[half] = fma_pair(scale, LOW, NOTHING);
-                if (BITS == 4) high[half] = fma_pair(scale, HIGH, NOTHING);
-                zero[half] = fma_pair(scale, ZERO, NOTHING);
-            }
-        u32 x[EIGHTS][4];
-#pragma unroll
-        for (u32 e = 0; e < EIGHTS; e++) load_matrices(x[e], x_at[e] + unit * 256 + slab * 64);
-#pragma unroll
-        for (u32 step = 0; step < 2; step++) {
-            u32 weights[4];
-#pragma unroll
-            for (u32 half = 0; half < 2; half++) {
-                u32 first = word_of(words[half][0], slab) >> 8 * step;
+    for (u32 group = 0; group < LINE_SCALES; group++) {
+        u32 scales[2] = {shared_2(scales_at + group * 16), shared_2(scales_at + (LINE_SCALES + group) * 16)};
 #if BITS == 4
-                weights[half] = fma_pair(first & 0x000f000f, low[half], zero[half]);
-                weights[2 + half] = fma_pair(first & 0x00f000f0, high[half], zero[half]);
-#else
-                u32 second = word_of(words[half][1], slab) >> 8 * step;
-                weights[half] = fma_pair(first & 0x00ff00ff, low[half], zero[half]);
-                weights[2 + half] = fma_pair(second & 0x00ff00ff, low[half], zero[half]);
-#endif
-            }
+        float group_sums[EIGHTS][4];
 #pragma unroll
-            for (u32 e = 0; e < EIGHTS; e++) multiply_add(sums[e], weights, x[e][2 * step], x[e][2 * step + 1]);
+        for (u32 e = 0; e < EIGHTS; e++) {
+            uint2 begin = shared_8(too_much + ((unit * LINE_SCALES + group) * EIGHTS + e) * 32);
+            group_sums[e][0] = group_sums[e][2] = __uint_as_float(begin.x);
+            group_sums[e][1] = group_sums[e][3] = __uint_as_float(begin.y);
         }
+#else
+        bf16x2 low[2], zero[2];
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            low[half] = fma_pair(scales[half] * 0x10001u, LOW, NOTHING);
+            zero[half] = fma_pair(scales[half] * 0x10001u, ZERO, NOTHING);
+        }
+        float(&group_sums)[EIGHTS][4] = sums;
+#endif
+#pragma unroll
+        for (u32 slab = group * (4 / LINE_SCALES); slab < (group + 1) * (4 / LINE_SCALES); slab++) {
+            u32 x[EIGHTS][4];
+#pragma unroll
+            for (u32 e = 0; e < EIGHTS; e++) load_matrices(x[e], x_at[e] + unit * 256 + slab * 64);
+#pragma unroll
+            for (u32 step = 0; step < 2; step++) {
+                u32 weights[4];
+#pragma unroll
+                for (u32 half = 0; half < 2; half++) {
+                    u32 first = word_of(words[half][0], slab) >> 8 * step;
+#if BITS == 4
+                    weights[half] = (first & nibbles) | THIRTY_TWO;
+                    weights[2 + half] = fma_pair(first & 0x00f000f0, HIGH, THIRTY_TWO);
+#else
+                    u32 second = word_of(words[half][1], slab) >> 8 * step;
+                    weights[half] = fma_pair(first & 0x00ff00ff, low[half], zero[half]);
+                    weights[2 + half] = fma_pair(second & 0x00ff00ff, low[half], zero[half]);
+#endif
+                }
+#pragma unroll
+                for (u32 e = 0; e < EIGHTS; e++)
+                    multiply_add(group_sums[e], weights, x[e][2 * step], x[e][2 * step + 1]);
+            }
+        }
+#if BITS == 4
+#pragma unroll
+        for (u32 e = 0; e < EIGHTS; e++)
+#pragma unroll
+            for (u32 c = 0; c < 4; c++) sums[e][c] += __uint_as_float(scales[c / 2] << 16) * group_sums[e][c];
+#endif
     }
 #endif
 }
 
-// The sums of `rows` rows with the outputs of `across` tiles for each team, from tile `first` of
-// `tiles` on. What is multiplied are the pairs that the first lanes name, `top_k` of which share a row
+// The sums of `rows` rows with the outputs of `across` tiles for each team, of `tiles` in all, which
+// blocks take in order. What is multiplied are the pairs that the first lanes name, `top_k` of which share a row
 // of `x`. Calls `store(pair, tile, output of eight, sums of both halves)`.
 template <u32 EIGHTS, class Store>
 __device__ __forceinline__ void few_rows(u8 *shared, const u16 *x, u32 x_stride, u32 pair, u32 top_k, u32 rows,
-                                         const Outputs &w, u32 split, u32 across, u32 first, u32 tiles, Store store) {
+                                         const Outputs &w, u32 split, u32 across, u32 block, u32 tiles, Store store) {
     u32 thread = thread_number(), warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
-    u32 units = (w.cols + UNIT_COLS - 1) / UNIT_COLS, turns = (units + split - 1) / split, teams = WARPS / split;
-    u32 turn_first = warp % split;
-    first += warp / split;
+    // `split` is a power of two, and divisions would hold up the first loads.
+    u32 shift = __ffs(split) - 1, teams = WARPS >> shift, team = warp >> shift, unit_first = warp & (split - 1);
+    u32 units = (w.cols + UNIT_COLS - 1) / UNIT_COLS, units_end = (units + split - 1) >> shift << shift;
+    u32 first = block * across * teams, tiles_end = min(tiles, first + across * teams);
 
-    u8 *ring = shared + warp * STAGES * SLOT_BYTES;
     float *all_sums = (float *)(shared + RING_BYTES);
-    u32 x_shared = shared_address(shared + RING_BYTES) + EIGHTS * WARPS * SUMS * 4;
+    // A tile's sums may be read while the next one's are written, where both leave room for as many blocks.
+    const u32 TILE_SUMS = EIGHTS * WARPS * SUMS;
+    u32 sum_turns = BITS == 4 && rows <= 4 ? 2 : 1;
+    u32 too_much = shared_address(shared + RING_BYTES) + sum_turns * TILE_SUMS * 4;
+    u32 x_shared = too_much + (BITS == 4 ? units * LINE_SCALES * EIGHTS * 32 : 0);
     u32 x_bytes = units * UNIT_COLS * 2 + APART;
 
-    u32 total = turns * across, to = shared_address(ring), load_turn = 0, load_tile = first;
-    auto load = [&](u32 number) {
-        if (number < total && load_tile < tiles)
-            load_unit(to + number % STAGES * SLOT_BYTES, w, load_tile, load_turn * split + turn_first, units, lane);
-        if (++load_turn == turns) load_turn = 0, load_tile += teams;
-    };
-    load(0);
+    // Weights are under way before the kernels that the activations come from are done.
+    u32 ring = shared_address(shared) + warp * STAGES * SLOT_BYTES + lane * 16;
+    Loads loads(w, split, teams, unit_first, first + team, tiles_end, lane);
+#pragma unroll
+    for (u32 i = 0; i < STAGES; i++) {
+        loads.start(ring + i * SLOT_BYTES, w.cols, lane);
+        copies_together();
+    }
+    wait_for_earlier();
 #pragma unroll 1
     for (u32 r = 0; r < rows; r++) {
         const u16 *row = x + (u64)(__shfl_sync(~0u, pair, r) / top_k) * x_stride;
@@ -194,56 +310,67 @@ __device__ __forceinline__ void few_rows(u8 *shared, const u16 *x, u32 x_stride,
             copy_16(x_shared + r * x_bytes + col * 2, row + col, col < w.cols ? 16 : 0, true);
     }
     copies_together();
-#pragma unroll
-    for (u32 i = 1; i < STAGES; i++) {
-        load(i);
-        copies_together();
-    }
     // Columns of the product that have no row repeat the last one, and are thrown away.
     u32 x_at[EIGHTS];
 #pragma unroll
     for (u32 e = 0; e < EIGHTS; e++)
 #if BITS == 16
-        x_at[e] = x_shared + min(8 * e + g, rows - 1) * x_bytes + t * 16;
+        x_at[e] = kept(x_shared + min(8 * e + g, rows - 1) * x_bytes + t * 16, lane);
 #else
-        x_at[e] = x_shared + min(8 * e + lane % 8, rows - 1) * x_bytes + lane / 8 * 16;
+        x_at[e] = kept(x_shared + min(8 * e + lane % 8, rows - 1) * x_bytes + lane / 8 * 16, lane);
 #endif
-    copies_arrived<STAGES - 1>();
+    // Slots have the scales of eight rows together, and this lane has row `g` of either half.
+    u32 scales_apart = kept(UNIT_BYTES - lane * 16 + g * 2, lane);
+    // There are fewer than 2^31 columns, which the compiler does not know either.
+    u32 nibbles = kept(0x000f000f + (w.cols >> 31), lane);
+    copies_arrived<0>();
     __syncthreads();
+#if BITS == 4
+#pragma unroll 1
+    for (u32 unit = warp; unit < units; unit += WARPS) sum_unit<EIGHTS>(too_much, x_at, unit, lane);
+    __syncthreads();
+    too_much = kept(too_much + t * 8, lane);
+#endif
 
-    u32 number = 0;
+    ring = kept(ring, lane);
+    u32 slot = 0;
 #pragma unroll 1
     for (u32 i = 0; i < across; i++) {
         float sums[EIGHTS][4] = {};
 #pragma unroll 1
-        for (u32 turn = 0; turn < turns; turn++, number++) {
+        for (u32 unit = unit_first; unit < units_end; unit += split) {
             copies_arrived<STAGES - 1>();
             __syncwarp();
-            u32 unit = turn * split + turn_first;
-            if (unit < units) multiply_unit<EIGHTS>(ring + number % STAGES * SLOT_BYTES, x_at, unit, lane, sums);
+            if (unit < units) multiply_unit<EIGHTS>(ring + slot, x_at, scales_apart, too_much, nibbles, unit, sums);
             __syncwarp();
-            load(number + STAGES);
+            loads.start(ring + slot, w.cols, lane);
             copies_together();
+            slot = slot == (STAGES - 1) * SLOT_BYTES ? 0 : slot + SLOT_BYTES;
         }
+        float *tile_sums = all_sums + (i & (sum_turns - 1)) * TILE_SUMS;
 #pragma unroll
         for (u32 e = 0; e < EIGHTS; e++)
 #pragma unroll
             for (u32 c = 0; c < 4; c++)
-                all_sums[(warp * EIGHTS + e) * SUMS + (2 * t + c % 2) * SUM_STRIDE + g + c / 2 * 8] = sums[e][c];
+                tile_sums[(warp * EIGHTS + e) * SUMS + (2 * t + c % 2) * SUM_STRIDE + g + c / 2 * 8] = sums[e][c];
         __syncthreads();
+#pragma unroll 1
         for (u32 cell = thread; cell < teams * EIGHTS * 64; cell += THREADS) {
-            u32 team = cell / (EIGHTS * 64), row = cell / 8 % (EIGHTS * 8), output = cell % 8;
-            u32 tile = first - warp / split + i * teams + team;
+            u32 member_first = cell / (EIGHTS * 64) * split, row = cell / 8 % (EIGHTS * 8), output = cell % 8;
+            u32 tile = first + i * teams + cell / (EIGHTS * 64);
             u32 its_pair = __shfl_sync(~0u, pair, row);
+            if (row >= rows || tile >= tiles) continue;
             float both[2] = {};
-            for (u32 member = 0; member < split; member++)
 #pragma unroll
-                for (u32 half = 0; half < 2; half++)
-                    both[half] += all_sums[((team * split + member) * EIGHTS + row / 8) * SUMS +
-                                           row % 8 * SUM_STRIDE + output + half * 8];
-            if (row < rows && tile < tiles) store(its_pair, tile, output, both[0] * UNSCALE, both[1] * UNSCALE);
+            for (u32 member = 0; member < WARPS; member++)
+                if (member < split)
+#pragma unroll
+                    for (u32 half = 0; half < 2; half++)
+                        both[half] += tile_sums[((member_first + member) * EIGHTS + row / 8) * SUMS +
+                                                row % 8 * SUM_STRIDE + output + half * 8];
+            store(its_pair, tile, output, both[0] * UNSCALE, both[1] * UNSCALE);
         }
-        if (i + 1 < across) __syncthreads();
+        if (sum_turns == 1 && i + 1 < across) __syncthreads();
     }
     copies_arrived<0>();
 }

@@ -68,6 +68,8 @@ inline void await(u32 barrier, u32 phase) {
 
 inline uint4 shared_16(u32 at) { return *(uint4 *)at_shared(at); }
 inline uint2 shared_8(u32 at) { return *(uint2 *)at_shared(at); }
+inline u16 shared_2(u32 at) { return *(u16 *)at_shared(at); }
+inline void store_shared_8(u32 at, u32 first, u32 second) { *(uint2 *)at_shared(at) = {first, second}; }
 
 inline void load_matrices(u32 (&a)[4], u32 at) {
     u32 me = threadIdx.x % 32, first = threadIdx.x - me;
