@@ -1,5 +1,4 @@
 // Pairs sorted by expert, and cut into tiles for tensor cores ("moe align").
-#include <absent.cuh>
 #include <types.cuh>
 
 #define EXPERTS_MAX 1024
@@ -15,8 +14,8 @@ __device__ inline u32 tile_height(u32 count, u32 tile_rows) {
 
 // One block. `sorted` [pairs]; `tiles` [1 + 3 · most] is their count, then expert, first entry of
 // `sorted` and entries of each. The order of an expert's pairs is any: rows are multiplied alone.
-// Pairs whose expert is absent are left out.
-extern "C" __global__ void sort_pairs(const u32 *chosen, u32 pairs, u32 experts, u32 tile_rows,
+// Experts are counted from `first` on; pairs of all others, and of an absent one, are left out.
+extern "C" __global__ void sort_pairs(const u32 *chosen, u32 pairs, u32 first, u32 experts, u32 tile_rows,
                                       u32 *sorted, u32 *tiles) {
     let_later_start();
     wait_for_earlier();
@@ -24,7 +23,7 @@ extern "C" __global__ void sort_pairs(const u32 *chosen, u32 pairs, u32 experts,
     for (u32 e = threadIdx.x; e < experts; e += blockDim.x) counts[e] = 0;
     __syncthreads();
     for (u32 pair = threadIdx.x; pair < pairs; pair += blockDim.x)
-        if (chosen[pair] != ABSENT) atomicAdd(&counts[chosen[pair]], 1u);
+        if (chosen[pair] - first < experts) atomicAdd(&counts[chosen[pair] - first], 1u);
     __syncthreads();
     for (u32 e = threadIdx.x; e < experts; e += blockDim.x)
         parts[e] = (counts[e] + tile_rows - 1) / tile_rows;
@@ -47,7 +46,7 @@ extern "C" __global__ void sort_pairs(const u32 *chosen, u32 pairs, u32 experts,
     }
     __syncthreads();
     for (u32 pair = threadIdx.x; pair < pairs; pair += blockDim.x)
-        if (chosen[pair] != ABSENT) sorted[atomicAdd(&next[chosen[pair]], 1u)] = pair;
+        if (chosen[pair] - first < experts) sorted[atomicAdd(&next[chosen[pair] - first], 1u)] = pair;
 }
 
 // The same of rows that all meet one matrix; a thread per row.

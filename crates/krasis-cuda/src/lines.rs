@@ -111,18 +111,20 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
         self.down_in_lines(x, &tiles, w, lines, out);
     }
 
-    /// The routed experts over `tiles` of [`Tiling::rows`]; both weights have the same bits.
+    /// The routed experts from number `first` on, over tiles of [`Tiling::rows`]; both weights have the
+    /// same bits.
     pub(crate) fn experts_in_lines(
         &mut self,
         x: Mat<Act>,
         routes: Routes,
+        first: u32,
         bank: &Bank,
         [gate_up, down]: [Lines; 2],
         inner: Mat<Act>,
         out: Mat<Act>,
     ) {
         let tile_rows = Tiling::new(gate_up.bits, self.machine().limits()).rows;
-        let tiles = self.sort_pairs(routes, bank.experts, tile_rows);
+        let tiles = self.sort_pairs(routes, first, bank.experts, tile_rows);
         let args = [
             self.mat(x),
             x.stride.into(),

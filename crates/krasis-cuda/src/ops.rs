@@ -63,6 +63,14 @@ fn group(w: &Weight) -> u32 {
     }
 }
 
+/// A bank in parts of as many experts as can be sorted, and the number of the first of each. Slots of
+/// all layers' experts are more.
+pub(crate) fn sortable(bank: &Bank) -> impl Iterator<Item = (u32, Bank)> {
+    let bank = *bank;
+    let firsts = (0..bank.experts).step_by(EXPERTS_MAX as usize);
+    firsts.map(move |first| (first, bank.part(first, EXPERTS_MAX.min(bank.experts - first))))
+}
+
 fn shape(grid: [u32; 3], block: u32) -> Shape {
     Shape { grid, block, shared: 0 }
 }
@@ -228,28 +236,36 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
         self.launch(of_format("down_vector", &bank.down), grid(out.cols), &args);
     }
 
-    /// Pairs sorted by expert, and cut into tiles of up to `tile_rows` of the same.
-    pub(crate) fn sort_pairs(&mut self, routes: Routes, experts: u32, tile_rows: u32) -> Tiles {
-        assert!(experts <= EXPERTS_MAX, "{experts} experts of {EXPERTS_MAX}");
+    /// Pairs of `experts` from number `first` on, sorted by expert, and cut into tiles of up to
+    /// `tile_rows` of the same; there expert `first` is number 0.
+    pub(crate) fn sort_pairs(
+        &mut self,
+        routes: Routes,
+        first: u32,
+        experts: u32,
+        tile_rows: u32,
+    ) -> Tiles {
         let pairs = routes.experts.rows * routes.experts.cols;
         let tiles = self.tiles(pairs, experts, tile_rows);
         let chosen = self.slot(routes.experts.whole());
+        let (first, experts) = (first.into(), experts.into());
         let args =
-            [chosen, pairs.into(), experts.into(), tile_rows.into(), tiles.sorted, tiles.tiles];
+            [chosen, pairs.into(), first, experts, tile_rows.into(), tiles.sorted, tiles.tiles];
         self.launch(one("sort_pairs"), shape([1; 3], 1024), &args);
         tiles
     }
 
-    /// Tiles of pairs, in any format.
+    /// Tiles of pairs of experts from number `first` on, in any format.
     fn experts_by_tile(
         &mut self,
         x: Mat<Act>,
         routes: Routes,
+        first: u32,
         bank: &Bank,
         inner: Mat<Act>,
         out: Mat<Act>,
     ) {
-        let Tiles { sorted, tiles, most } = self.sort_pairs(routes, bank.experts, TILE);
+        let Tiles { sorted, tiles, most } = self.sort_pairs(routes, first, bank.experts, TILE);
         let grid = |outputs: u32| shape([most, outputs.div_ceil(TILE), 1], TILE_THREADS);
         let [data, scales, cols, group, rows] = self.bank_args(&bank.gate_up, bank.inter);
         let args = [
@@ -515,19 +531,23 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
         assert_eq!((inner.rows, inner.cols), (out.rows, bank.inter), "a row of scratch per pair");
         assert_eq!((x.cols, out.cols), (bank.gate_up.cols, bank.gate_up.cols), "hidden");
         let lines = [self.in_lines(x, &bank.gate_up, inner), self.in_lines(inner, &bank.down, out)];
-        if x.rows <= FEW_ROWS
-            && let Some(gate_up) = self.few(x, &bank.gate_up)
-            && let Some(down) = self.few(inner, &bank.down)
-        {
-            return self.experts_few([gate_up, down], x, routes, bank, inner, out);
-        }
-        match lines {
+        let few = self.few(x, &bank.gate_up).zip(self.few(inner, &bank.down));
+        let few = few.filter(|_| x.rows <= FEW_ROWS);
+        match (few, lines) {
+            (Some(few), _) => self.experts_few(few, x, routes, bank, inner, out),
             _ if x.rows <= VECTOR_ROWS => self.experts_by_pair(x, routes, bank, inner, out),
             // One list of tiles serves both, and its height is that of the bits.
-            [Some(gate_up), Some(down)] if gate_up.bits == down.bits => {
-                self.experts_in_lines(x, routes, bank, [gate_up, down], inner, out);
+            (None, [Some(gate_up), Some(down)]) if gate_up.bits == down.bits => {
+                for (first, bank) in sortable(bank) {
+                    let lines = [gate_up, down];
+                    self.experts_in_lines(x, routes, first, &bank, lines, inner, out);
+                }
             }
-            _ => self.experts_by_tile(x, routes, bank, inner, out),
+            _ => {
+                for (first, bank) in sortable(bank) {
+                    self.experts_by_tile(x, routes, first, &bank, inner, out);
+                }
+            }
         }
     }
 

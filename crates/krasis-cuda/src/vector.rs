@@ -2,8 +2,9 @@
 
 use crate::activation::Activation;
 use crate::cuda::Cuda;
-use crate::lines;
+use crate::lines::{self, Tiles};
 use crate::machine::{Arg, Kernel, Limits, Machine, Shape};
+use crate::ops::sortable;
 use krasis_core::lines::{Bits, COLS, Lines};
 use krasis_core::{Act, DType, Format, Mat, Weight};
 use krasis_ops::{Bank, Routes};
@@ -206,22 +207,38 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
     /// The routed experts of up to [`FEW_ROWS`] tokens.
     pub(crate) fn experts_few(
         &mut self,
-        [gate_up, down]: [Few; 2],
+        few: (Few, Few),
         x: Mat<Act>,
         routes: Routes,
         bank: &Bank,
         inner: Mat<Act>,
         out: Mat<Act>,
     ) {
-        let (chosen, top_k) = (self.slot(routes.experts.whole()), routes.experts.cols);
         let together = PAIRS.min(x.rows);
-        let together = gate_up.rows_together(together).min(down.rows_together(together));
-        let (matrices, sorted, tiles) = if x.rows == together {
-            (out.rows, Arg::NULL, Arg::NULL)
-        } else {
-            let of = self.sort_pairs(routes, bank.experts, together);
-            (of.most, of.sorted, of.tiles)
-        };
+        let together = few.0.rows_together(together).min(few.1.rows_together(together));
+        if x.rows == together {
+            let tiles = Tiles { sorted: Arg::NULL, tiles: Arg::NULL, most: out.rows };
+            return self.experts_of_tiles(few, x, routes, tiles, together, bank, inner, out);
+        }
+        for (first, bank) in sortable(bank) {
+            let tiles = self.sort_pairs(routes, first, bank.experts, together);
+            self.experts_of_tiles(few, x, routes, tiles, together, &bank, inner, out);
+        }
+    }
+
+    /// Up to `together` pairs of an expert at once: those of a tile, or without tiles any.
+    fn experts_of_tiles(
+        &mut self,
+        (gate_up, down): (Few, Few),
+        x: Mat<Act>,
+        routes: Routes,
+        Tiles { sorted, tiles, most: matrices }: Tiles,
+        together: u32,
+        bank: &Bank,
+        inner: Mat<Act>,
+        out: Mat<Act>,
+    ) {
+        let (chosen, top_k) = (self.slot(routes.experts.whole()), routes.experts.cols);
         // Most tiles are far from full.
         let rows = [together.div_ceil(2), together];
         let halves = bank.inter.div_ceil(8);

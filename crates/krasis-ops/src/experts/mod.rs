@@ -56,11 +56,20 @@ impl Bank {
         self.down.rows(expert * Bank::rows_of(self.down.format, hidden), hidden)
     }
 
+    /// Experts `first..first + count` as a bank of their own.
+    pub fn part(&self, first: u32, count: u32) -> Bank {
+        let (up, down) = (2 * self.gate_rows(), Bank::rows_of(self.down.format, self.gate_up.cols));
+        Bank {
+            gate_up: self.gate_up.rows(first * up, count * up),
+            down: self.down.rows(first * down, count * down),
+            experts: count,
+            inter: self.inter,
+        }
+    }
+
     /// Memory of some experts one behind the other: numbers and scales of gate and up, and of down.
     pub fn slots(&self, first: u32, count: u32) -> [Slot<u8>; 4] {
-        let (up, down) = (2 * self.gate_rows(), Bank::rows_of(self.down.format, self.gate_up.cols));
-        let gate_up = self.gate_up.rows(first * up, count * up);
-        let down = self.down.rows(first * down, count * down);
+        let Bank { gate_up, down, .. } = self.part(first, count);
         [gate_up.data, gate_up.scales.bytes(), down.data, down.scales.bytes()]
     }
 
@@ -98,7 +107,13 @@ pub(crate) mod cases {
     use krasis_core::lines::{Bits, Lines};
     use krasis_core::{DType, Format, Mat};
 
-    cases![pairs_in_every_format, few_rows_in_blocks, many_rows_in_lines, absent_experts];
+    cases![
+        pairs_in_every_format,
+        few_rows_in_blocks,
+        many_rows_in_lines,
+        absent_experts,
+        experts_of_all_layers
+    ];
 
     fn pairs_in_every_format(on: &mut dyn Judge) {
         for format in FORMATS {
@@ -141,7 +156,17 @@ pub(crate) mod cases {
         }
     }
 
-    /// Five experts, of which those in `chosen` get pairs; activations are up to `1 / small`.
+    /// More than a device may sort at a time.
+    fn experts_of_all_layers(on: &mut dyn Judge) {
+        let lines = Format::Lines(Lines::new(Bits::Four, 32).unwrap());
+        for format in [Format::Float(DType::Bf16), lines] {
+            for rows in [1, 12, 70] {
+                check(on, format, [rows, 8, 32], 4.0, &[0, 1100, ABSENT, 1023, 1024, 2050]);
+            }
+        }
+    }
+
+    /// Five experts or more, of which those in `chosen` get pairs; activations are up to `1 / small`.
     fn check(
         on: &mut dyn Judge,
         format: Format,
@@ -149,7 +174,8 @@ pub(crate) mod cases {
         small: f32,
         chosen: &[u32],
     ) {
-        let (experts, top_k) = (5, 3);
+        let last = chosen.iter().filter(|&&expert| expert != ABSENT).max().unwrap_or(&0);
+        let (experts, top_k) = (5.max(last + 1), 3);
         let rows_of = |rows| Bank::rows_of(format, rows);
         let mut case = Case::new(17);
         let x: Vec<f32> = (0..rows * hidden).map(|_| case.float() / small).collect();
