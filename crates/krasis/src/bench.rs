@@ -155,9 +155,16 @@ impl Bench {
     ) -> Result<Vec<f64>, Failure> {
         let mut rates = Vec::new();
         for run in 0..=self.runs {
-            let request = |_| Request {
+            let request = |sequence| Request {
                 prompt: prompts.next(tokens),
-                sampling: Sampling::GREEDY,
+                // At a temperature of 0 random weights write one token over and over, and ask for the
+                // same experts each time.
+                sampling: Sampling {
+                    temperature: 1.0,
+                    top_k: 50,
+                    seed: Some(u64::from(run * batch + sequence)),
+                    ..Sampling::GREEDY
+                },
                 tokens_max: answer,
                 stop_tokens: Vec::new(),
                 logprobs: None,
