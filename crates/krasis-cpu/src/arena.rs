@@ -39,11 +39,6 @@ pub struct Keep {
     bytes: usize,
 }
 
-// SAFETY: it gives nobody access to the memory, and frees it only as the last owner.
-unsafe impl Send for Keep {}
-// SAFETY: as above.
-unsafe impl Sync for Keep {}
-
 impl Keep {
     /// Addresses of the whole arena.
     pub fn addresses(&self) -> Range<usize> {
@@ -51,11 +46,6 @@ impl Keep {
         first..first + self.bytes
     }
 }
-
-// SAFETY: the arena owns its memory, and every access goes through `&self` or `&mut self`.
-unsafe impl Send for Arena {}
-// SAFETY: as above; shared access only reads.
-unsafe impl Sync for Arena {}
 
 impl Arena {
     /// Allocates what was laid out.

@@ -31,6 +31,12 @@ pub(crate) struct Pages {
     mapped_bytes: usize,
 }
 
+// SAFETY: it owns its memory and says where it is, no more: whoever reads or writes there, as an arena
+// does through `&self` and `&mut self`, has to argue for it.
+unsafe impl Send for Pages {}
+// SAFETY: as above.
+unsafe impl Sync for Pages {}
+
 impl Pages {
     /// At least `bytes` bytes, or nothing if the system refuses. Pages that are never touched cost
     /// nothing.
