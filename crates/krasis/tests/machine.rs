@@ -89,7 +89,7 @@ fn a_container_smaller_than_the_model_is_refused_before_loading() {
     let root = machine(MACHINE, &limits);
     let words = [
         "the model needs",
-        "weights 22.56 MiB",
+        "weights 22.60 MiB",
         "95 % of the 20.00 MiB",
         "the control group /box may have 24.00 MiB and holds 4.00 MiB",
         "raise the limit",
