@@ -159,7 +159,7 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
         out: Mat<Act>,
     ) {
         let group = out.cols / v.dim / k.heads;
-        let args = [
+        let mut args = vec![
             self.mat(q),
             q.stride.into(),
             self.slot(k.data),
@@ -170,15 +170,8 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
             v.dim.into(),
             k.heads.into(),
             group.into(),
-            k.page.into(),
-            self.slot(seqs.row_seq),
-            self.slot(seqs.positions),
-            self.slot(seqs.pages),
-            seqs.pages_max.into(),
-            scale.into(),
-            self.mat(out),
-            out.stride.into(),
         ];
+        args.extend(self.row_by_row_args(k.page, seqs, scale, out));
         let grid = [q.rows, k.heads, group.div_ceil(HEADS)];
         let shape = Shape { grid, block: BLOCK, shared: shared(k.dim, v.dim) };
         self.launch(of_store("attend", k), shape, &args);
@@ -238,7 +231,7 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
         out: Mat<Act>,
     ) {
         let heads = out.cols / latent.dim;
-        let args = [
+        let mut args = vec![
             self.mat(q),
             q.stride.into(),
             self.mat(q_rope),
@@ -250,7 +243,17 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
             self.slot(rope.scales),
             rope.dim.into(),
             heads.into(),
-            latent.page.into(),
+        ];
+        args.extend(self.row_by_row_args(latent.page, seqs, scale, out));
+        let shared = shared(latent.dim + rope.dim, latent.dim);
+        let grid = [q.rows, 1, heads.div_ceil(HEADS)];
+        self.launch(of_store("mla_attend", latent), Shape { grid, block: BLOCK, shared }, &args);
+    }
+
+    /// What both kernels that take a row at a time are told last.
+    fn row_by_row_args(&self, page: u32, seqs: &Seqs, scale: f32, out: Mat<Act>) -> [Arg; 8] {
+        [
+            page.into(),
             self.slot(seqs.row_seq),
             self.slot(seqs.positions),
             self.slot(seqs.pages),
@@ -258,10 +261,7 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
             scale.into(),
             self.mat(out),
             out.stride.into(),
-        ];
-        let shared = shared(latent.dim + rope.dim, latent.dim);
-        let grid = [q.rows, 1, heads.div_ceil(HEADS)];
-        self.launch(of_store("mla_attend", latent), Shape { grid, block: BLOCK, shared }, &args);
+        ]
     }
 
     fn launch_block(&mut self, choice: Choice, grid: [u32; 3], args: &[Arg]) {

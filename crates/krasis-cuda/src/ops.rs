@@ -178,6 +178,29 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
         aligned.then(|| shape([rows, 1, 1], (cols / 8).next_multiple_of(32)))
     }
 
+    /// What is brought together behind the experts: their pairs, and the shared one.
+    fn parts_args(
+        &self,
+        pairs: Mat<Act>,
+        routes: Routes,
+        scale: f32,
+        shared: Option<SharedExpert>,
+    ) -> Vec<Arg> {
+        let mut args = vec![
+            self.mat(pairs),
+            pairs.stride.into(),
+            self.slot(routes.weights.whole()),
+            routes.weights.cols.into(),
+            scale.into(),
+        ];
+        let gate = shared.and_then(|shared| shared.gate);
+        for mat in [shared.map(|shared| shared.out), gate] {
+            args.push(mat.map_or(Arg::NULL, |mat| self.mat(mat)));
+            args.push(mat.map_or(0, |mat| mat.stride).into());
+        }
+        args
+    }
+
     /// What both matrices of an expert are told of theirs.
     fn bank_args(&self, w: &Weight, rows: u32) -> [Arg; 5] {
         [
@@ -559,24 +582,8 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
         shared: Option<SharedExpert>,
         out: Mat<Act>,
     ) {
-        let gate = shared.and_then(|shared| shared.gate);
-        let shared = shared.map(|shared| shared.out);
-        let absent = |mat: Option<Mat<Act>>| mat.map_or(Arg::NULL, |mat| self.mat(mat));
-        let stride = |mat: Option<Mat<Act>>| Arg::from(mat.map_or(0, |mat| mat.stride));
-        let args = [
-            self.mat(pairs),
-            pairs.stride.into(),
-            self.slot(routes.weights.whole()),
-            routes.weights.cols.into(),
-            scale.into(),
-            absent(shared),
-            stride(shared),
-            absent(gate),
-            stride(gate),
-            self.mat(out),
-            out.stride.into(),
-            out.cols.into(),
-        ];
+        let mut args = self.parts_args(pairs, routes, scale, shared);
+        args.extend([self.mat(out), out.stride.into(), out.cols.into()]);
         self.launch(one("combine"), per_column(out.rows, out.cols), &args);
     }
 
@@ -593,34 +600,15 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
         out: Mat<Act>,
     ) {
         assert_eq!((residual.cols, w.cols), (out.cols, out.cols), "columns alike");
-        let gate = shared.and_then(|shared| shared.gate);
         let every = shared.map_or(residual, |shared| shared.out);
         let Some(shape) = self.in_eights(&[out, residual, pairs, every]) else {
             return combine::and_norm(
                 self, pairs, routes, scale, shared, block, residual, w, eps, out,
             );
         };
-        let shared = shared.map(|shared| shared.out);
-        let absent = |mat: Option<Mat<Act>>| mat.map_or(Arg::NULL, |mat| self.mat(mat));
-        let stride = |mat: Option<Mat<Act>>| Arg::from(mat.map_or(0, |mat| mat.stride));
-        let args = [
-            self.mat(pairs),
-            pairs.stride.into(),
-            self.slot(routes.weights.whole()),
-            routes.weights.cols.into(),
-            scale.into(),
-            absent(shared),
-            stride(shared),
-            absent(gate),
-            stride(gate),
-            self.mat(residual),
-            residual.stride.into(),
-            self.vector(w),
-            eps.into(),
-            self.mat(out),
-            out.stride.into(),
-            out.cols.into(),
-        ];
+        let mut args = self.parts_args(pairs, routes, scale, shared);
+        args.extend([self.mat(residual), residual.stride.into(), self.vector(w), eps.into()]);
+        args.extend([self.mat(out), out.stride.into(), out.cols.into()]);
         self.launch(one("combine_rms_norm"), shape, &args);
     }
 

@@ -257,29 +257,19 @@ impl<D: Ops + Memory> Engine<D> {
             }
             None => None,
         };
+        let mut fill = |cache: Option<&Built>| {
+            let file = cache.map(|cache| &cache.file);
+            placed.fill(&mut device, host.as_mut(), stock, file, &team, watch)
+        };
         let (mut start, mut meter) = (Instant::now(), PeakMeter::start());
-        let mut model = placed.fill(
-            &mut device,
-            host.as_mut(),
-            stock,
-            cache.as_ref().map(|cache| &cache.file),
-            &team,
-            watch,
-        );
+        let mut model = fill(cache.as_ref());
         // A cache is found damaged as it is read: another one, and if that is damaged too, none.
         for again in [CacheUse::Rebuild, CacheUse::Off] {
             let Err(StartError::Cache(error)) = &model else { break };
             tracing::warn!("{error}");
             cache = find(again)?;
             (start, meter) = (Instant::now(), PeakMeter::start());
-            model = placed.fill(
-                &mut device,
-                host.as_mut(),
-                stock,
-                cache.as_ref().map(|cache| &cache.file),
-                &team,
-                watch,
-            );
+            model = fill(cache.as_ref());
         }
         let model = model?;
         let loading = Loading {

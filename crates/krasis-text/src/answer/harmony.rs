@@ -8,7 +8,7 @@
 use super::calls::{Calls, Fault};
 use super::format::HARMONY;
 use super::json::{Json, Step};
-use super::lexer::{Lexer, Symbol};
+use super::lexer::{Lexer, Reader, Symbol};
 use super::{End, Event, Format, Start};
 
 /// Headers are a dozen words at most; what is longer is an answer without any.
@@ -72,22 +72,14 @@ impl Harmony {
     }
 
     pub fn push(&mut self, text: &str) -> Vec<Event> {
-        for c in text.chars() {
-            self.lexer.push(c);
-            while let Some(symbol) = self.next() {
-                self.symbol(symbol);
-            }
-        }
+        self.read(text);
         self.calls.events.take()
     }
 
     pub fn finish(&mut self, end: End) -> Vec<Event> {
         let cut = end == End::Length && self.mode == Mode::Call;
-        while let Some(symbol) = self.lexer.rest().filter(|_| !cut) {
-            self.symbol(symbol);
-            while let Some(symbol) = self.next() {
-                self.symbol(symbol);
-            }
+        if !cut {
+            self.read_rest();
         }
         match self.mode {
             Mode::Call if cut => self.calls.cut(),
@@ -99,50 +91,6 @@ impl Harmony {
             _ => {}
         }
         self.calls.events.take()
-    }
-
-    fn next(&mut self) -> Option<Symbol> {
-        let literal = self.mode == Mode::Call && self.json.in_string();
-        self.lexer.next(if literal { &[] } else { &HARMONY })
-    }
-
-    fn symbol(&mut self, symbol: Symbol) {
-        match (self.mode, symbol) {
-            (Mode::Header, Symbol::Marker(MESSAGE)) => self.message(),
-            (Mode::Header, Symbol::Marker(marker @ (CHANNEL | CONSTRAIN))) => {
-                self.header.push_str(marker);
-            }
-            (Mode::Header, Symbol::Marker(_)) => self.header.clear(),
-            (Mode::Header, Symbol::Char(c)) => {
-                self.header.push(c);
-                if self.header.len() > HEADER_BYTES_MAX {
-                    let header = std::mem::take(&mut self.header);
-                    self.begin(Mode::Text);
-                    self.calls.events.text(&header);
-                }
-            }
-            (_, Symbol::Marker(MESSAGE | CONSTRAIN)) => {}
-            (mode, Symbol::Marker(marker)) => {
-                if mode == Mode::Call {
-                    self.close();
-                }
-                self.mode = Mode::Header;
-                self.header.clear();
-                if marker == CHANNEL {
-                    self.header.push_str(marker);
-                }
-            }
-            (Mode::Text, Symbol::Char(c)) => self.calls.events.text(c.encode_utf8(&mut [0; 4])),
-            (Mode::Reasoning, Symbol::Char(c)) => {
-                self.calls.events.reasoning(c.encode_utf8(&mut [0; 4]));
-            }
-            (Mode::Call, Symbol::Char(c)) => self.argument(c),
-            (Mode::Called, Symbol::Char(c)) if c.is_whitespace() => {}
-            (Mode::Called, symbol) => {
-                self.begin(Mode::Text);
-                self.symbol(symbol);
-            }
-        }
     }
 
     /// A header is complete.
@@ -211,5 +159,55 @@ impl Harmony {
             None => drop(self.calls.fault()),
         }
         self.mode = Mode::Called;
+    }
+}
+
+impl Reader for Harmony {
+    fn lexer(&mut self) -> &mut Lexer {
+        &mut self.lexer
+    }
+
+    fn next(&mut self) -> Option<Symbol> {
+        let literal = self.mode == Mode::Call && self.json.in_string();
+        self.lexer.next(if literal { &[] } else { &HARMONY })
+    }
+
+    fn symbol(&mut self, symbol: Symbol) {
+        match (self.mode, symbol) {
+            (Mode::Header, Symbol::Marker(MESSAGE)) => self.message(),
+            (Mode::Header, Symbol::Marker(marker @ (CHANNEL | CONSTRAIN))) => {
+                self.header.push_str(marker);
+            }
+            (Mode::Header, Symbol::Marker(_)) => self.header.clear(),
+            (Mode::Header, Symbol::Char(c)) => {
+                self.header.push(c);
+                if self.header.len() > HEADER_BYTES_MAX {
+                    let header = std::mem::take(&mut self.header);
+                    self.begin(Mode::Text);
+                    self.calls.events.text(&header);
+                }
+            }
+            (_, Symbol::Marker(MESSAGE | CONSTRAIN)) => {}
+            (mode, Symbol::Marker(marker)) => {
+                if mode == Mode::Call {
+                    self.close();
+                }
+                self.mode = Mode::Header;
+                self.header.clear();
+                if marker == CHANNEL {
+                    self.header.push_str(marker);
+                }
+            }
+            (Mode::Text, Symbol::Char(c)) => self.calls.events.text(c.encode_utf8(&mut [0; 4])),
+            (Mode::Reasoning, Symbol::Char(c)) => {
+                self.calls.events.reasoning(c.encode_utf8(&mut [0; 4]));
+            }
+            (Mode::Call, Symbol::Char(c)) => self.argument(c),
+            (Mode::Called, Symbol::Char(c)) if c.is_whitespace() => {}
+            (Mode::Called, symbol) => {
+                self.begin(Mode::Text);
+                self.symbol(symbol);
+            }
+        }
     }
 }

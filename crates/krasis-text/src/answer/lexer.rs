@@ -40,3 +40,36 @@ impl Lexer {
         Some(Symbol::Char(first))
     }
 }
+
+/// Whoever reads a stream symbol by symbol; which markers count depends on what came before.
+pub(super) trait Reader {
+    /// What came and is not read yet.
+    fn lexer(&mut self) -> &mut Lexer;
+    /// The next symbol, if it is whole.
+    fn next(&mut self) -> Option<Symbol>;
+    /// Reads one.
+    fn symbol(&mut self, symbol: Symbol);
+
+    /// Reads what is whole with this text.
+    fn read(&mut self, text: &str) {
+        for c in text.chars() {
+            self.lexer().push(c);
+            self.read_whole();
+        }
+    }
+
+    /// Nothing more comes: reads what might have become a marker.
+    fn read_rest(&mut self) {
+        while let Some(symbol) = self.lexer().rest() {
+            self.symbol(symbol);
+            self.read_whole();
+        }
+    }
+
+    /// Reads all symbols that are whole.
+    fn read_whole(&mut self) {
+        while let Some(symbol) = self.next() {
+            self.symbol(symbol);
+        }
+    }
+}

@@ -4,7 +4,7 @@ use super::calls::{Calls, Fault};
 use super::format::{Reasoning, THINK, THINK_END, ToolFormat};
 use super::glm::Glm;
 use super::hermes::Hermes;
-use super::lexer::{Lexer, Symbol};
+use super::lexer::{Lexer, Reader, Symbol};
 use super::qwen_coder::QwenCoder;
 use super::schema::Tools;
 use super::sections::Section;
@@ -106,23 +106,15 @@ impl Tagged {
     }
 
     pub fn push(&mut self, text: &str) -> Vec<Event> {
-        for c in text.chars() {
-            self.lexer.push(c);
-            while let Some(symbol) = self.next() {
-                self.symbol(symbol);
-            }
-        }
+        self.read(text);
         self.calls.events.take()
     }
 
     pub fn finish(&mut self, end: End) -> Vec<Event> {
         let cut = end == End::Length && matches!(self.mode, Mode::Block(_));
         // What looks like a marker's beginning in a call that is cut off probably is one.
-        while let Some(symbol) = self.lexer.rest().filter(|_| !cut) {
-            self.symbol(symbol);
-            while let Some(symbol) = self.next() {
-                self.symbol(symbol);
-            }
+        if !cut {
+            self.read_rest();
         }
         match std::mem::replace(&mut self.mode, Mode::Text) {
             Mode::Text if self.before == Before::Text => self.release(),
@@ -135,44 +127,6 @@ impl Tagged {
             Mode::Text | Mode::Reasoning | Mode::Verbatim => {}
         }
         self.calls.events.take()
-    }
-
-    fn next(&mut self) -> Option<Symbol> {
-        let markers = match &self.mode {
-            Mode::Text | Mode::Verbatim => &self.in_text,
-            Mode::Reasoning => &[THINK, THINK_END][..],
-            Mode::Block(block) => block.markers(),
-        };
-        self.lexer.next(markers)
-    }
-
-    fn symbol(&mut self, symbol: Symbol) {
-        let Mode::Block(block) = &mut self.mode else {
-            return match symbol {
-                Symbol::Marker(marker) => self.marker(marker),
-                Symbol::Char(c) => self.plain(c),
-            };
-        };
-        let flow = match symbol {
-            Symbol::Marker(marker) => {
-                self.calls.record(marker);
-                block.marker(marker, &mut self.calls)
-            }
-            Symbol::Char(c) => {
-                self.calls.record(c.encode_utf8(&mut [0; 4]));
-                block.plain(c, &mut self.calls)
-            }
-        };
-        match flow {
-            Flow::Inside => {}
-            Flow::Over | Flow::Before => {
-                (self.mode, self.before) = (Mode::Text, Before::Block);
-                if flow == Flow::Before {
-                    self.symbol(symbol);
-                }
-            }
-            Flow::Fault => self.fault(symbol),
-        }
     }
 
     fn fault(&mut self, symbol: Symbol) {
@@ -256,5 +210,49 @@ impl Tagged {
             self.calls.events.text(&gap);
         }
         (self.said, self.before) = (true, Before::Text);
+    }
+}
+
+impl Reader for Tagged {
+    fn lexer(&mut self) -> &mut Lexer {
+        &mut self.lexer
+    }
+
+    fn next(&mut self) -> Option<Symbol> {
+        let markers = match &self.mode {
+            Mode::Text | Mode::Verbatim => &self.in_text,
+            Mode::Reasoning => &[THINK, THINK_END][..],
+            Mode::Block(block) => block.markers(),
+        };
+        self.lexer.next(markers)
+    }
+
+    fn symbol(&mut self, symbol: Symbol) {
+        let Mode::Block(block) = &mut self.mode else {
+            return match symbol {
+                Symbol::Marker(marker) => self.marker(marker),
+                Symbol::Char(c) => self.plain(c),
+            };
+        };
+        let flow = match symbol {
+            Symbol::Marker(marker) => {
+                self.calls.record(marker);
+                block.marker(marker, &mut self.calls)
+            }
+            Symbol::Char(c) => {
+                self.calls.record(c.encode_utf8(&mut [0; 4]));
+                block.plain(c, &mut self.calls)
+            }
+        };
+        match flow {
+            Flow::Inside => {}
+            Flow::Over | Flow::Before => {
+                (self.mode, self.before) = (Mode::Text, Before::Block);
+                if flow == Flow::Before {
+                    self.symbol(symbol);
+                }
+            }
+            Flow::Fault => self.fault(symbol),
+        }
     }
 }
