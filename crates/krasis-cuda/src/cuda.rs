@@ -151,17 +151,30 @@ impl<A: Activation, M: Machine> Memory for Cuda<A, M> {
     }
 
     fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>) {
-        to.clear();
+        self.download_with_act(Slot::new(0, 0), &mut Vec::new(), from, to);
+    }
+
+    fn download_with_act(
+        &mut self,
+        at: Slot<u32>,
+        to: &mut Vec<u32>,
+        from: Mat<Act>,
+        numbers: &mut Vec<f32>,
+    ) {
+        numbers.clear();
         if from.is_empty() {
-            return;
+            return self.download_to(at, to);
         }
+        to.clear();
+        to.resize(at.len as usize, 0);
         let (first, end) = (from.row_range(0).start, from.row_range(from.rows - 1).end);
         let mut bytes = vec![0; (end - first) * A::BYTES as usize];
-        self.machine.read(from.at.start + (first * A::BYTES as usize) as u64, &mut bytes);
+        let start = from.at.start + (first * A::BYTES as usize) as u64;
+        self.machine.read_both((at.start, cast_slice_mut(to)), (start, &mut bytes));
         let all = A::decode(&bytes);
         for row in 0..from.rows {
             let range = from.row_range(row);
-            to.extend_from_slice(&all[range.start - first..range.end - first]);
+            numbers.extend_from_slice(&all[range.start - first..range.end - first]);
         }
     }
 }

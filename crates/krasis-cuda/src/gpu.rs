@@ -6,6 +6,7 @@ use crate::compile::{self, Cubin, Target};
 use crate::driver::{self, Found, answer, failed};
 use crate::error::CudaError;
 use crate::machine::{Arg, Kernel, Limits, Machine, Shape};
+use crate::mail::{self, Mail, Part};
 use crate::programs::{Build, Signatures};
 use crate::staging::Staging;
 use cudarc::driver::result::{self, DriverError};
@@ -53,11 +54,14 @@ pub struct Gpu {
     bytes: u64,
     staging: Staging,
     beside: Beside,
+    mail: Mail,
     kernels: HashMap<Kernel, sys::CUfunction>,
     modules: Vec<sys::CUmodule>,
     signatures: Signatures,
     checking: Checking,
     starts: Starts,
+    /// The next kernel finds what was uploaded only behind the kernel that copies it.
+    in_turn: bool,
     recent: VecDeque<Kernel>,
     /// What has been launched since [`Machine::record`], while that is so.
     recording: Option<Vec<Kernel>>,
@@ -117,6 +121,7 @@ impl Gpu {
             bytes: 0,
             staging: Staging::new().map_err(failed("allocate pinned memory"))?,
             beside: Beside::new().map_err(failed("make a queue for copies"))?,
+            mail: Mail::new().map_err(failed("allocate pinned memory"))?,
             kernels: HashMap::new(),
             modules: Vec::new(),
             signatures: Signatures::read(),
@@ -126,6 +131,7 @@ impl Gpu {
             } else {
                 Starts::InTurn
             },
+            in_turn: false,
             recent: VecDeque::with_capacity(REMEMBERED),
             recording: None,
             found,
@@ -262,7 +268,8 @@ impl Machine for Gpu {
         assert!(args.len() <= places.len(), "{} arguments for {}", args.len(), kernel.entry);
         self.remember(kernel);
         let mut early = early_start();
-        let waits = self.starts == Starts::Early && self.signatures.waits(kernel);
+        let in_turn = std::mem::take(&mut self.in_turn) || self.starts == Starts::InTurn;
+        let waits = !in_turn && self.signatures.waits(kernel);
         let [x, y, z] = shape.grid;
         let config = sys::CUlaunchConfig {
             gridDimX: x,
@@ -324,6 +331,8 @@ impl Machine for Gpu {
         self.enter();
         let last = recording.kernels.len().saturating_sub(REMEMBERED);
         recording.kernels[last..].iter().for_each(|kernel| self.remember(*kernel));
+        // The first of a graph waits for all that was queued before.
+        self.in_turn = false;
         // SAFETY: both are alive.
         self.check("a replay", unsafe { result::graph::launch(recording.graph, self.stream) });
         self.beside.queued();
@@ -334,9 +343,18 @@ impl Machine for Gpu {
         self.enter();
         assert!(at + bytes.len() as u64 <= self.bytes, "an upload ends behind the arena");
         assert!(self.recording.is_none(), "an upload in the middle of a recording");
-        // SAFETY: inside the arena by the assertion; context and stream are ours.
-        let copied = unsafe { self.staging.copy(self.arena + at, bytes, self.stream) };
-        self.check("an upload", copied);
+        let Some(shape) = mail::outgoing(self.arena + at, bytes.len()) else {
+            // SAFETY: inside the arena by the assertion; context and stream are ours.
+            let copied = unsafe { self.staging.copy(self.arena + at, bytes, self.stream) };
+            return self.check("an upload", copied);
+        };
+        // SAFETY: the stream is ours, and the only one that anything staged here is read on.
+        let staged = unsafe { self.staging.stage(bytes, bytes.len(), self.stream) };
+        self.check("an upload", staged.map(drop));
+        let [to, from] = [self.arena + at, staged.map_or(0, |bytes| bytes.as_ptr() as u64)];
+        let words = (bytes.len() / 4) as u32;
+        self.launch(mail::FROM_HOST, shape, &[Arg::pointer(to), Arg::pointer(from), words.into()]);
+        self.in_turn = true;
     }
 
     fn bring(&mut self, at: u64, bytes: &[u8], keep: &Keep) {
@@ -355,12 +373,23 @@ impl Machine for Gpu {
         self.check("waiting for copies", joined);
     }
 
-    fn read(&mut self, at: u64, bytes: &mut [u8]) {
+    fn read_both(&mut self, first: Part, second: Part) {
         self.enter();
-        assert!(at + bytes.len() as u64 <= self.bytes, "a download ends behind the arena");
+        let inside = |(at, bytes): &Part| at + bytes.len() as u64 <= self.bytes;
+        assert!(inside(&first) && inside(&second), "a download ends behind the arena");
         assert!(self.recording.is_none(), "a download in the middle of a recording");
-        // SAFETY: inside the arena by the assertion; context and stream are ours.
-        let copied = unsafe { self.staging.copy_back(self.arena + at, bytes, self.stream) };
+        let [first, second] = [first, second].map(|(at, bytes)| (self.arena + at, bytes));
+        let copied = match self.mail.back(&first, &second) {
+            Some(args) => {
+                self.launch(mail::TO_HOST, mail::TO_HOST_SHAPE, &args);
+                // SAFETY: the stream is ours, and the kernel was launched just now.
+                unsafe { self.mail.receive(first.1, second.1, self.stream) }
+            }
+            // SAFETY: inside the arena by the assertion; context and stream are ours.
+            None => [first, second].into_iter().try_for_each(|(at, bytes)| unsafe {
+                self.staging.copy_back(at, bytes, self.stream)
+            }),
+        };
         self.check("a download", copied);
     }
 }
@@ -374,6 +403,7 @@ impl Drop for Gpu {
             let _ = result::stream::synchronize(self.stream);
             self.beside.free();
             self.staging.free();
+            self.mail.free();
             if self.arena != 0 {
                 let _ = result::free_sync(self.arena);
             }

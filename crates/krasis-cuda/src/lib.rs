@@ -15,6 +15,7 @@ mod heads;
 mod limits;
 mod lines;
 pub mod machine;
+mod mail;
 mod ops;
 pub mod programs;
 mod staging;

@@ -112,5 +112,9 @@ pub trait Machine {
     /// Has what is queued from now on wait for what was brought.
     fn brought(&mut self);
     /// Waits for everything queued, then copies from `at` of the arena.
-    fn read(&mut self, at: u64, bytes: &mut [u8]);
+    fn read(&mut self, at: u64, bytes: &mut [u8]) {
+        self.read_both((at, bytes), (0, &mut []));
+    }
+    /// [`Machine::read`] of two places, waiting once.
+    fn read_both(&mut self, first: (u64, &mut [u8]), second: (u64, &mut [u8]));
 }

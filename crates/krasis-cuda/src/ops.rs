@@ -32,6 +32,9 @@ const EIGHTS_MAX: u32 = 896;
 /// Columns of a block: `PIECE` of `kernels/largest.cu`.
 const LOGIT_PIECE: u32 = 2048;
 
+/// Pairs of a block of `place`; `PLACED` of `kernels/sort.cu`.
+const PLACED: u32 = 1024;
+
 /// Rows that a block chooses for, a warp each, and experts whose logits a block of `router` makes: `WARPS`
 /// and `TOGETHER` of `kernels/route.cu`.
 const ROUTED: u32 = 4;
@@ -637,6 +640,20 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
         let to = self.slot(out.whole());
         let args = [keys, sums, pieces.into(), scales, k.into(), to, out.cols.into()];
         self.launch(one("largest_merge"), shape([x.rows, 1, 1], BLOCK), &args);
+    }
+
+    fn place(&mut self, experts: Mat<u32>, slots: Slot<u32>, counts: Slot<u32>, out: Slot<u32>) {
+        let pairs = experts.whole();
+        let args = [
+            self.slot(pairs),
+            (pairs.len as u32).into(),
+            self.slot(slots),
+            self.slot(counts),
+            (counts.len as u32).into(),
+            self.slot(out),
+        ];
+        let blocks = (pairs.len as u32).div_ceil(PLACED);
+        self.launch(one("place"), shape([blocks, 1, 1], BLOCK), &args);
     }
 
     fn gqa_heads(

@@ -135,7 +135,7 @@ macro_rules! program {
 use Variants::{Blocks, Chunks, Few, Formats, KvDtypes, Lined, Merges, One};
 
 /// All of them. The longest compilations come first.
-pub const PROGRAMS: [Program; 22] = [
+pub const PROGRAMS: [Program; 23] = [
     program!("moe/moe_gemm", Lined, ["moe_gate_up", "moe_down"]),
     program!("experts", Formats, ["gate_up_vector", "down_vector", "gate_up_tile", "down_tile"]),
     program!("vector/linear", Few, ["linear_few", "linear_more"]),
@@ -157,10 +157,11 @@ pub const PROGRAMS: [Program; 22] = [
     ),
     program!("route", One, ["route", "router"]),
     program!("embed", Formats, ["embed"]),
-    program!("sort", One, ["sort_pairs", "sort_rows"]),
+    program!("sort", One, ["sort_pairs", "sort_rows", "place"]),
     program!("kv", KvDtypes, ["kv_append", "gqa_heads", "mla_heads"]),
     program!("largest", One, ["largest_pieces", "largest_merge"]),
     program!("limits", One, ["read_all"]),
+    program!("mail", One, ["from_host", "to_host"]),
     program!("attend/merge", Merges, ["attend_merge"]),
 ];
 

@@ -264,4 +264,7 @@ impl Ops for Cpu {
     fn largest(&mut self, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>) {
         largest::cpu(self, x, scales, out);
     }
+    fn place(&mut self, experts: Mat<u32>, slots: Slot<u32>, counts: Slot<u32>, out: Slot<u32>) {
+        place::cpu(self, experts, slots, counts, out);
+    }
 }

@@ -30,6 +30,7 @@ pub mod largest;
 pub mod linear;
 pub mod linear_heads;
 pub mod mla_attend;
+pub mod place;
 pub mod rope;
 pub mod route;
 pub mod sigmoid_gate;
@@ -140,6 +141,8 @@ pub trait Ops {
     fn gather(&mut self, x: Mat<Act>, rows: Slot<u32>, out: Mat<Act>);
     /// The largest of each row in order, where they stand, and the sum of all weights.
     fn largest(&mut self, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>);
+    /// `out[i] = slots[experts[i]]`, each counted.
+    fn place(&mut self, experts: Mat<u32>, slots: Slot<u32>, counts: Slot<u32>, out: Slot<u32>);
 
     /// The router's logits, and [`Ops::route`] of them.
     fn router(

@@ -45,6 +45,18 @@ pub trait Memory {
         values
     }
 
+    /// Copies numbers and activations to the host, as both functions do alone, and waits but once.
+    fn download_with_act(
+        &mut self,
+        at: Slot<u32>,
+        to: &mut Vec<u32>,
+        from: Mat<Act>,
+        numbers: &mut Vec<f32>,
+    ) {
+        self.download_to(at, to);
+        self.download_act_to(from, numbers);
+    }
+
     /// Runs `body`, which under one `key` asks for the same operations on the same slots every time;
     /// what differs is what the slots hold. So a device may remember them and leave `body` uncalled.
     /// Nothing is uploaded or downloaded in between.

@@ -188,9 +188,11 @@ impl Machine for Emulated {
         memory[at as usize..][..bytes.len()].copy_from_slice(bytes);
     }
 
-    fn read(&mut self, at: u64, bytes: &mut [u8]) {
+    fn read_both(&mut self, first: (u64, &mut [u8]), second: (u64, &mut [u8])) {
         assert!(self.recording.is_none(), "a download in the middle of a recording");
         let memory: &[u8] = bytemuck::cast_slice(&self.memory);
-        bytes.copy_from_slice(&memory[at as usize..][..bytes.len()]);
+        for (at, bytes) in [first, second] {
+            bytes.copy_from_slice(&memory[at as usize..][..bytes.len()]);
+        }
     }
 }

@@ -24,6 +24,10 @@ pub struct AwayPlan {
     pub pool: Bank,
     /// `[rows, top_k]` on the device: routes to slots.
     pub places: Slot<u32>,
+    /// The slots of a layer's experts, on the device.
+    pub table: Slot<u32>,
+    /// How often each expert of each layer has been asked for since the host last looked, on the device.
+    pub counts: Slot<u32>,
     /// Slots that stay filled with the hottest experts.
     pub hot: u32,
     /// Host memory for what the CPU computes.
@@ -134,6 +138,7 @@ impl Away {
 
     /// Fills the slots that are to be hot, before anyone knows who is: of each layer the first.
     pub fn warm_up<D: Memory>(&mut self, d: &mut D) {
+        d.upload(self.plan.counts, &vec![0; self.plan.counts.len as usize]);
         let layers: Vec<usize> =
             (0..self.banks.len()).filter(|&l| self.banks[l].is_some()).collect();
         let each = self.plan.hot.div_ceil(layers.len().max(1) as u32);
@@ -227,7 +232,16 @@ impl Away {
     pub(super) fn run<D: Ops + Memory>(&mut self, d: &mut D, layer: usize, work: Work) {
         let Some(bank) = self.banks[layer] else { return };
         let index = self.before[layer];
-        d.download_to(work.routes.experts.whole(), &mut self.left);
+        if self.takes_groups() {
+            return self.compute_all_here(d, index, work);
+        }
+        let routes = work.routes.experts.whole();
+        if self.prompt {
+            d.download_to(routes, &mut self.left);
+        } else {
+            // The CPU needs both, and while it is at work the device is too.
+            d.download_with_act(routes, &mut self.left, work.x, &mut self.numbers);
+        }
         self.heat.note(index, &self.left);
         let missing = match self.prompt {
             true => self.plan.prefill.missing(),
@@ -252,9 +266,50 @@ impl Away {
         }
         let forgotten = self.left.iter().filter(|&&expert| expert != ABSENT).count();
         assert_eq!(forgotten, 0, "pairs of layer {layer} that nobody has computed");
-        if self.prompt {
+        if self.prompt && self.plan.hot > 0 {
             self.promote(index);
         }
+    }
+
+    /// Has the device compute a layer that is all there. It looks up by itself where experts lie, so that
+    /// nobody waits for it, unless some are to become hot.
+    fn compute_all_here<D: Ops + Memory>(&mut self, d: &mut D, index: u32, work: Work) {
+        let (routes, bank) = (work.routes, self.plan.pool);
+        let table: Vec<u32> = (0..self.plan.table.len as u32)
+            .map(|expert| self.slots.find(index, expert).expect("the whole layer was brought"))
+            .collect();
+        d.upload(self.plan.table, &table);
+        let (counts, places) = (self.counts(index..index + 1), self.places(&routes));
+        d.place(routes.experts, self.plan.table, counts, places.whole());
+        d.experts(work.x, Routes { experts: places, ..routes }, &bank, work.inner, work.out);
+        self.traffic.on_the_device += places.whole().len;
+        if self.plan.hot > 0 {
+            self.hear_counts(d, index..index + 1);
+            self.promote(index);
+        }
+    }
+
+    /// Where the counts of some layers stand.
+    fn counts(&self, layers: Range<u32>) -> Slot<u32> {
+        let each = self.plan.table.len;
+        let start = self.plan.counts.start + u64::from(layers.start) * each * 4;
+        Slot::new(start, u64::from(layers.end - layers.start) * each)
+    }
+
+    /// Notes what the device has counted, which begins again at nothing.
+    fn hear_counts<D: Memory>(&mut self, d: &mut D, layers: Range<u32>) {
+        let at = self.counts(layers.clone());
+        d.download_to(at, &mut self.left);
+        self.heat.note_counts(layers.start, &self.left);
+        self.left.fill(0);
+        d.upload(at, &self.left);
+        self.left.clear();
+    }
+
+    /// Routes of a step as slots.
+    fn places(&self, routes: &Routes) -> Mat<u32> {
+        let Mat { rows, cols, .. } = routes.experts;
+        Mat::new(Slot::new(self.plan.places.start, u64::from(rows * cols)), rows, cols)
     }
 
     /// Has the device compute what is left and lies there.
@@ -278,11 +333,7 @@ impl Away {
         if here > 0 {
             self.receive(d);
             let routes = work.routes;
-            let experts = Mat::new(
-                Slot::new(self.plan.places.start, places.len() as u64),
-                routes.experts.rows,
-                routes.experts.cols,
-            );
+            let experts = self.places(&routes);
             d.upload(self.plan.places, &places);
             d.experts(work.x, Routes { experts, ..routes }, &self.plan.pool, work.inner, work.out);
         }
@@ -297,7 +348,9 @@ impl Away {
         let (rows, top_k) = (work.routes.experts.rows, work.routes.experts.cols);
         let pairs = rows * top_k;
         let list = |start| Slot::new(start, u64::from(pairs));
-        d.download_act_to(work.x, &mut self.numbers);
+        if self.prompt {
+            d.download_act_to(work.x, &mut self.numbers);
+        }
         self.host.upload_act(x.first(rows), &self.numbers);
         self.host.upload(experts, &self.left);
         let routes = Routes {
@@ -442,6 +495,9 @@ impl Away {
     pub(super) fn end<D: Memory>(&mut self, d: &mut D) {
         if self.plan.hot > 0 && !self.prompt && self.plan.decode == DecodeStrategy::HcsHybrid {
             self.swap_one(d);
+        }
+        if self.takes_groups() && self.plan.hot == 0 {
+            self.hear_counts(d, 0..self.groups_of_slots());
         }
         self.heat.cool();
     }
