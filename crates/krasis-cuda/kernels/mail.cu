@@ -1,5 +1,6 @@
 // Small copies between the arena and pinned host memory, which the GPU reads and writes by itself: no
 // copy engine, which may have hundreds of megabytes to do first, and no call of the driver to wait in.
+#include <absent.cuh>
 #include <types.cuh>
 
 // to = from, which is host memory: 16 bytes a thread. `words` are of four bytes, and both ends lie at
@@ -23,4 +24,19 @@ extern "C" __global__ void __launch_bounds__(1024)
     __threadfence_system();
     __syncthreads();
     if (threadIdx.x == 0) *(volatile u32 *)sign = number;
+}
+
+// Rows of `out` whose place is absent, from host memory: what somebody else was asked for in `to_host`.
+// Each waits for the sign that all are there. A block per row of `pieces` times 16 bytes.
+extern "C" __global__ void __launch_bounds__(256)
+    take_answers(uint4 *out, u32 stride, const uint4 *from, u32 pieces, const u32 *places, const u32 *sign) {
+    let_later_start();
+    wait_for_earlier();
+    if (places[blockIdx.x] != ABSENT) return;
+    if (threadIdx.x == 0)
+        while (*(const volatile u32 *)sign == 0) {}
+    __syncthreads();
+    __threadfence_system();
+    for (u32 i = threadIdx.x; i < pieces; i += blockDim.x)
+        out[(u64)blockIdx.x * stride + i] = from[(u64)blockIdx.x * pieces + i];
 }

@@ -67,14 +67,14 @@ extern "C" __global__ void sort_rows(u32 rows, u32 tile_rows, u32 *sorted, u32 *
     tiles[3 + 3 * tile] = min(rows - row, height);
 }
 
-// out[i] = slots[chosen[i]], and counts[chosen[i]] grows. Each block counts its own pairs first: hundreds
+// out[i] = slots[chosen[i]], and counts[chosen[i]] grows if there is one. Each block counts its own pairs first: hundreds
 // of additions to one place in memory would wait for each other.
 extern "C" __global__ void place(const u32 *chosen, u32 pairs, const u32 *slots, u32 *counts, u32 experts,
                                  u32 *out) {
     let_later_start();
     wait_for_earlier();
     __shared__ u32 mine[EXPERTS_MAX];
-    bool together = experts <= EXPERTS_MAX;
+    bool together = counts && experts <= EXPERTS_MAX;
     for (u32 e = threadIdx.x; together && e < experts; e += blockDim.x) mine[e] = 0;
     __syncthreads();
     for (u32 i = 0; i < PLACED; i += blockDim.x) {
@@ -82,7 +82,7 @@ extern "C" __global__ void place(const u32 *chosen, u32 pairs, const u32 *slots,
         if (pair >= pairs) break;
         u32 expert = chosen[pair];
         out[pair] = slots[expert];
-        atomicAdd(together ? &mine[expert] : &counts[expert], 1u);
+        if (counts) atomicAdd(together ? &mine[expert] : &counts[expert], 1u);
     }
     __syncthreads();
     for (u32 e = threadIdx.x; together && e < experts; e += blockDim.x)

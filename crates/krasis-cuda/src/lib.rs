@@ -8,6 +8,7 @@ mod beside;
 pub mod compile;
 pub mod cuda;
 mod delta;
+mod desk;
 pub mod driver;
 pub mod error;
 pub mod gpu;

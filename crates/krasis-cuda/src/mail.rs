@@ -16,9 +16,6 @@ const BACK: usize = 64 << 10;
 /// Looks at the memory before the driver is asked how things are: some ten microseconds.
 const LOOKS: u32 = 1000;
 
-/// Such rounds after which the driver waits: a prompt takes longer, a step of few rows does not.
-const ROUNDS: u32 = 200;
-
 /// Where the GPU writes what comes back, and then that it is there.
 pub struct Mail {
     /// [`BACK`] bytes and the sign behind them.
@@ -46,6 +43,9 @@ pub const FROM_HOST: Kernel = Kernel { entry: "from_host", variant: 0 };
 
 /// The kernel that [`Mail::back`] has arguments for.
 pub const TO_HOST: Kernel = Kernel { entry: "to_host", variant: 0 };
+
+/// The kernel that takes what was answered.
+pub const TAKE_ANSWERS: Kernel = Kernel { entry: "take_answers", variant: 0 };
 
 /// One block, as the kernel says.
 pub const TO_HOST_SHAPE: Shape = Shape { grid: [1, 1, 1], block: 1024, shared: 0 };
@@ -91,7 +91,7 @@ impl Mail {
         stream: sys::CUstream,
     ) -> Result<(), DriverError> {
         // SAFETY: promised by the caller.
-        unsafe { self.wait(stream)? };
+        unsafe { until(|| self.sign().load(Ordering::Acquire) == self.number, stream)? };
         let from = self.memory.cast::<u8>();
         // SAFETY: `back` has seen that both fit; the sign says that the GPU is done with them.
         unsafe {
@@ -102,27 +102,6 @@ impl Mail {
         Ok(())
     }
 
-    unsafe fn wait(&self, stream: sys::CUstream) -> Result<(), DriverError> {
-        let there = || self.sign().load(Ordering::Acquire) == self.number;
-        for _ in 0..ROUNDS {
-            for _ in 0..LOOKS {
-                if there() {
-                    return Ok(());
-                }
-                std::hint::spin_loop();
-            }
-            // SAFETY: promised by the caller.
-            match unsafe { sys::cuStreamQuery(stream).result() } {
-                Ok(()) | Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => {}
-                Err(fault) => return Err(fault),
-            }
-        }
-        // SAFETY: promised by the caller.
-        unsafe { result::stream::synchronize(stream)? };
-        assert!(there(), "a kernel ended without having said so");
-        Ok(())
-    }
-
     /// Frees the memory.
     ///
     /// # Safety
@@ -130,5 +109,29 @@ impl Mail {
     pub unsafe fn free(&mut self) {
         // SAFETY: allocated in `new`; errors on the way out interest nobody.
         let _ = unsafe { result::free_host(self.memory) };
+    }
+}
+
+/// Waits until something that runs on `stream` has said that it is `there`.
+///
+/// # Safety
+/// The stream is alive.
+pub unsafe fn until(there: impl Fn() -> bool, stream: sys::CUstream) -> Result<(), DriverError> {
+    loop {
+        for _ in 0..LOOKS {
+            if there() {
+                return Ok(());
+            }
+            std::hint::spin_loop();
+        }
+        // SAFETY: promised by the caller.
+        match unsafe { sys::cuStreamQuery(stream).result() } {
+            Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => {}
+            Err(fault) => return Err(fault),
+            Ok(()) => {
+                assert!(there(), "a kernel ended without having said so");
+                return Ok(());
+            }
+        }
     }
 }

@@ -649,7 +649,7 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
             (pairs.len as u32).into(),
             self.slot(slots),
             self.slot(counts),
-            (counts.len as u32).into(),
+            (slots.len as u32).into(),
             self.slot(out),
         ];
         let blocks = (pairs.len as u32).div_ceil(PLACED);

@@ -161,7 +161,7 @@ pub const PROGRAMS: [Program; 23] = [
     program!("kv", KvDtypes, ["kv_append", "gqa_heads", "mla_heads"]),
     program!("largest", One, ["largest_pieces", "largest_merge"]),
     program!("limits", One, ["read_all"]),
-    program!("mail", One, ["from_host", "to_host"]),
+    program!("mail", One, ["from_host", "to_host", "take_answers"]),
     program!("attend/merge", Merges, ["attend_merge"]),
 ];
 

@@ -74,6 +74,7 @@ pub fn skew_routers(model: &mut Model<Source>, skew: f64) {
 fn random<D: Memory>(device: &mut D, weight: &Weight, seed: u32) {
     let size = (f64::from(weight.cols)).powf(-0.5) as f32;
     let mut random = SplitMix64(u64::from(seed) + 1);
+    let four = matches!(weight.format.row_format(), Format::Int4 { .. });
     // The same pseudo-random piece over and over: large models would wait for minutes otherwise,
     // and an odd length keeps rows from repeating in step.
     let piece: Vec<u8> = match weight.format {
@@ -87,7 +88,8 @@ fn random<D: Memory>(device: &mut D, weight: &Weight, seed: u32) {
             }
         }
         Format::Int8 { .. } | Format::Int4 { .. } | Format::Lines(_) => {
-            (0..PIECE / 8).flat_map(|_| random.bits().to_le_bytes()).collect()
+            let bytes = (0..PIECE / 8).flat_map(|_| random.bits().to_le_bytes());
+            if four { bytes.map(symmetric).collect() } else { bytes.collect() }
         }
     };
     let element = match weight.format {
@@ -102,12 +104,20 @@ fn random<D: Memory>(device: &mut D, weight: &Weight, seed: u32) {
         device.upload(to, &piece[..bytes as usize]);
         at += bytes;
     }
-    // Uniform integers of 4 bits have a deviation of 4.6, of 8 bits 74.
-    let spread = if matches!(weight.format.row_format(), Format::Int4 { .. }) { 4.6 } else { 74.0 };
+    // Integers from -7 to 7 have a deviation of 4.3, those of 8 bits 74.
+    let spread = if four { 4.3 } else { 74.0 };
     if !weight.scales.is_empty() {
         device.upload(
             weight.scales,
             &vec![bf16::from_f32(size / spread); weight.scales.len as usize],
         );
     }
+}
+
+/// Two integers of 4 bits without the lowest, -8, so that their mean is nothing. With it, every product
+/// would have a part in common, which grows from layer to layer until all tokens look alike and are
+/// routed alike: caches of hot experts, and batches, would be too fast.
+fn symmetric(byte: u8) -> u8 {
+    let one = |nibble: u8| 1 + nibble % 15;
+    one(byte & 15) | one(byte >> 4) << 4
 }

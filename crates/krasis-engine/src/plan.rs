@@ -229,7 +229,7 @@ impl<'a> Pool<'a> {
         let Bank { gate_up, down, experts, inter } = self.bank;
         let each = (bytes_of(gate_up) + bytes_of(down)).0 / u64::from(*experts);
         let places = layout.slot(u64::from(room.rows_max) * u64::from(self.top_k));
-        let table = layout.slot(u64::from(*experts));
+        let tables = layout.slot(u64::from(self.layers * experts));
         let counts = layout.slot(u64::from(self.layers * experts));
         let left = Bytes(room.available.0.saturating_sub(layout.bytes().0));
         let all = self.layers * experts;
@@ -269,7 +269,7 @@ impl<'a> Pool<'a> {
             threshold,
             pool: self.place(fit, layout),
             places,
-            table,
+            tables,
             counts,
             hot: if keeps { fit - moving.min(fit) } else { 0 },
             desk: Desk::plan(desk_rows, self.hidden, self.top_k, *inter, host),

@@ -48,6 +48,11 @@ impl Cpu {
         self.arena.slice(at)
     }
 
+    /// Numbers where they lie: whole rows.
+    pub fn floats(&self, mat: Mat<Act>) -> &[f32] {
+        self.arena.slice(mat.whole().floats())
+    }
+
     /// Has its memory outlive it.
     pub fn keep(&self) -> Keep {
         self.arena.keep()

@@ -43,7 +43,7 @@ pub use experts::{ABSENT, Bank};
 pub use heads::Turns;
 pub use krasis_cpu::Keep;
 pub use largest::LARGEST_MAX;
-pub use memory::Memory;
+pub use memory::{Aide, Answer, Memory, Nobody, Question};
 pub use reference::Reference;
 pub use route::{GroupScore, Groups, Routes, Routing, Score};
 pub use step::{KvStore, Seqs, StateStore};
@@ -141,7 +141,7 @@ pub trait Ops {
     fn gather(&mut self, x: Mat<Act>, rows: Slot<u32>, out: Mat<Act>);
     /// The largest of each row in order, where they stand, and the sum of all weights.
     fn largest(&mut self, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>);
-    /// `out[i] = slots[experts[i]]`, each counted.
+    /// `out[i] = slots[experts[i]]`, each counted if there is room for that.
     fn place(&mut self, experts: Mat<u32>, slots: Slot<u32>, counts: Slot<u32>, out: Slot<u32>);
 
     /// The router's logits, and [`Ops::route`] of them.

@@ -16,7 +16,7 @@ pub use away::{Away, AwayPlan, Desk, Traffic};
 pub use strategy::{DecodeStrategy, PrefillStrategy, of_divisor};
 
 use krasis_core::{Act, Mat};
-use krasis_ops::{Bank, Memory, Ops, Routes};
+use krasis_ops::{Aide, Answer, Bank, Memory, Ops, Routes};
 use std::ops::Range;
 
 /// Where the routed experts of each layer lie; none for dense layers.
@@ -38,6 +38,34 @@ pub struct Work {
     pub inner: Mat<Act>,
     /// `[rows · top_k, hidden]`.
     pub out: Mat<Act>,
+}
+
+/// What a device may remember of a step that decodes; what it asks for is the same every time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeats {
+    /// All of it.
+    Step,
+    /// All of it, with room in host memory for what the CPU is asked: few rows.
+    StepOfFew,
+    /// What comes between the experts of two layers.
+    Between,
+}
+
+/// The host's part of a step.
+impl Aide for Experts {
+    fn desk(&mut self) -> (&mut Vec<u32>, &mut Vec<f32>) {
+        match self {
+            Experts::Device(_) => unreachable!("the device has all experts"),
+            Experts::Away(away) => away.desk(),
+        }
+    }
+
+    fn answer(&mut self, number: usize) -> Answer<'_> {
+        match self {
+            Experts::Device(_) => unreachable!("the device has all experts"),
+            Experts::Away(away) => away.answer(number),
+        }
+    }
 }
 
 impl Experts {
@@ -70,6 +98,14 @@ impl Experts {
         match self {
             Experts::Device(banks) => 0..banks.len(),
             Experts::Away(away) => away.enter(d, group),
+        }
+    }
+
+    /// What a device may remember of a step that decodes.
+    pub fn repeats(&self) -> Repeats {
+        match self {
+            Experts::Device(_) => Repeats::Step,
+            Experts::Away(away) => away.repeats(),
         }
     }
 
