@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use krasis_core::random::SplitMix64;
 use krasis_core::{DType, Format, Weight};
 use krasis_cpu::Team;
-use krasis_model::{Experts, Ffn, Model, Origin, Source};
+use krasis_model::{Class, Experts, Ffn, Model, Origin, Source};
 use krasis_ops::{Bank, Memory};
 
 /// A checkpoint that does not exist: BF16 weights of every shape.
@@ -42,7 +42,10 @@ impl Stock for Dummy {
                 device
                     .upload(weight.data, bytemuck::cast_slice(&vec![1.0f32; weight.cols as usize]));
             }
-            _ => random(device, weight, source.rows),
+            _ if source.class == Class::Embedding => {
+                random(device, weight, source.rows, EMBEDDED);
+            }
+            _ => random(device, weight, source.rows, even(weight)),
         }
         Ok(())
     }
@@ -54,8 +57,8 @@ impl Stock for Dummy {
         bank: &Bank,
         _: &Team,
     ) -> Result<(), StartError> {
-        random(device, &bank.gate_up, experts.count);
-        random(device, &bank.down, experts.count + 1);
+        random(device, &bank.gate_up, experts.count, even(&bank.gate_up));
+        random(device, &bank.down, experts.count + 1, even(&bank.down));
         Ok(())
     }
 }
@@ -70,9 +73,17 @@ pub fn skew_routers(model: &mut Model<Source>, skew: f64) {
     }
 }
 
-/// Fills a weight so that a product with numbers of size one has size one again.
-fn random<D: Memory>(device: &mut D, weight: &Weight, seed: u32) {
-    let size = (f64::from(weight.cols)).powf(-0.5) as f32;
+/// The size of an embedded token's numbers. What attention adds is much the same for all tokens of random
+/// weights; if it were larger than what they are themselves, all of them would be routed alike.
+const EMBEDDED: f32 = 4.0;
+
+/// The size of weights with which a product of numbers of size one has size one again.
+fn even(weight: &Weight) -> f32 {
+    f64::from(weight.cols).powf(-0.5) as f32
+}
+
+/// Fills a weight with numbers of a size.
+fn random<D: Memory>(device: &mut D, weight: &Weight, seed: u32, size: f32) {
     let mut random = SplitMix64(u64::from(seed) + 1);
     let four = matches!(weight.format.row_format(), Format::Int4 { .. });
     // The same pseudo-random piece over and over: large models would wait for minutes otherwise,
