@@ -10,12 +10,14 @@ use krasis_core::{DType, Format, Weight};
 use krasis_cpu::Team;
 use krasis_model::{Class, Experts, Ffn, Model, Origin, Source};
 use krasis_ops::{Bank, Memory};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// A checkpoint that does not exist: BF16 weights of every shape.
 pub struct Dummy;
 
-/// Bytes uploaded at a time.
+/// Bytes uploaded at a time, and by how many each piece is shorter.
 const PIECE: usize = 8 << 20;
+const SHORTER: usize = 64 * 1021;
 
 impl Stock for Dummy {
     fn dtype(&self, _: &Source) -> Result<DType, StartError> {
@@ -43,9 +45,9 @@ impl Stock for Dummy {
                     .upload(weight.data, bytemuck::cast_slice(&vec![1.0f32; weight.cols as usize]));
             }
             _ if source.class == Class::Embedding => {
-                random(device, weight, source.rows, EMBEDDED);
+                random(device, weight, seed(&source.origin), EMBEDDED);
             }
-            _ => random(device, weight, source.rows, even(weight)),
+            _ => random(device, weight, seed(&source.origin), even(weight)),
         }
         Ok(())
     }
@@ -57,8 +59,9 @@ impl Stock for Dummy {
         bank: &Bank,
         _: &Team,
     ) -> Result<(), StartError> {
-        random(device, &bank.gate_up, experts.count, even(&bank.gate_up));
-        random(device, &bank.down, experts.count + 1, even(&bank.down));
+        let seed = seed(&experts.prefix);
+        random(device, &bank.gate_up, seed, even(&bank.gate_up));
+        random(device, &bank.down, !seed, even(&bank.down));
         Ok(())
     }
 }
@@ -82,16 +85,25 @@ fn even(weight: &Weight) -> f32 {
     f64::from(weight.cols).powf(-0.5) as f32
 }
 
+/// A number that follows from where a weight would come from. Layers have to differ: if all were one, they
+/// would turn every token towards the same direction, and route all of them alike.
+fn seed(of: impl std::fmt::Debug) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    format!("{of:?}").hash(&mut hasher);
+    hasher.finish()
+}
+
 /// Fills a weight with numbers of a size.
-fn random<D: Memory>(device: &mut D, weight: &Weight, seed: u32, size: f32) {
-    let mut random = SplitMix64(u64::from(seed) + 1);
+fn random<D: Memory>(device: &mut D, weight: &Weight, seed: u64, size: f32) {
+    let mut random = SplitMix64(seed);
     let four = matches!(weight.format.row_format(), Format::Int4 { .. });
     // The same pseudo-random piece over and over: large models would wait for minutes otherwise,
     // and an odd length keeps rows from repeating in step.
+    let len = PIECE.min((weight.data.len as usize).next_multiple_of(64) + SHORTER);
     let piece: Vec<u8> = match weight.format {
         Format::Float(dtype) => {
             let spread = 2.0 * size * 3f32.sqrt();
-            let numbers = (0..PIECE / dtype.bytes()).map(|_| (random.uniform() - 0.5) * spread);
+            let numbers = (0..len / dtype.bytes()).map(|_| (random.uniform() - 0.5) * spread);
             match dtype {
                 DType::F32 => numbers.flat_map(f32::to_le_bytes).collect(),
                 DType::F16 => numbers.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
@@ -99,15 +111,11 @@ fn random<D: Memory>(device: &mut D, weight: &Weight, seed: u32, size: f32) {
             }
         }
         Format::Int8 { .. } | Format::Int4 { .. } | Format::Lines(_) => {
-            let bytes = (0..PIECE / 8).flat_map(|_| random.bits().to_le_bytes());
+            let bytes = (0..len / 8).flat_map(|_| random.bits().to_le_bytes());
             if four { bytes.map(symmetric).collect() } else { bytes.collect() }
         }
     };
-    let element = match weight.format {
-        Format::Float(dtype) => dtype.bytes(),
-        _ => 1,
-    };
-    let step = piece.len() - 64 * 1021 * element;
+    let step = piece.len() - SHORTER;
     let mut at = 0;
     while at < weight.data.len {
         let bytes = (weight.data.len - at).min(step as u64);
