@@ -40,6 +40,11 @@ const PLACED: u32 = 1024;
 const ROUTED: u32 = 4;
 const ROUTER_EXPERTS: u32 = 8;
 
+/// Rows up to which each block of the router norms them by itself, which saves a launch, and the shared
+/// memory in which it may: what every GPU has.
+const NORMED_ROWS: u32 = 8;
+const NORMED_BYTES: u32 = 64 << 10;
+
 /// Scores and choices of a block's rows.
 fn routing_bytes(experts: u32) -> u32 {
     ROUTED * 2 * experts * 4
@@ -544,6 +549,53 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
         args.push(self.arrivals(grid[1]));
         let shape = Shape { grid, block: ROUTER_EXPERTS * 32, shared: routing_bytes(w.rows) };
         self.launch(one("router"), shape, &args);
+    }
+
+    fn norm_router(
+        &mut self,
+        add: Mat<Act>,
+        residual: Mat<Act>,
+        norm: &Weight,
+        eps: f32,
+        x: Mat<Act>,
+        w: &Weight,
+        bias: Option<&Weight>,
+        how: &Routing,
+        logits: Mat<Act>,
+        out: Routes,
+    ) {
+        let shared = routing_bytes(w.rows)
+            + 4 * (ROUTED * w.cols.div_ceil(256)).next_multiple_of(4)
+            + ROUTED * w.cols * A::BYTES;
+        let served = w.format == Format::Float(DType::Bf16)
+            && x.rows <= NORMED_ROWS
+            && shared <= NORMED_BYTES
+            && self.in_eights(&[add, residual, x]).is_some();
+        if !served {
+            return route::normed_router(
+                self, add, residual, norm, eps, x, w, bias, how, logits, out,
+            );
+        }
+        assert_eq!((w.rows, w.cols), (logits.cols, x.cols), "weight [experts, inputs]");
+        assert_eq!((residual.cols, norm.cols), (x.cols, x.cols), "columns alike");
+        let mut args = vec![
+            self.mat(add),
+            add.stride.into(),
+            self.mat(residual),
+            residual.stride.into(),
+            self.vector(norm),
+            eps.into(),
+            self.mat(x),
+            x.stride.into(),
+            self.slot(w.data),
+            w.cols.into(),
+            self.mat(logits),
+            logits.stride.into(),
+        ];
+        args.extend(self.routing_args(logits, bias, how, out));
+        let grid = [w.rows.div_ceil(ROUTER_EXPERTS), x.rows.div_ceil(ROUTED), 1];
+        args.push(self.arrivals(grid[1]));
+        self.launch(one("norm_router"), Shape { grid, block: ROUTER_EXPERTS * 32, shared }, &args);
     }
 
     fn experts(

@@ -106,12 +106,13 @@ pub struct Program {
 }
 
 /// Name and text of what programs include.
-pub const HEADERS: [(&str, &str); 12] = [
+pub const HEADERS: [(&str, &str); 13] = [
     ("absent.cuh", include_str!("../kernels/absent.cuh")),
     ("arrive.cuh", include_str!("../kernels/arrive.cuh")),
     ("ptx.cuh", include_str!("../kernels/ptx.cuh")),
     ("order.cuh", include_str!("../kernels/order.cuh")),
     ("types.cuh", include_str!("../kernels/types.cuh")),
+    ("eights.cuh", include_str!("../kernels/eights.cuh")),
     ("weights.cuh", include_str!("../kernels/weights.cuh")),
     ("product.cuh", include_str!("../kernels/product.cuh")),
     ("kv.cuh", include_str!("../kernels/kv.cuh")),
@@ -155,7 +156,7 @@ pub const PROGRAMS: [Program; 23] = [
         One,
         ["add_rms_norm", "add_rms_norm_eights", "combine", "combine_rms_norm"]
     ),
-    program!("route", One, ["route", "router"]),
+    program!("route", One, ["route", "router", "norm_router"]),
     program!("embed", Formats, ["embed"]),
     program!("sort", One, ["sort_pairs", "sort_rows", "place"]),
     program!("kv", KvDtypes, ["kv_append", "gqa_heads", "mla_heads"]),

@@ -156,6 +156,22 @@ pub trait Ops {
     ) {
         route::router(self, x, w, bias, how, logits, out);
     }
+    /// [`Ops::add_rms_norm`], and [`Ops::router`] of its `x`.
+    fn norm_router(
+        &mut self,
+        add: Mat<Act>,
+        residual: Mat<Act>,
+        norm: &Weight,
+        eps: f32,
+        x: Mat<Act>,
+        w: &Weight,
+        bias: Option<&Weight>,
+        how: &Routing,
+        logits: Mat<Act>,
+        out: Routes,
+    ) {
+        route::normed_router(self, add, residual, norm, eps, x, w, bias, how, logits, out);
+    }
     /// [`Ops::combine`], what it makes joins the residual stream, and the norm that follows; what is
     /// left in `block` is nobody's.
     fn combine_rms_norm(

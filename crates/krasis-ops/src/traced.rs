@@ -208,6 +208,23 @@ impl<D: Ops> Ops for Traced<D> {
     ) {
         self.time("router", x.rows, |d| d.router(x, w, bias, how, logits, out));
     }
+    fn norm_router(
+        &mut self,
+        add: Mat<Act>,
+        residual: Mat<Act>,
+        norm: &Weight,
+        eps: f32,
+        x: Mat<Act>,
+        w: &Weight,
+        bias: Option<&Weight>,
+        how: &Routing,
+        logits: Mat<Act>,
+        out: Routes,
+    ) {
+        self.time("norm_router", x.rows, |d| {
+            d.norm_router(add, residual, norm, eps, x, w, bias, how, logits, out)
+        });
+    }
     fn combine_rms_norm(
         &mut self,
         pairs: Mat<Act>,
