@@ -91,7 +91,7 @@ impl<D: Ops + Memory> Runner<D> {
         };
         // Steps that only decode are alike but for what was uploaded, and all sequences are chosen.
         let decodes = step.rows == step.seqs.count && input.tokens.len() == first;
-        let on_the_device = matches!(experts, Experts::Device(_));
+        let on_the_device = matches!(experts, Experts::Device(..));
         let all = |d: &mut D, repeat| {
             network.layers(d, experts, layers, (&step, &b), repeat, end);
         };

@@ -4,10 +4,12 @@ use super::Work;
 use super::heat::Heat;
 use super::slots::Slots;
 use super::strategy::{DecodeStrategy, Missing, PrefillStrategy};
+use crate::census::ExpertCensus;
 use krasis_core::{Act, Layout, Mat, Slot};
 use krasis_cpu::Keep;
 use krasis_ops::{ABSENT, Bank, Cpu, Memory, Ops, Routes};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// How much hotter an expert has to be than one that is kept: copies are not for nothing.
 const HOTTER: f32 = 1.25;
@@ -94,11 +96,17 @@ pub struct Away {
     brought: Vec<(u32, u32)>,
     numbers: Vec<f32>,
     traffic: Traffic,
+    census: Arc<ExpertCensus>,
 }
 
 impl Away {
-    /// `banks` lie in the memory of `host` and are filled.
-    pub fn new(plan: AwayPlan, host: Cpu, banks: Vec<Option<Bank>>) -> Away {
+    /// `banks` lie in the memory of `host` and are filled; who is asked for is counted in `census`.
+    pub fn new(
+        plan: AwayPlan,
+        host: Cpu,
+        banks: Vec<Option<Bank>>,
+        census: Arc<ExpertCensus>,
+    ) -> Away {
         let is_moe: Vec<bool> = banks.iter().map(Option::is_some).collect();
         let before = is_moe.iter().scan(0, |count, &moe| {
             *count += u32::from(moe);
@@ -121,6 +129,7 @@ impl Away {
             keep: host.keep(),
             host,
             banks,
+            census,
         }
     }
 
@@ -229,6 +238,7 @@ impl Away {
         let index = self.before[layer];
         d.download_to(work.routes.experts.whole(), &mut self.left);
         self.heat.note(index, &self.left);
+        self.census.note(layer, &self.left);
         let missing = match self.prompt {
             true => self.plan.prefill.missing(),
             false => self.plan.decode.missing(),
