@@ -78,7 +78,11 @@ export async function watched(context, url, expected = []) {
     if (["error", "warning"].includes(message.type())) complain(message.text());
   });
   page.on("pageerror", (error) => complain(String(error)));
-  page.on("requestfailed", (request) => complain(`${request.url()}: ${request.failure()?.errorText}`));
+  page.on("requestfailed", (request) => {
+    const why = request.failure()?.errorText;
+    // A page may end its own requests, and does when it is left.
+    if (why !== "net::ERR_ABORTED") complain(`${request.url()}: ${why}`);
+  });
   page.on("request", (request) => {
     const local = [new URL(url).origin, "blob:"].some((begin) => request.url().startsWith(begin));
     if (!local) complain(`it asks for ${request.url()}`);

@@ -72,11 +72,16 @@ const dialog = byId("key-dialog");
 let waiting = null;
 
 function askForKey(why) {
-  byId("key-why").textContent = why ?? "";
-  byId("key-why").hidden = !why;
+  // Several requests may ask at once; what one of them was told stays.
+  if (why || !dialog.open) {
+    byId("key-why").textContent = why ?? "";
+    byId("key-why").hidden = !why;
+  }
   byId("key-button").hidden = false;
-  byId("key").value = "";
-  if (!dialog.open) dialog.showModal();
+  if (!dialog.open) {
+    byId("key").value = "";
+    dialog.showModal();
+  }
   if (!waiting) {
     waiting = {};
     waiting.promise = new Promise((resolve) => (waiting.resolve = resolve));
@@ -142,10 +147,18 @@ async function look() {
   next = setTimeout(look, ready ? READY_EVERY : LOADING_EVERY);
 }
 
+let naming = null;
+
 /** The model's name, for which a key may be wanted. Who has refused once is not asked again. */
 async function modelName() {
   if (model !== NAMELESS) return model;
   if (refused && !key.get()) return "A key is wanted";
+  // However many look, one of them asks.
+  naming ??= askName().finally(() => (naming = null));
+  return naming;
+}
+
+async function askName() {
   try {
     const { data } = await (await call("v1/models")).json();
     model = data[0].id;

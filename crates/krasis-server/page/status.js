@@ -277,7 +277,8 @@ function build() {
     el("div", { class: "cards" }, ...cards),
     el("section", { class: "panel" }, el("h3", {}, "Memory"), parts.memory),
     el("section", { class: "panel" }, el("h3", {}, "Experts"), parts.strategy, parts.traffic, parts.unseen, parts.picture),
-    el("details", { class: "panel" }, el("summary", {}, "Limits"), parts.limits));
+    el("details", { class: "panel" }, el("summary", {}, "Limits"), parts.limits),
+    el("p", {}, el("a", { href: "docs" }, "Routes of the API")));
   parts.whole = el("div", { class: "column" }, parts.problem, el("h2", {}, "Server: ", parts.server), parts.body);
   return parts;
 }
