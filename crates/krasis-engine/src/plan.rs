@@ -151,6 +151,9 @@ impl Plan {
             }
             None => None,
         };
+        if away.is_some() {
+            regions.push(("experts in host memory", host.bytes()));
+        }
         Ok(Plan {
             layout,
             placed,

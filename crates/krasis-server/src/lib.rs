@@ -19,6 +19,7 @@ mod messages;
 mod metrics;
 mod openai;
 mod paced;
+mod page;
 mod routes;
 mod serve;
 mod sse;

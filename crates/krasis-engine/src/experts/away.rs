@@ -4,10 +4,12 @@ use super::heat::Heat;
 use super::slots::Slots;
 use super::strategy::{DecodeStrategy, Missing, PrefillStrategy};
 use super::{Repeats, Work};
+use crate::census::ExpertCensus;
 use krasis_core::{Act, Layout, Mat, Slot};
 use krasis_cpu::Keep;
 use krasis_ops::{ABSENT, Aide, Answer, Bank, Cpu, Memory, Ops, Question, Routes};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// How much hotter an expert has to be than one that is kept: copies are not for nothing.
 const HOTTER: f32 = 1.25;
@@ -102,11 +104,17 @@ pub struct Away {
     brought: Vec<(u32, u32)>,
     numbers: Vec<f32>,
     traffic: Traffic,
+    census: Arc<ExpertCensus>,
 }
 
 impl Away {
-    /// `banks` lie in the memory of `host` and are filled.
-    pub fn new(plan: AwayPlan, host: Cpu, banks: Vec<Option<Bank>>) -> Away {
+    /// `banks` lie in the memory of `host` and are filled; who is asked for is counted in `census`.
+    pub fn new(
+        plan: AwayPlan,
+        host: Cpu,
+        banks: Vec<Option<Bank>>,
+        census: Arc<ExpertCensus>,
+    ) -> Away {
         let is_moe: Vec<bool> = banks.iter().map(Option::is_some).collect();
         let before = is_moe.iter().scan(0, |count, &moe| {
             *count += u32::from(moe);
@@ -131,6 +139,7 @@ impl Away {
             keep: host.keep(),
             host,
             banks,
+            census,
         }
     }
 
@@ -252,6 +261,7 @@ impl Away {
         }
         d.download_to(work.routes.experts.whole(), &mut self.left);
         self.heat.note(index, &self.left);
+        self.census.note(layer, &self.left);
         self.compute_here(d, index, work);
         match if self.prompt { self.plan.prefill.missing() } else { Missing::Routed } {
             Missing::Routed => {
@@ -354,6 +364,10 @@ impl Away {
         let at = self.of_layers(self.plan.counts, layers.clone());
         d.download_to(at, &mut self.left);
         self.heat.note_counts(layers.start, &self.left);
+        let each = self.left.len() / layers.len();
+        for (index, counts) in layers.zip(self.left.chunks_exact(each)) {
+            self.census.note_counts(self.moe[index as usize], counts);
+        }
         self.left.fill(0);
         d.upload(at, &self.left);
         self.left.clear();
@@ -542,6 +556,7 @@ impl Aide for Away {
     fn answer(&mut self, number: usize) -> Answer<'_> {
         let index = number as u32;
         self.heat.note(index, &self.left);
+        self.census.note(self.moe[number], &self.left);
         let mut left = std::mem::take(&mut self.left);
         for expert in &mut left {
             if let Some(slot) = self.here(index, *expert) {
