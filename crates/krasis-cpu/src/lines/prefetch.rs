@@ -59,7 +59,8 @@ fn far(from: *const u8, bytes: usize, part: usize, parts: usize) {
 /// What a panel of AVX-512 will need, asked for a line at a time while tiles of tokens are multiplied,
 /// which leave the ports of loads idle half of the time: the next group of columns for the first level,
 /// and the next panel's share for the second. All at once, before the tiles, INT8 of 32 tokens took a
-/// quarter longer from memory than from cache.
+/// quarter longer from memory than from cache (`cargo bench -p krasis-ops --bench lines -- 1 batches` has
+/// both).
 pub struct Ahead {
     near: *const u8,
     far: *const u8,
