@@ -1,7 +1,9 @@
 //! Places of recurrent state: a sequence has one while it runs, and checkpoints have the others.
 //!
 //! A state is large (75 MB for Qwen3-Next 80B, as much as keys and values of 3,000 tokens), so places
-//! are few, and looking at all of them is nothing beside copying one.
+//! are few, and looking at all of them is nothing beside copying one. What makes room is the checkpoint
+//! whose loss costs least: tokens that would have to be computed again from the one before, by the time
+//! since it was of use. So of a long conversation the newest stay, and of the older ones some, far apart.
 
 use super::tree::Node;
 
@@ -37,23 +39,38 @@ impl Places {
         self.places.iter().filter(|place| place.holder == Holder::Sequence).count()
     }
 
-    /// A place for a sequence, and the checkpoint that was there.
-    pub fn for_sequence(&mut self) -> Option<(u32, Option<Node>)> {
-        self.next(Holder::Sequence)
+    /// A place for a sequence, and the checkpoint that was there; `loss` is in tokens.
+    pub fn for_sequence(&mut self, loss: impl Fn(Node) -> usize) -> Option<(u32, Option<Node>)> {
+        self.next(Holder::Sequence, loss)
     }
 
     /// A place for a checkpoint, and the one that was there.
-    pub fn for_checkpoint(&mut self, node: Node) -> Option<(u32, Option<Node>)> {
-        self.next(Holder::Checkpoint(node))
+    pub fn for_checkpoint(
+        &mut self,
+        node: Node,
+        loss: impl Fn(Node) -> usize,
+    ) -> Option<(u32, Option<Node>)> {
+        self.next(Holder::Checkpoint(node), loss)
     }
 
-    /// What is not in use, or else the checkpoint that was used longest ago.
-    fn next(&mut self, holder: Holder) -> Option<(u32, Option<Node>)> {
+    /// What is not in use, or else what costs least; what was used just now only if it is the last one.
+    fn next(
+        &mut self,
+        holder: Holder,
+        loss: impl Fn(Node) -> usize,
+    ) -> Option<(u32, Option<Node>)> {
+        let now = self.clock;
+        let worth = |place: &Place| match place.holder {
+            Holder::Nobody => Some(-1.0),
+            Holder::Checkpoint(_) if place.used == now => Some(f64::INFINITY),
+            Holder::Checkpoint(node) => Some(loss(node) as f64 / (now - place.used) as f64),
+            Holder::Sequence => None,
+        };
+        let all = self.places.iter().enumerate();
+        let others = all.filter_map(|(index, place)| Some((index, worth(place)?)));
+        let (index, _) = others.min_by(|(_, a), (_, b)| a.total_cmp(b))?;
         self.clock += 1;
-        let places = self.places.iter_mut().enumerate();
-        let others = places.filter(|(_, place)| place.holder != Holder::Sequence);
-        let (index, place) =
-            others.min_by_key(|(_, place)| (place.holder != Holder::Nobody, place.used))?;
+        let place = &mut self.places[index];
         let before = match place.holder {
             Holder::Checkpoint(node) => Some(node),
             _ => None,
@@ -85,17 +102,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sequences_push_out_the_checkpoint_that_was_used_longest_ago() {
+    fn the_checkpoint_that_costs_least_makes_room() {
         let mut places = Places::new(3);
-        let (sequence, _) = places.for_sequence().unwrap();
-        let (a, _) = places.for_checkpoint(Node(1)).unwrap();
-        let (b, _) = places.for_checkpoint(Node(2)).unwrap();
+        let even = |_| 100;
+        let (sequence, _) = places.for_sequence(even).unwrap();
+        let (a, _) = places.for_checkpoint(Node(1), even).unwrap();
+        let (b, _) = places.for_checkpoint(Node(2), even).unwrap();
         places.touch(a);
-        assert_eq!(places.for_checkpoint(Node(3)), Some((b, Some(Node(2)))));
-        assert_eq!(places.for_sequence(), Some((a, Some(Node(1)))));
-        assert_eq!(places.for_sequence(), Some((b, Some(Node(3)))));
-        assert_eq!((places.for_sequence(), places.sequences()), (None, 3));
+        assert_eq!(places.for_checkpoint(Node(3), even), Some((b, Some(Node(2)))));
+        places.touch(a);
+        // The first is the older one now, but what is behind it would take longer.
+        let loss = |Node(node): Node| if node == 1 { 1000 } else { 10 };
+        places.touch(b);
+        assert_eq!(places.for_sequence(even), Some((a, Some(Node(1)))), "b was used just now");
+        places.free(a);
+        let (a, _) = places.for_checkpoint(Node(1), loss).unwrap();
         places.free(sequence);
-        assert_eq!(places.for_checkpoint(Node(4)), Some((sequence, None)));
+        places.for_sequence(loss).unwrap();
+        assert_eq!(places.for_sequence(loss), Some((b, Some(Node(3)))));
+        assert_eq!(places.for_sequence(loss), Some((a, Some(Node(1)))));
+        assert_eq!((places.for_sequence(loss), places.sequences()), (None, 3));
+        places.free(sequence);
+        assert_eq!(places.for_checkpoint(Node(4), loss), Some((sequence, None)));
     }
 }

@@ -381,7 +381,11 @@ impl Prefixes {
     }
 
     fn place_of_sequence(&mut self, past: &mut dyn Past) -> u32 {
-        let (place, before) = self.places.for_sequence().expect("somebody has asked before");
+        let tree = &self.tree;
+        let (place, before) = self
+            .places
+            .for_sequence(|node| tree.behind_a_state(node))
+            .expect("somebody has asked before");
         if let Some(node) = before {
             self.forget(past, node, Kind::State, place);
         }
@@ -523,7 +527,9 @@ impl Prefixes {
                 place
             }
             None => {
-                let Some((place, gone)) = self.places.for_checkpoint(node) else { return };
+                let tree = &self.tree;
+                let loss = |node| tree.behind_a_state(node);
+                let Some((place, gone)) = self.places.for_checkpoint(node, loss) else { return };
                 if let Some(gone) = gone {
                     self.forget(past, gone, Kind::State, place);
                 }

@@ -155,6 +155,21 @@ impl Tree {
         Some(self.entries.get(&node)?.key.0)
     }
 
+    /// Tokens from the state before a node, on the device, to the node's end.
+    pub fn behind_a_state(&self, node: Node) -> usize {
+        let (mut tokens, mut at) = (0, node);
+        while let Some(before) = self.parent(at) {
+            tokens += self.page;
+            let state = self.copies(before, Kind::State).unwrap_or_default();
+            if before == ROOT || state.device.is_some() {
+                return tokens;
+            }
+            at = before;
+        }
+        // Nobody finds it.
+        0
+    }
+
     /// Removes a node that has no content and leads to none, and those before it that are left so.
     pub fn prune(&mut self, mut node: Node) {
         while let Some(entry) = self.entries.get(&node) {
