@@ -285,9 +285,9 @@ impl Scheduler {
         if held.awaits().is_some() {
             return 0;
         }
-        let (from, tokens) = (s.computed, s.tokens.len());
+        let from = s.computed;
         let to = from + s.pending().min(budget);
-        let end = self.prefixes.step_end(held, from, to, tokens);
+        let end = self.prefixes.step_end(held, from, to);
         let whole = budget == self.limits.pass_tokens as usize;
         // What is left by others may be too little to end well; a whole step never is.
         if end > from || !whole { end.saturating_sub(from) } else { to - from }

@@ -1,7 +1,7 @@
 //! No conversation is read twice: an agent's calls, each of which repeats the one before and goes on.
 //!
 //! `KRASIS_CONVERSATION=30000 cargo test --release -p krasis-engine --test prefix -- --nocapture` has
-//! conversations grow as long as that, and compares every other answer with one that was computed from
+//! conversations grow as long as that, and compares every sixth answer with one that was computed from
 //! nothing; without it they are shorter, and a few are compared.
 
 mod common;
@@ -22,7 +22,7 @@ const ANSWER: u32 = 12;
 /// How long conversations grow, and of how many calls one is computed again.
 fn length() -> (usize, usize) {
     let wanted = std::env::var("KRASIS_CONVERSATION").ok();
-    wanted.map_or((4000, 12), |tokens| (tokens.parse().expect("a number of tokens"), 2))
+    wanted.map_or((4000, 12), |tokens| (tokens.parse().expect("a number of tokens"), 6))
 }
 
 /// A model that takes such conversations: the same weights under another limit.
@@ -136,7 +136,8 @@ fn converse(name: &str, from: &Path) {
     println!(
         "{name}: {CALLS} calls to {end} tokens, {share:.2} % of {all} reused, {compared} compared"
     );
-    assert!(share >= 95.0, "{name}: {share} %");
+    // Of short calls, some are not worth a checkpoint.
+    assert!(share >= if tokens < 30_000 { 92.0 } else { 95.0 }, "{name}: {share} %");
     // An edit in the middle: what comes before it is not read again, up to the checkpoint before it.
     let mut edited = calls.prompt[..end - end / 8].to_vec();
     let middle = end / 2;

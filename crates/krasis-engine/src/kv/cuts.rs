@@ -14,15 +14,17 @@ pub const REST: usize = 9;
 /// Tokens between checkpoints that are made where steps end anyway, at least.
 const SPACING: usize = 1024;
 
-/// Tokens behind a checkpoint from which a cut is worth its step.
-const WORTH_A_CUT: usize = 256;
+/// Tokens from one checkpoint to the next from which a cut is worth its step: it has 9 to 72 rows, and
+/// reads most experts again.
+const WORTH_A_CUT: usize = 128;
 
 /// A prompt's.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cuts {
-    /// Where another prompt is known to go on differently: a third one may again.
+    tokens: usize,
+    /// Where another prompt is known to go on differently: a third one may again. 0 if nowhere.
     branch: usize,
-    /// As far behind as one can be: an answer and another question will follow.
+    /// As far behind as one can be: an answer and another question will follow. 0 if nowhere.
     last: usize,
     /// Tokens from one to the next where steps end anyway.
     spacing: usize,
@@ -36,17 +38,17 @@ impl Cuts {
     pub fn of(tokens: usize, covered: usize, alike: usize, checkpoints: usize) -> Cuts {
         let spacing = (tokens / (checkpoints / 2).max(1)).max(SPACING);
         let last = tokens.saturating_sub(REST) / STRIDE * STRIDE;
-        let alike = if alike >= covered + WORTH_A_CUT { alike } else { 0 };
         let branch = (alike / STRIDE * STRIDE).min(last);
-        Cuts { branch, last, spacing, behind: covered }
+        let worth = |cut: usize| if cut >= covered + WORTH_A_CUT { cut } else { 0 };
+        Cuts { tokens, branch: worth(branch), last: worth(last), spacing, behind: covered }
     }
 
     /// Where a step that wants to compute from one token up to another one ends: at a cut, or else at a
     /// multiple of 64 if that is not where it begins.
-    pub fn end(&self, from: usize, to: usize, tokens: usize) -> usize {
+    pub fn end(&self, from: usize, to: usize) -> usize {
         let cut = [self.branch, self.last].into_iter().filter(|&cut| cut > from).min();
         let to = to.min(cut.unwrap_or(to));
-        if to == tokens { to } else { to / STRIDE * STRIDE }
+        if to >= self.tokens { to } else { to / STRIDE * STRIDE }
     }
 
     /// Whether a state is kept behind so many tokens.
@@ -54,7 +56,7 @@ impl Cuts {
         if computed == 0 || !computed.is_multiple_of(STRIDE) {
             return None;
         }
-        if computed > self.last {
+        if computed >= self.tokens {
             return Some(Wanted::Tail);
         }
         let due = computed >= self.behind + self.spacing;
@@ -86,7 +88,7 @@ mod tests {
         while at < tokens {
             let to = tokens.min(at + rows);
             // Where chunks are smaller than 64, they end where they end.
-            at = match cuts.end(at, to, tokens) {
+            at = match cuts.end(at, to) {
                 end if end > at => end,
                 _ => to,
             };
@@ -101,12 +103,14 @@ mod tests {
         for (tokens, covered, alike, rows, ends, kept) in [
             (60, 0, 0, 512, vec![60], vec![]),
             (72, 0, 0, 512, vec![72], vec![]),
-            (73, 0, 0, 512, vec![64, 73], vec![64]),
+            (136, 0, 0, 512, vec![136], vec![]),
+            (137, 0, 0, 512, vec![128, 137], vec![128]),
             (200, 0, 0, 512, vec![128, 200], vec![128]),
             (200, 128, 128, 512, vec![200], vec![]),
-            (300, 0, 130, 100, vec![64, 128, 192, 256, 300], vec![256]),
+            (300, 0, 130, 100, vec![64, 128, 192, 256, 300], vec![128, 256]),
+            (300, 192, 250, 512, vec![300], vec![]),
             (600, 64, 330, 512, vec![320, 576, 600], vec![320, 576]),
-            (600, 64, 310, 512, vec![576, 600], vec![576]),
+            (600, 64, 190, 512, vec![576, 600], vec![576]),
             (2700, 0, 0, 1000, vec![960, 1920, 2688, 2700], vec![1920, 2688]),
         ] {
             let cuts = Cuts::of(tokens, covered, alike, 16);

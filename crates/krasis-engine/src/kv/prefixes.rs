@@ -478,13 +478,9 @@ impl Prefixes {
         true
     }
 
-    /// How far a step goes that begins at `from` and may go up to `to`, of `tokens`.
-    pub fn step_end(&self, held: &Held, from: usize, to: usize, tokens: usize) -> usize {
-        if self.recurrent() && self.reuse == Reuse::Longest {
-            held.cuts.end(from, to, tokens)
-        } else {
-            to
-        }
+    /// How far a step goes that begins at `from` and may go up to `to`.
+    pub fn step_end(&self, held: &Held, from: usize, to: usize) -> usize {
+        if self.recurrent() && self.reuse == Reuse::Longest { held.cuts.end(from, to) } else { to }
     }
 
     /// Tells which tokens a sequence has computed by now: full pages become known, and a state is kept

@@ -147,7 +147,7 @@ impl World {
         let mut at = covered;
         while at < tokens.len() {
             let to = tokens.len().min(at + 96);
-            let end = self.prefixes.step_end(&held, at, to, tokens.len());
+            let end = self.prefixes.step_end(&held, at, to);
             assert!(end > at && end <= to);
             self.compute(&tokens[..end], &mut held, at);
             at = end;

@@ -222,6 +222,7 @@ fn checksum(head: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
     use std::sync::Arc;
 
     fn items() -> Vec<Item> {
@@ -244,6 +245,7 @@ mod tests {
         let path = path(dir.path(), signature, 3);
         let sound = std::fs::read(&path).unwrap();
         assert_eq!(sound.len() as u64, bytes_of(&items()));
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         let contents = |path: &Path| -> Result<Vec<Vec<u8>>, DiskError> {
             let listed = list(path, signature, 3, 4)?;
             assert!(listed.iter().map(|listed| listed.spot).eq(spots.iter().copied()));
