@@ -1,8 +1,8 @@
 //! No conversation is read twice: an agent's calls, each of which repeats the one before and goes on.
 //!
 //! `KRASIS_CONVERSATION=30000 cargo test --release -p krasis-engine --test prefix -- --nocapture` has
-//! conversations grow as long as that, and compares every sixth answer with one that was computed from
-//! nothing; without it they are shorter, and a few are compared.
+//! conversations grow as long as that; every twentieth answer is compared with one that was computed
+//! from nothing. Without it they are shorter, and every twelfth is.
 
 mod common;
 
@@ -22,7 +22,7 @@ const ANSWER: u32 = 12;
 /// How long conversations grow, and of how many calls one is computed again.
 fn length() -> (usize, usize) {
     let wanted = std::env::var("KRASIS_CONVERSATION").ok();
-    wanted.map_or((4000, 12), |tokens| (tokens.parse().expect("a number of tokens"), 6))
+    wanted.map_or((4000, 12), |tokens| (tokens.parse().expect("a number of tokens"), 20))
 }
 
 /// A model that takes such conversations: the same weights under another limit.
