@@ -152,7 +152,7 @@ impl Plan {
         let beside = Preflight::new(options);
         let (prefix_ram, on_host) = prefix_ram(options, home.preflight().is_none(), &beside);
         if home.preflight().is_some() {
-            need.cache = need.cache + on_host;
+            need.cache += on_host;
         } else {
             beside.fits(&Need { cache: on_host, ..Need::default() })?;
         }

@@ -171,7 +171,7 @@ mod tests {
         device.copy(part(a), part(c));
         assert_eq!(device.download(part(c)), bytes[3..64]);
         assert_eq!((device.download(a), device.download(b)), (bytes, vec![9; 70]));
-        let outside = Slot::new(c.start + 64, 6);
+        let outside = Slot::<u8>::new(c.start + 64, 6);
         assert_eq!(device.download(outside), [0; 6]);
     }
 

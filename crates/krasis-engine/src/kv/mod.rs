@@ -5,8 +5,10 @@
 //! by the page before it, and where copies of its content lie; `pages` and `places` own the device's
 //! memory, `ram` and `disk` what is kept beyond it. Content moves through [`Past`].
 
+mod claim;
 mod cuts;
 mod disk;
+mod find;
 mod options;
 mod pages;
 mod past;
@@ -18,9 +20,10 @@ mod save;
 mod tests;
 mod tree;
 
+pub use claim::{Arrival, Claim};
 pub use cuts::STRIDE;
 pub use disk::{Disk, DiskError, HOST_BYTES, Listed, Signature};
 pub use options::{PrefixDisk, PrefixOptions, Reuse};
 pub use past::{OnDevice, Past};
-pub use prefixes::{Arrival, Claim, Held, Prefixes, Shape};
+pub use prefixes::{Held, Prefixes, Shape};
 pub use tree::Kind;

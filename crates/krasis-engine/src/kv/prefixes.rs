@@ -4,19 +4,20 @@
 //! the rest. What it computes becomes known page by page; what it gives back keeps its content until
 //! the memory is needed, and then goes to host memory if there is some for it.
 
-use super::cuts::{Cuts, REST, STRIDE, Wanted};
-use super::disk::{Asked, Disk, Listed, Spot};
+use super::claim::Loading;
+use super::cuts::{Cuts, Wanted};
+use super::disk::{Disk, Listed};
 use super::options::{PrefixOptions, Reuse};
 use super::pages::Pages;
 use super::past::Past;
 use super::places::Places;
-use super::ram::{Content, Ram};
+use super::ram::Ram;
 use super::save::Saving;
-use super::tree::{Kind, Node, OnDisk, ROOT, Tree};
+use super::tree::{Kind, Node, Tree};
 use crate::census::Census;
 use krasis_core::Bytes;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 /// How much there is.
 #[derive(Clone, Copy, Debug)]
@@ -40,15 +41,15 @@ pub struct Shape {
 /// Everything that is remembered.
 pub struct Prefixes {
     pub(super) tree: Tree,
-    pages: Pages,
-    places: Places,
+    pub(super) pages: Pages,
+    pub(super) places: Places,
     pub(super) ram: Ram,
     pub(super) saving: Option<Saving>,
-    shape: Shape,
-    reuse: Reuse,
+    pub(super) shape: Shape,
+    pub(super) reuse: Reuse,
     pub(super) census: Arc<Census>,
     /// Prompt tokens that are computed in a second, at best.
-    computed_rate: f64,
+    pub(super) computed_rate: f64,
 }
 
 /// Memory of a running sequence, and how far its content is known.
@@ -59,48 +60,13 @@ pub struct Held {
     /// Place in recurrent state.
     pub place: u32,
     /// The last page that is known, and how many are.
-    last: Node,
-    known: usize,
-    cuts: Cuts,
+    pub(super) last: Node,
+    pub(super) known: usize,
+    pub(super) cuts: Cuts,
     /// Where the last checkpoint of its answer is.
-    tail: Option<Node>,
+    pub(super) tail: Option<Node>,
     /// What it waits for.
-    loading: Option<Loading>,
-}
-
-/// Content on its way from the disk.
-#[derive(Debug)]
-struct Loading {
-    asked: Asked,
-    /// Which pages of the sequence they are, and its state.
-    items: Vec<(Kind, Node, usize)>,
-    covered: usize,
-}
-
-/// What a sequence gets.
-pub struct Claim {
-    /// Its memory.
-    pub held: Held,
-    /// Tokens whose past is there already; nothing yet if some of it is on its way.
-    pub covered: usize,
-}
-
-/// Whether a sequence has what it waited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arrival {
-    /// Not all of it.
-    More,
-    /// So many tokens are covered.
-    Done(usize),
-    /// It will not come: the sequence has to begin again.
-    Missing,
-}
-
-/// Where content comes from.
-enum Source {
-    Device(u32),
-    Ram(Content),
-    Disk(Spot),
+    pub(super) loading: Option<Loading>,
 }
 
 impl Prefixes {
@@ -140,7 +106,7 @@ impl Prefixes {
         self.places.sequences() < self.shape.sequences as usize
     }
 
-    fn recurrent(&self) -> bool {
+    pub(super) fn recurrent(&self) -> bool {
         self.shape.state_bytes.0 > 0
     }
 
@@ -157,208 +123,8 @@ impl Prefixes {
         self.computed_rate = self.computed_rate.max(tokens as f64 / seconds.max(1e-9));
     }
 
-    /// Memory for a sequence of `tokens` tokens that begins with the longest known prefix of `prompt`,
-    /// but never all of it: the last token must be computed for its logits. Nothing if there is none,
-    /// or if fewer than `spare` pages would be left.
-    pub fn claim(
-        &mut self,
-        past: &mut dyn Past,
-        prompt: &[u32],
-        tokens: usize,
-        spare: usize,
-    ) -> Option<Claim> {
-        if !self.has_place() {
-            return None;
-        }
-        let path = self.path(prompt);
-        let found = self.usable(&path);
-        let known = &path[..found.pages];
-        let taken: Vec<Option<u32>> = known.iter().map(|&node| self.on_device(node)).collect();
-        taken.iter().flatten().for_each(|&page| self.pages.take(page));
-        let pages_wanted = tokens.div_ceil(self.tree.page());
-        let missing = pages_wanted - taken.iter().flatten().count();
-        if self.pages.available() < missing + spare {
-            taken.into_iter().flatten().for_each(|page| self.pages.release(page));
-            return None;
-        }
-        self.count(prompt.len(), &path, &found, &taken);
-        // All sources are known before anything is moved, or it could be moved away.
-        let sources: Vec<Source> = known
-            .iter()
-            .map(|&node| self.source(node, Kind::Page).expect("what is usable has a source"))
-            .collect();
-        let state = known.last().filter(|_| self.recurrent()).copied();
-        let state = state.and_then(|node| Some((node, self.source(node, Kind::State)?)));
-
-        let mut held = Held {
-            pages: Vec::with_capacity(pages_wanted),
-            place: self.place_of_sequence(past),
-            last: known.last().copied().unwrap_or(ROOT),
-            known: known.len(),
-            cuts: self.cuts(tokens, &path, found.pages),
-            tail: None,
-            loading: None,
-        };
-        let mut awaited: Vec<((Kind, Node, usize), Spot)> = Vec::new();
-        for index in 0..pages_wanted {
-            let Some(source) = sources.get(index) else {
-                held.pages.push(self.new_page(past));
-                continue;
-            };
-            let node = path[index];
-            let page = match source {
-                Source::Device(page) => *page,
-                Source::Ram(content) => {
-                    let page = self.new_page(past);
-                    past.load(Kind::Page, page, content);
-                    self.name(node, page);
-                    page
-                }
-                Source::Disk(spot) => {
-                    awaited.push(((Kind::Page, node, index), *spot));
-                    self.new_page(past)
-                }
-            };
-            held.pages.push(page);
-        }
-        match state {
-            // It may have had to go, and was copied, if need be, to where it was: no copy then.
-            Some((_, Source::Device(place))) if place == held.place => {}
-            Some((_, Source::Device(place))) => past.copy_state(place, held.place),
-            Some((_, Source::Ram(content))) => past.load(Kind::State, held.place, &content),
-            Some((node, Source::Disk(spot))) => awaited.push(((Kind::State, node, 0), spot)),
-            None => {}
-        }
-        let mut covered = found.pages * self.tree.page();
-        self.touch_segments(known);
-        if !awaited.is_empty() {
-            let (items, spots) = awaited.into_iter().unzip();
-            let saving = self.saving.as_mut().expect("spots are the disk's");
-            held.loading = Some(Loading { asked: saving.disk.fetch(spots), items, covered });
-            covered = 0;
-        }
-        Some(Claim { held, covered })
-    }
-
-    fn cuts(&self, tokens: usize, path: &[Node], pages: usize) -> Cuts {
-        let checkpoints = self.shape.places.saturating_sub(self.shape.sequences) as usize;
-        let page = self.tree.page();
-        Cuts::of(tokens, pages * page, path.len() * page, checkpoints)
-    }
-
-    /// Nodes of a prompt's pages, as far as they are known.
-    fn path(&self, prompt: &[u32]) -> Vec<Node> {
-        let mut path: Vec<Node> = Vec::new();
-        let rest = if self.recurrent() { REST } else { 1 };
-        if self.reuse == Reuse::Longest {
-            for chunk in prompt[..prompt.len().saturating_sub(rest)].chunks_exact(self.tree.page())
-            {
-                let last = path.last().copied().unwrap_or(ROOT);
-                let Some(node) = self.tree.child(last, chunk) else { break };
-                path.push(node);
-            }
-        }
-        path
-    }
-
-    /// How much of a path is used, and why not more.
-    fn usable(&self, path: &[Node]) -> Found {
-        let all = self.reach(path, Reading::Disk);
-        let near = self.reach(path, Reading::Memory);
-        let Reach { pages, .. } = all;
-        let from_disk = |node: &Node, kind| {
-            let copies = self.tree.copies(*node, kind).unwrap_or_default();
-            match copies.disk {
-                OnDisk::At(spot) if copies.device.is_none() && !copies.ram => spot.bytes,
-                _ => 0,
-            }
-        };
-        let bytes: u64 = path[..pages].iter().map(|node| from_disk(node, Kind::Page)).sum();
-        let state = path[..pages].last().filter(|_| self.recurrent());
-        let bytes = bytes + state.map_or(0, |node| from_disk(node, Kind::State));
-        let saved = (pages - near.pages) * self.tree.page();
-        if bytes == 0 || self.reading_is_faster(bytes, saved) {
-            return Found { pages, readable: all.readable, slow: 0 };
-        }
-        Found { pages: near.pages, readable: all.readable, slow: pages - near.pages }
-    }
-
-    /// Pages of a path up to which everything can be had.
-    fn reach(&self, path: &[Node], reading: Reading) -> Reach {
-        let has = |node: Node, kind| {
-            let copies = self.tree.copies(node, kind).unwrap_or_default();
-            let disk = matches!(copies.disk, OnDisk::At(_)) && reading == Reading::Disk;
-            copies.device.is_some() || copies.ram || disk
-        };
-        let missing = path.iter().position(|&node| !has(node, Kind::Page));
-        let readable = missing.unwrap_or(path.len());
-        if !self.recurrent() {
-            return Reach { pages: readable, readable };
-        }
-        let stride = STRIDE / self.tree.page();
-        let behind = |&pages: &usize| has(path[pages - 1], Kind::State);
-        let checkpoints = (1..=readable / stride).rev().map(|n| n * stride);
-        Reach { pages: checkpoints.into_iter().find(behind).unwrap_or(0), readable }
-    }
-
-    /// Before both rates are known, reading is tried.
-    fn reading_is_faster(&self, bytes: u64, tokens: usize) -> bool {
-        let read_rate = self.saving.as_ref().map_or(0.0, |saving| saving.read_rate);
-        if read_rate == 0.0 || self.computed_rate == 0.0 {
-            return true;
-        }
-        (bytes as f64 / read_rate) < tokens as f64 / self.computed_rate
-    }
-
-    /// What was found and why not more, in tokens.
-    fn count(&self, prompt: usize, path: &[Node], found: &Found, taken: &[Option<u32>]) {
-        let census = &*self.census;
-        let page = self.tree.page();
-        let add = |number: &AtomicU64, tokens: usize| {
-            number.fetch_add(tokens as u64, Ordering::Relaxed);
-        };
-        let pages = found.pages;
-        let from = |there: fn(&super::tree::Copies) -> bool| {
-            let copies =
-                path[..pages].iter().filter_map(|&node| self.tree.copies(node, Kind::Page));
-            copies.filter(|copies| copies.device.is_none() && there(copies)).count()
-        };
-        let ram = from(|copies| copies.ram);
-        add(&census.prefix_queries, prompt);
-        add(&census.prefix_hits, pages * page);
-        add(&census.prefix_hits_device, taken.iter().flatten().count() * page);
-        add(&census.prefix_hits_ram, ram * page);
-        add(&census.prefix_hits_disk, from(|copies| !copies.ram) * page);
-        add(&census.prefix_misses_new, prompt - path.len() * page);
-        add(&census.prefix_misses_forgotten, (path.len() - found.readable) * page);
-        add(&census.prefix_misses_slow, found.slow * page);
-        add(&census.prefix_misses_state, (found.readable - found.slow - pages) * page);
-    }
-
-    fn on_device(&self, node: Node) -> Option<u32> {
-        self.tree.copies(node, Kind::Page)?.device
-    }
-
-    /// Where content is taken from; what host memory has is used by that.
-    fn source(&mut self, node: Node, kind: Kind) -> Option<Source> {
-        let copies = self.tree.copies(node, kind)?;
-        if let Some(index) = copies.device {
-            if kind == Kind::State {
-                self.places.touch(index);
-            }
-            return Some(Source::Device(index));
-        }
-        if let Some(content) = self.ram.get(node, kind) {
-            return Some(Source::Ram(content));
-        }
-        match copies.disk {
-            OnDisk::At(spot) => Some(Source::Disk(spot)),
-            _ => None,
-        }
-    }
-
     /// A page of the device holds a node's content, unless another one does already.
-    fn name(&mut self, node: Node, page: u32) {
+    pub(super) fn name(&mut self, node: Node, page: u32) {
         if let Some(copies) = self.tree.copies_mut(node, Kind::Page)
             && copies.device.is_none()
         {
@@ -368,7 +134,7 @@ impl Prefixes {
     }
 
     /// A page for new content; there is one, as somebody has counted before.
-    fn new_page(&mut self, past: &mut dyn Past) -> u32 {
+    pub(super) fn new_page(&mut self, past: &mut dyn Past) -> u32 {
         self.try_page(past).expect("pages were counted before they were claimed")
     }
 
@@ -380,7 +146,7 @@ impl Prefixes {
         Some(page)
     }
 
-    fn place_of_sequence(&mut self, past: &mut dyn Past) -> u32 {
+    pub(super) fn place_of_sequence(&mut self, past: &mut dyn Past) -> u32 {
         let tree = &self.tree;
         let (place, before) = self
             .places
@@ -432,39 +198,6 @@ impl Prefixes {
             }
         }
         self.tree.prune(node);
-    }
-
-    /// Something of what a sequence waits for has come.
-    pub fn arrive(
-        &mut self,
-        past: &mut dyn Past,
-        held: &mut Held,
-        index: usize,
-        content: Option<&[u8]>,
-    ) -> Arrival {
-        let Some(loading) = &held.loading else { return Arrival::More };
-        let (kind, node, own) = loading.items[index];
-        let (last, covered) = (index + 1 == loading.items.len(), loading.covered);
-        let Some(content) = content else {
-            if let Some(copies) = self.tree.copies_mut(node, kind) {
-                copies.disk = OnDisk::Nothing;
-            }
-            self.census.prefix_misses_damaged.fetch_add(covered as u64, Ordering::Relaxed);
-            self.settle(node);
-            return Arrival::Missing;
-        };
-        match kind {
-            Kind::Page => {
-                past.load(Kind::Page, held.pages[own], content);
-                self.name(node, held.pages[own]);
-            }
-            Kind::State => past.load(Kind::State, held.place, content),
-        }
-        if !last {
-            return Arrival::More;
-        }
-        held.loading = None;
-        Arrival::Done(covered)
     }
 
     /// Extends a sequence to hold `tokens` tokens. False if there is no memory: what was added stays,
@@ -545,32 +278,4 @@ impl Prefixes {
         held.pages.into_iter().rev().for_each(|page| self.pages.release(page));
         self.places.free(held.place);
     }
-}
-
-impl Held {
-    /// The fetch that it waits for.
-    pub fn awaits(&self) -> Option<u64> {
-        self.loading.as_ref().map(|loading| loading.asked.fetch)
-    }
-}
-
-/// How much of a path is of use.
-struct Found {
-    /// Pages that are taken.
-    pages: usize,
-    /// Pages that could be had somewhere.
-    readable: usize,
-    /// Pages that computing brings sooner than the disk.
-    slow: usize,
-}
-
-struct Reach {
-    pages: usize,
-    readable: usize,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Reading {
-    Memory,
-    Disk,
 }

@@ -1,9 +1,10 @@
 //! Random conversations in little memory: whatever was pushed out to wherever, and whatever happened to
 //! the files, a sequence finds what its own tokens have led to, and nothing else.
 
+use super::claim::{Arrival, Claim};
 use super::disk::Disk;
 use super::options::{PrefixDisk, PrefixOptions};
-use super::prefixes::{Arrival, Claim, Held, Prefixes, Shape};
+use super::prefixes::{Held, Prefixes, Shape};
 use super::{Kind, Past, Signature};
 use crate::census::Census;
 use krasis_core::Bytes;
@@ -271,7 +272,7 @@ fn damaged_files_only_cost_time() {
         let files: Vec<_> =
             dir.path().read_dir().unwrap().map(|file| file.unwrap().path()).collect();
         let file = &files[world.below(files.len())];
-        if !file.extension().is_some_and(|ending| ending == "prefix") {
+        if file.extension().is_none_or(|ending| ending != "prefix") {
             return;
         }
         // While it is open, or before the next start.
