@@ -1,7 +1,7 @@
 //! What sequences remember, and what is kept of it: pages and states of recurrent layers by the tokens
 //! that led to them, on the device, in host memory and on the disk.
 //!
-//! [`Prefixes`] is what the scheduler sees. Below it a [`tree`] knows every full page by its tokens and
+//! [`Prefixes`] is what the scheduler sees. Below it a `tree` knows every full page by its tokens and
 //! by the page before it, and where copies of its content lie; `pages` and `places` own the device's
 //! memory, `ram` and `disk` what is kept beyond it. Content moves through [`Past`].
 
