@@ -188,6 +188,11 @@ impl<A: Activation, M: Machine> Memory for Cuda<A, M> {
         self.machine.brought();
     }
 
+    fn copy(&mut self, from: Slot<u8>, to: Slot<u8>) {
+        assert_eq!(from.len, to.len, "a copy of {from:?} to {to:?}");
+        self.machine.copy(from.start, to.start, from.len);
+    }
+
     fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
         assert!(values.len() as u64 <= to.whole().len, "{} values for {to:?}", values.len());
         self.bytes.resize(values.len() * A::BYTES as usize, 0);

@@ -475,6 +475,18 @@ impl Machine for Gpu {
         self.check("waiting for copies", joined);
     }
 
+    fn copy(&mut self, from: u64, to: u64, bytes: u64) {
+        self.enter();
+        assert!(from.max(to) + bytes <= self.bytes, "a copy ends behind the arena");
+        assert!(from.abs_diff(to) >= bytes, "a copy of {bytes} bytes from {from} to {to}");
+        assert!(self.recording.is_none(), "a copy in the middle of a recording");
+        let (to, from, len) = (self.arena + to, self.arena + from, bytes as usize);
+        // SAFETY: inside the arena and disjoint by the assertions; context and stream are ours.
+        let copied = unsafe { result::memcpy_dtod_async(to, from, len, self.stream) };
+        self.check("a copy", copied);
+        self.beside.queued();
+    }
+
     fn read_both(&mut self, first: Part, second: Part) {
         self.enter();
         let inside = |(at, bytes): &Part| at + bytes.len() as u64 <= self.bytes;

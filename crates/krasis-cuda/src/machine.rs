@@ -133,6 +133,8 @@ pub trait Machine {
     fn bring(&mut self, at: u64, bytes: &[u8], keep: &Keep);
     /// Has what is queued from now on wait for what was brought.
     fn brought(&mut self);
+    /// Queues a copy of so many bytes from one place of the arena to another, which do not overlap.
+    fn copy(&mut self, from: u64, to: u64, bytes: u64);
     /// Waits for everything queued, then copies from `at` of the arena.
     fn read(&mut self, at: u64, bytes: &mut [u8]) {
         self.read_both((at, bytes), (0, &mut []));

@@ -5,8 +5,8 @@ mod common;
 mod emulated;
 
 use common::{
-    ARENA_BYTES, cut_a_delta_net, device_with, judge_all, largest_are_those_of_the_reference,
-    repeats_give_what_plain_launches_do,
+    ARENA_BYTES, copies_are_made_in_turn, cut_a_delta_net, device_with, judge_all,
+    largest_are_those_of_the_reference, repeats_give_what_plain_launches_do,
 };
 use emulated::{Emulated, Kernels, LARGE, possible};
 use half::bf16;
@@ -38,6 +38,14 @@ fn delta_nets_do_not_mind_company_or_cuts() {
     if possible() {
         let kernels = Kernels::new::<bf16>(LARGE);
         cut_a_delta_net(Emulated::new(Bytes(ARENA_BYTES), &kernels));
+    }
+}
+
+#[test]
+fn copies_come_between_kernels() {
+    if possible() {
+        let kernels = Kernels::new::<bf16>(LARGE);
+        copies_are_made_in_turn::<bf16, _>(Emulated::new(Bytes(ARENA_BYTES), &kernels));
     }
 }
 

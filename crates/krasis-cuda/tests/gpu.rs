@@ -4,8 +4,8 @@
 mod common;
 
 use common::{
-    ARENA_BYTES, cut_a_delta_net, judge_all, largest_are_those_of_the_reference,
-    repeats_give_what_plain_launches_do,
+    ARENA_BYTES, copies_are_made_in_turn, cut_a_delta_net, judge_all,
+    largest_are_those_of_the_reference, repeats_give_what_plain_launches_do,
 };
 use half::bf16;
 use krasis_core::Bytes;
@@ -53,5 +53,12 @@ fn kernels_agree_with_the_reference_in_f32() {
 fn delta_nets_do_not_mind_company_or_cuts() {
     if let Some(gpu) = opened::<bf16>(Checking::Launches) {
         cut_a_delta_net(gpu);
+    }
+}
+
+#[test]
+fn copies_come_between_kernels() {
+    if let Some(gpu) = opened::<bf16>(Checking::Reads) {
+        copies_are_made_in_turn::<bf16, _>(gpu);
     }
 }

@@ -6,11 +6,11 @@ use crate::dummy::{self, Dummy};
 use crate::error::StartError;
 use crate::experts::{Asked, Away, Experts};
 use crate::handle::{Facts, Handle, Submission};
-use crate::kv::Pages;
+use crate::kv::{Disk, Kind, Listed, OnDevice, Prefixes, Shape, Signature};
 use crate::load::{Built, Peak, PeakMeter, Placed, Shelf, Stock, Unwatched, Watch};
 use crate::network::Network;
 use crate::options::{Activations, CacheUse, DeviceKind, Options};
-use crate::plan::{Plan, pages_hold_everything};
+use crate::plan::Plan;
 use crate::preflight::Preflight;
 use crate::runner::{HostMemory, Runner};
 use crate::sample::Known;
@@ -26,8 +26,11 @@ use krasis_ops::{Cpu, Memory, Ops};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// What a wait for the disk takes at most before requests are looked at again.
+const PATIENCE: Duration = Duration::from_millis(5);
 
 /// A model in service. It stops when the last [`Handle`] is dropped.
 pub struct Running {
@@ -226,12 +229,11 @@ impl<D: Ops + Memory> Engine<D> {
             CacheUse::Off => None,
             _ => stock.shelf(&plan.placed, options)?,
         };
-        Engine::fill(stock, source, plan, shelf.as_ref(), options, home, watch)
+        Engine::fill(stock, plan, shelf.as_ref(), options, home, watch)
     }
 
     fn fill(
         stock: &impl Stock,
-        source: &Model<Source>,
         plan: Plan,
         shelf: Option<&Shelf>,
         options: &Options,
@@ -292,14 +294,14 @@ impl<D: Ops + Memory> Engine<D> {
             away.map_or(0, |away| away.pool.experts),
             counted,
         );
-        Ok(Engine::assemble(device, host, model, source, plan, counts, loading, options))
+        Ok(Engine::assemble(device, host, model, stock, plan, counts, loading, options))
     }
 
     fn assemble(
         mut device: D,
         host: Option<Arena>,
         model: Model<krasis_core::Weight>,
-        source: &Model<Source>,
+        stock: &impl Stock,
         plan: Plan,
         counts: ExpertCensus,
         loading: Loading,
@@ -307,14 +309,23 @@ impl<D: Ops + Memory> Engine<D> {
     ) -> Loaded<D> {
         let facts = Facts { vocab: model.vocab, context_max: plan.context_max };
         let (handle, submissions) = Handle::new(facts, options.queue_max);
-        let pages = Pages::new(plan.cache.pages, plan.cache.page, pages_hold_everything(source));
-        let limits = Limits {
+        let shape = Shape {
+            pages: plan.cache.pages,
+            page: plan.cache.page,
             places: plan.cache.places,
+            sequences: options.sequences_max.max(1),
+            page_bytes: OnDevice::<D>::bytes(&plan.caches, Kind::Page),
+            state_bytes: OnDevice::<D>::bytes(&plan.caches, Kind::State),
+            ram: plan.prefix_ram,
+        };
+        let disk = open_disk(stock, options, &shape);
+        let prefixes = Prefixes::new(shape, &options.prefix, disk, handle.census.clone());
+        let limits = Limits {
             pages_max: plan.step.pages_max(),
             pass_tokens: plan.pass_tokens,
             context_max: plan.context_max,
         };
-        let scheduler = Scheduler::new(pages, limits, handle.census.clone());
+        let scheduler = Scheduler::new(prefixes, limits, handle.census.clone());
         let seeds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
         let decode_bytes = plan.placed.decode_bytes();
         let banks = plan.placed.banks;
@@ -355,13 +366,17 @@ impl<D: Ops + Memory> Engine<D> {
             open = open && self.listen(submissions);
             self.step();
         }
+        self.scheduler.close(&mut past(&mut self.runner));
     }
 
     /// One forward pass over whatever is due.
     pub fn step(&mut self) {
         let (scheduler, batch) = (&mut self.scheduler, &mut self.batch);
-        if !scheduler.next_batch(batch) {
+        if !scheduler.next_batch(&mut past(&mut self.runner), batch) {
             scheduler.count();
+            if scheduler.is_loading() {
+                scheduler.wait(PATIENCE);
+            }
             return;
         }
         let step = self.census.steps.fetch_add(1, Ordering::Relaxed);
@@ -375,7 +390,8 @@ impl<D: Ops + Memory> Engine<D> {
         if let Some(experts) = self.census.experts.get() {
             experts.moved(self.runner.experts.traffic());
         }
-        scheduler.commit(batch);
+        scheduler.computed(batch, start.elapsed());
+        scheduler.commit(&mut past(&mut self.runner), batch);
         scheduler.count();
     }
 
@@ -389,6 +405,13 @@ impl<D: Ops + Memory> Engine<D> {
                     Err(TryRecvError::Empty) => return true,
                     Err(TryRecvError::Disconnected) => return false,
                 }
+            } else if self.scheduler.has_errands() {
+                self.scheduler.do_errands(&mut past(&mut self.runner));
+                match submissions.recv_timeout(PATIENCE) {
+                    Ok(submission) => submission,
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Disconnected) => return false,
+                }
             } else {
                 match submissions.recv() {
                     Ok(submission) => submission,
@@ -398,7 +421,7 @@ impl<D: Ops + Memory> Engine<D> {
             self.census.queued.fetch_sub(1, Ordering::Relaxed);
             self.seeds = self.seeds.wrapping_add(1);
             self.scheduler.add(Sequence::new(submission, self.seeds));
-            self.scheduler.admit();
+            self.scheduler.admit(&mut past(&mut self.runner));
         }
         true
     }
@@ -411,6 +434,27 @@ fn top_k(model: &Model<krasis_core::Weight>) -> u32 {
         Ffn::Dense(_) => 0,
     };
     model.layers.iter().map(of).max().unwrap_or(0)
+}
+
+/// What its sequences remember.
+fn past<D>(runner: &mut Runner<D>) -> OnDevice<'_, D> {
+    OnDevice { device: &mut runner.device, caches: &runner.network.caches }
+}
+
+/// The disk for what outlives the process, if there is to be one; what is wrong with it is said, and
+/// costs no more than time.
+fn open_disk(stock: &impl Stock, options: &Options, shape: &Shape) -> Option<(Disk, Vec<Listed>)> {
+    let wanted = options.prefix.disk.as_ref()?;
+    let signature = match stock.fingerprint() {
+        Ok(Some(fingerprint)) => Signature::of(fingerprint, options, shape),
+        Ok(None) => return None,
+        Err(error) => {
+            tracing::warn!("no prefixes on disk: {error}");
+            return None;
+        }
+    };
+    let opened = Disk::open(wanted, signature, shape.page as usize);
+    opened.inspect_err(|error| tracing::warn!("no prefixes on disk: {error}")).ok()
 }
 
 impl Loading {

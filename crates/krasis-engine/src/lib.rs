@@ -33,6 +33,7 @@ pub use experts::{DecodeStrategy, PrefillStrategy};
 pub use handle::{Facts, Handle, Sink, Submission, SubmitError, Ticket};
 pub use krasis_cuda::gpu::Starts;
 pub use krasis_ops::Span;
+pub use kv::{PrefixDisk, PrefixOptions, Reuse};
 pub use load::{Built, Peak, Phase, Unwatched, Watch, cache_folders};
 pub use options::{Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant, Residency};
 pub use request::{Event, Finish, InvalidRequest, Logprob, Request, Sampling, Usage};

@@ -1,6 +1,7 @@
 //! What the user may choose. Flags, and later a config file, the launcher and Python, fill this in.
 
 use crate::experts::{DecodeStrategy, PrefillStrategy};
+use crate::kv::PrefixOptions;
 use krasis_core::{Bytes, KvDtype};
 use krasis_cuda::gpu::Starts;
 use krasis_machine::Numa;
@@ -118,6 +119,8 @@ pub struct Options {
     pub context_max: Option<u32>,
     /// KV pages of 16 tokens for all sequences; without a wish, what memory allows.
     pub kv_pages: Option<u32>,
+    /// What is kept of prompts and answers.
+    pub prefix: PrefixOptions,
     /// Prompt tokens per step: smaller steps let other sequences speak sooner.
     pub prefill_chunk: u32,
     /// Sequences that run at a time.
@@ -157,6 +160,7 @@ impl Default for Options {
             machine_root: PathBuf::from("/"),
             context_max: None,
             kv_pages: None,
+            prefix: PrefixOptions::default(),
             prefill_chunk: 512,
             sequences_max: 8,
             queue_max: 64,

@@ -3,13 +3,14 @@
 use crate::device::Home;
 use crate::error::StartError;
 use crate::experts::{AwayPlan, DecodeStrategy, Desk, PrefillStrategy};
+use crate::kv::{HOST_BYTES, PrefixOptions, Reuse};
 use crate::load::{Placed, Stock, bytes_of, place};
 use crate::options::{Options, Residency};
 use crate::preflight::Preflight;
 use crate::step::StepSlots;
 use krasis_core::{Bytes, KvDtype, Layout};
 use krasis_machine::Need;
-use krasis_model::{Buffers, Cache, CacheShape, Ffn, Mixer, Model, Source};
+use krasis_model::{Buffers, Cache, CacheShape, Ffn, Model, Source};
 use krasis_ops::{Bank, Memory};
 
 /// Tokens of a KV page: small enough that a shared prefix is found almost whole.
@@ -20,6 +21,14 @@ const CONTEXT_DEFAULT: u32 = 32_768;
 
 /// KV tokens without a wish, shared by all sequences.
 const KV_TOKENS_DEFAULT: u32 = 65_536;
+
+/// Checkpoints of recurrent state without a wish, and the part of the memory left by weights and
+/// activations that they take at most.
+const CHECKPOINTS_DEFAULT: u32 = 16;
+const CHECKPOINTS_PART: u64 = 16;
+
+/// Host memory for prefixes without a wish, where it is not the device's.
+const PREFIX_RAM_DEFAULT: Bytes = Bytes(4 << 30);
 
 /// Activations on the CPU are f32.
 const HOST_ACT_BYTES: u32 = 4;
@@ -44,6 +53,8 @@ pub struct Plan {
     pub rows_max: u32,
     /// Prompt tokens of a step.
     pub pass_tokens: u32,
+    /// Host memory for prefixes that the device has no more room for.
+    pub prefix_ram: Bytes,
     /// Where experts lie that are not on the device.
     pub away: Option<AwayPlan>,
     /// Host memory for them; empty if they are on the device.
@@ -131,12 +142,20 @@ impl Plan {
         let dtype = options.kv.unwrap_or(own);
         let left = Bytes(available.0 - fixed.0);
         let tokens = if away.is_some() { 0 } else { KV_TOKENS_DEFAULT };
-        let (context_max, cache) = cache_shape(model, options, dtype, tokens, left)?;
+        let (context_max, mut cache) = cache_shape(model, options, dtype, tokens, left)?;
+        cache.places += checkpoints(model, options, left);
         let pages_max = context_max.div_ceil(PAGE);
         let step = StepSlots::plan(rows_max, sequences, pages_max, model, &mut layout);
         let caches = Cache::plan(model, cache, &mut layout);
         mark("KV cache", &layout);
         need.cache = Bytes(layout.bytes().0 - fixed.0);
+        let beside = Preflight::new(options);
+        let (prefix_ram, on_host) = prefix_ram(options, home.preflight().is_none(), &beside);
+        if home.preflight().is_some() {
+            need.cache += on_host;
+        } else {
+            beside.fits(&Need { cache: on_host, ..Need::default() })?;
+        }
         fits(&need)?;
         let away = match away {
             Some((prefill, decode)) => {
@@ -145,7 +164,7 @@ impl Plan {
                 let plan = slots.plan(prefill, decode, room, &mut layout, &mut host)?;
                 mark("expert slots", &layout);
                 let (weights, buffers) = (host.bytes(), Bytes(0));
-                let need = Need { weights, buffers, cache: Bytes(0), ..need };
+                let need = Need { weights, buffers, cache: on_host, ..need };
                 Preflight::new(options).fits(&need)?;
                 Some(plan)
             }
@@ -164,6 +183,7 @@ impl Plan {
             context_max,
             rows_max,
             pass_tokens,
+            prefix_ram,
             away,
             host,
             need,
@@ -318,7 +338,26 @@ fn cache_shape(
     Ok((context_max, CacheShape { pages, page: PAGE, places: sequences, dtype }))
 }
 
-/// Whether KV pages hold all that the model remembers of a prefix.
-pub fn pages_hold_everything(model: &Model<Source>) -> bool {
-    !model.layers.iter().any(|layer| matches!(layer.mixer, Mixer::DeltaNet(_)))
+/// Places for checkpoints of recurrent state.
+fn checkpoints(model: &Model<Source>, options: &Options, available: Bytes) -> u32 {
+    let each = Cache::place_bytes(model).0;
+    if each == 0 || options.prefix.reuse == Reuse::Nothing {
+        return 0;
+    }
+    let fit = u32::try_from(available.0 / CHECKPOINTS_PART / each).unwrap_or(u32::MAX);
+    options.prefix.checkpoints.unwrap_or(fit.min(CHECKPOINTS_DEFAULT))
+}
+
+/// Host memory for prefixes beyond the device's, and all that keeping them takes of the host.
+fn prefix_ram(options: &Options, apart: bool, host: &Preflight) -> (Bytes, Bytes) {
+    let PrefixOptions { reuse, ram, disk, .. } = &options.prefix;
+    if *reuse == Reuse::Nothing {
+        return (Bytes(0), Bytes(0));
+    }
+    let default = || match host.available() {
+        Some(available) if apart => PREFIX_RAM_DEFAULT.min(Bytes(available.0 / 8)),
+        _ => Bytes(0),
+    };
+    let ram = ram.unwrap_or_else(default);
+    (ram, ram + if disk.is_some() { HOST_BYTES } else { Bytes(0) })
 }

@@ -115,8 +115,11 @@ impl<D: Ops + Memory> Runner<D> {
         let (rows, layers) =
             (input.tokens.len() as u32, self.experts.enter(&mut self.device, group));
         let mut chunk = std::mem::take(&mut self.host.chunk);
-        for first in (0..rows).step_by(self.rows_max as usize) {
-            let of_pass = first..rows.min(first + self.rows_max);
+        let mut next = 0;
+        while next < rows {
+            let (first, end) = (next, input.chunk_end(next, self.rows_max));
+            next = end;
+            let of_pass = first..end;
             let (step, b) = if of_pass == (0..rows) {
                 self.begin(input, 0)
             } else {

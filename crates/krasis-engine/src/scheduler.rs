@@ -5,22 +5,25 @@
 //! not depend on how tokens are grouped into steps, nobody can tell.
 
 use crate::census::Census;
-use crate::kv::Pages;
+use crate::kv::{Arrival, Claim, Past, Prefixes};
 use crate::request::{Finish, Request};
 use crate::sample::{self, History, Known};
-use crate::sequence::{Held, Sequence};
+use crate::sequence::Sequence;
 use crate::step::{Chosen, StepInput};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Rows of prompts in a step from which its time tells how fast prompts are computed.
+const ROWS_OF_A_RATE: usize = 64;
 
 /// Sequences that wait and run, and the memory that they share.
 pub struct Scheduler {
     waiting: VecDeque<Sequence>,
     /// In the order of admission.
     running: Vec<Sequence>,
-    pages: Pages,
-    places: Vec<u32>,
+    prefixes: Prefixes,
     limits: Limits,
     census: Arc<Census>,
 }
@@ -28,8 +31,6 @@ pub struct Scheduler {
 /// How much there may be of what.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Places of recurrent state: sequences that run at a time.
-    pub places: u32,
     /// Entries of a sequence's page list.
     pub pages_max: u32,
     /// Prompt tokens of a step.
@@ -59,16 +60,14 @@ struct Wanted {
 }
 
 impl Scheduler {
-    /// Shares `pages` and `limits.places` places of recurrent state; what happens is counted in
-    /// `census`.
-    pub fn new(pages: Pages, limits: Limits, census: Arc<Census>) -> Scheduler {
-        census.pages.store(pages.available() as u64, Ordering::Relaxed);
-        census.pages_available.store(pages.available() as u64, Ordering::Relaxed);
+    /// Shares out the memory of `prefixes`; what happens is counted in `census`.
+    pub fn new(prefixes: Prefixes, limits: Limits, census: Arc<Census>) -> Scheduler {
+        census.pages.store(prefixes.available() as u64, Ordering::Relaxed);
+        census.pages_available.store(prefixes.available() as u64, Ordering::Relaxed);
         Scheduler {
             waiting: VecDeque::new(),
             running: Vec::new(),
-            pages,
-            places: (0..limits.places).rev().collect(),
+            prefixes,
             limits: Limits { pass_tokens: limits.pass_tokens.max(1), ..limits },
             census,
         }
@@ -79,7 +78,7 @@ impl Scheduler {
         let Census { waiting, running, pages_available, .. } = &*self.census;
         waiting.store(self.waiting.len() as u64, Ordering::Relaxed);
         running.store(self.running.len() as u64, Ordering::Relaxed);
-        pages_available.store(self.pages.available() as u64, Ordering::Relaxed);
+        pages_available.store(self.prefixes.available() as u64, Ordering::Relaxed);
     }
 
     /// Queues a request.
@@ -89,7 +88,7 @@ impl Scheduler {
 
     /// Whether another request could start soon: if not, it better waits in the bounded queue.
     pub fn has_room(&self) -> bool {
-        self.waiting.is_empty() && !self.places.is_empty()
+        self.waiting.is_empty() && self.prefixes.has_place()
     }
 
     /// Whether there is anything to do.
@@ -97,13 +96,66 @@ impl Scheduler {
         !self.waiting.is_empty() || !self.running.is_empty()
     }
 
-    /// Puts the next step into `batch`; false if there is nothing to do.
-    pub fn next_batch(&mut self, batch: &mut Batch) -> bool {
+    /// Puts the next step into `batch`; false if there is nothing to compute.
+    pub fn next_batch(&mut self, past: &mut dyn Past, batch: &mut Batch) -> bool {
         self.drop_cancelled();
-        self.admit();
-        self.grow();
+        self.do_errands(past);
+        self.admit(past);
+        self.grow(past);
         self.fill(batch);
-        !self.running.is_empty()
+        !batch.input.tokens.is_empty()
+    }
+
+    /// What sequences wait for and what the disk is to get, as far as that keeps nobody waiting.
+    pub fn do_errands(&mut self, past: &mut dyn Past) {
+        while let Some(piece) = self.prefixes.next_piece() {
+            let awaits = |s: &Sequence| s.held.as_ref().and_then(|held| held.awaits());
+            let Some(index) = self.running.iter().position(|s| awaits(s) == Some(piece.fetch))
+            else {
+                continue;
+            };
+            let sequence = &mut self.running[index];
+            let held = sequence.held.as_mut().expect("running sequences hold memory");
+            match self.prefixes.arrive(past, held, piece.index, piece.content.as_deref()) {
+                Arrival::More => {}
+                Arrival::Done(covered) => sequence.begin(covered),
+                Arrival::Missing => {
+                    let mut sequence = self.running.remove(index);
+                    self.release(&mut sequence);
+                    self.waiting.push_front(sequence);
+                }
+            }
+        }
+        self.prefixes.save(past);
+    }
+
+    /// Whether the disk has something to do or to tell.
+    pub fn has_errands(&self) -> bool {
+        self.prefixes.has_errands()
+    }
+
+    /// Waits for the disk, but not for long.
+    pub fn wait(&mut self, most: Duration) {
+        self.prefixes.wait(most);
+    }
+
+    /// Whether somebody runs who waits for the disk.
+    pub fn is_loading(&self) -> bool {
+        let waits = |s: &Sequence| s.held.as_ref().is_some_and(|held| held.awaits().is_some());
+        self.running.iter().any(waits)
+    }
+
+    /// So many rows of prompts were computed in so much time.
+    pub fn computed(&mut self, batch: &Batch, time: Duration) {
+        let prompts = batch.parts.iter().filter(|&&rows| rows > 1).sum::<usize>();
+        if prompts >= ROWS_OF_A_RATE {
+            self.prefixes.computed(prompts, time.as_secs_f64());
+        }
+    }
+
+    /// The last step is done.
+    pub fn close(&mut self, past: &mut dyn Past) {
+        self.prefixes.close(past);
     }
 
     /// Hands over what is known of the logits of `batch.chosen.rows[index]`; false if that is not
@@ -132,7 +184,7 @@ impl Scheduler {
     }
 
     /// The step is done: the one place where sequences advance.
-    pub fn commit(&mut self, batch: &Batch) {
+    pub fn commit(&mut self, past: &mut dyn Past, batch: &Batch) {
         let mut finished = Vec::new();
         for (index, (sequence, &rows)) in self.running.iter_mut().zip(&batch.parts).enumerate() {
             if rows == 0 {
@@ -140,7 +192,8 @@ impl Scheduler {
             }
             let outcome = sequence.advance(rows, self.limits.context_max as usize);
             let held = sequence.held.as_mut().expect("running sequences hold memory");
-            self.pages.filled(&mut held.prefix, &sequence.tokens[..sequence.computed]);
+            let computed = &sequence.tokens[..sequence.computed];
+            self.prefixes.computed_up_to(past, held, computed);
             finished.extend(outcome.map(|finish| (index, finish)));
         }
         // From the back, so that indices stay valid.
@@ -168,41 +221,37 @@ impl Scheduler {
     }
 
     /// Lets waiting sequences run, as far as memory goes.
-    pub fn admit(&mut self) {
+    pub fn admit(&mut self, past: &mut dyn Past) {
         while let Some(sequence) = self.waiting.front() {
-            let Some(&place) = self.places.last() else { return };
             // Who wants the prompt's log-probabilities wants it computed.
             let reused =
                 if sequence.request.prompt_logprobs.is_some() { &[][..] } else { &sequence.tokens };
-            let (mut prefix, covered) = self.pages.find(reused);
-            let fits = self.pages.extend(&mut prefix, sequence.tokens.len());
             // Leaves each running sequence a page to grow into, or they would push it out again.
-            if !fits || (!self.running.is_empty() && self.pages.available() < self.running.len()) {
-                self.pages.release(prefix);
-                return;
-            }
-            let queried = reused.len() as u64;
-            self.census.prefix_queries.fetch_add(queried, Ordering::Relaxed);
-            self.census.prefix_hits.fetch_add(covered as u64, Ordering::Relaxed);
-            self.places.pop();
+            let (tokens, spare) = (sequence.tokens.len(), self.running.len());
+            let Some(claim) = self.prefixes.claim(past, reused, tokens, spare) else { return };
+            let Claim { mut held, covered } = claim;
             let mut sequence = self.waiting.pop_front().expect("it was looked at");
             // All the room it may need: a decode step allocates nothing.
             let answer = sequence.request.tokens_max.min(self.limits.context_max) as usize;
             let tokens = sequence.request.prompt.len() + answer;
             sequence.tokens.reserve(tokens.saturating_sub(sequence.tokens.len()));
-            prefix.pages.reserve(self.limits.pages_max as usize - prefix.pages.len());
-            sequence.admit(Held { prefix, place }, covered);
+            held.pages.reserve((self.limits.pages_max as usize).saturating_sub(held.pages.len()));
+            let awaits = held.awaits().is_some();
+            sequence.admit(held);
+            if !awaits {
+                sequence.begin(covered);
+            }
             self.running.push(sequence);
         }
     }
 
     /// Gives every decoding sequence the page for its next token.
-    fn grow(&mut self) {
+    fn grow(&mut self, past: &mut dyn Past) {
         let mut index = 0;
         while index < self.running.len() {
             let sequence = &mut self.running[index];
             let held = sequence.held.as_mut().expect("running sequences hold memory");
-            if self.pages.extend(&mut held.prefix, sequence.tokens.len()) {
+            if self.prefixes.extend(past, held, sequence.tokens.len()) {
                 index += 1;
                 continue;
             }
@@ -218,7 +267,7 @@ impl Scheduler {
         let mut budget = self.limits.pass_tokens as usize;
         for (index, s) in self.running.iter().enumerate() {
             // Decoding is never kept waiting by prompts.
-            let rows = if s.pending() == 1 { 1 } else { s.pending().min(budget) };
+            let rows = if s.pending() == 1 { 1 } else { self.piece(s, budget) };
             if s.pending() > 1 {
                 budget -= rows;
             }
@@ -230,10 +279,23 @@ impl Scheduler {
         batch.input.first_row.push(batch.input.tokens.len() as u32);
     }
 
+    /// Rows of a prompt in a step that has room for `budget`.
+    fn piece(&self, s: &Sequence, budget: usize) -> usize {
+        let held = s.held.as_ref().expect("running sequences hold memory");
+        if held.awaits().is_some() {
+            return 0;
+        }
+        let from = s.computed;
+        let to = from + s.pending().min(budget);
+        let end = self.prefixes.step_end(held, from, to);
+        let whole = budget == self.limits.pass_tokens as usize;
+        // What is left by others may be too little to end well; a whole step never is.
+        if end > from || !whole { end.saturating_sub(from) } else { to - from }
+    }
+
     fn release(&mut self, sequence: &mut Sequence) {
         if let Some(held) = sequence.held.take() {
-            self.pages.release(held.prefix);
-            self.places.push(held.place);
+            self.prefixes.release(held);
             sequence.computed = 0;
         }
     }
@@ -261,7 +323,7 @@ impl Batch {
         let input = &mut self.input;
         let seq = input.state.len() as u32;
         input.first_row.push(input.tokens.len() as u32);
-        input.pages.extend_from_slice(&held.prefix.pages);
+        input.pages.extend_from_slice(&held.pages);
         input.pages.resize((seq as usize + 1) * pages_max, 0);
         input.state.push(held.place);
         for position in s.computed..s.computed + rows {

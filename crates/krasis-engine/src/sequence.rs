@@ -1,7 +1,7 @@
 //! One request while it runs.
 
 use crate::handle::{Sink, Submission};
-use crate::kv::Prefix;
+use crate::kv::Held;
 use crate::request::{Event, Finish, Logprob, Request, Usage};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,20 +24,13 @@ pub struct Sequence {
     /// Chosen in this step, appended when the step is committed.
     pub next: Option<(u32, Option<Logprob>)>,
     prompt_reported: bool,
-    cached: usize,
+    /// Tokens that it found when it began.
+    cached: Option<usize>,
     sink: Sink,
     cancelled: Arc<AtomicBool>,
     submitted: Instant,
     admitted: Option<Instant>,
     first_token: Option<Instant>,
-}
-
-/// Memory of a running sequence.
-pub struct Held {
-    /// KV pages.
-    pub prefix: Prefix,
-    /// Place in recurrent state.
-    pub place: u32,
 }
 
 impl Sequence {
@@ -52,7 +45,7 @@ impl Sequence {
             prompt_logprobs: Vec::new(),
             next: None,
             prompt_reported: false,
-            cached: 0,
+            cached: None,
             sink,
             cancelled,
             submitted,
@@ -62,12 +55,17 @@ impl Sequence {
         }
     }
 
-    /// Takes memory whose first `covered` tokens are computed already.
-    pub fn admit(&mut self, held: Held, covered: usize) {
+    /// Takes memory.
+    pub fn admit(&mut self, held: Held) {
         self.held = Some(held);
         self.admitted.get_or_insert_with(Instant::now);
+    }
+
+    /// The first `covered` tokens are there already. Whoever begins again finds what he has computed
+    /// himself, which does not count.
+    pub fn begin(&mut self, covered: usize) {
         self.computed = covered;
-        self.cached = self.cached.max(covered.min(self.request.prompt.len()));
+        self.cached.get_or_insert(covered);
     }
 
     /// Whether the caller has lost interest.
@@ -130,7 +128,7 @@ impl Sequence {
         let admitted = self.admitted.unwrap_or(now);
         let usage = Usage {
             prompt_tokens: self.request.prompt.len() as u32,
-            cached_tokens: self.cached as u32,
+            cached_tokens: self.cached.unwrap_or(0) as u32,
             completion_tokens: self.answer().len() as u32,
             queued: admitted - self.submitted,
             prefill: first_token - admitted,

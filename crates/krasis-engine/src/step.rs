@@ -1,5 +1,6 @@
 //! What a step is made of: its lists, and where they lie on the device.
 
+use crate::kv::STRIDE;
 use krasis_core::{Act, Layout, Mat, Slot};
 use krasis_model::Model;
 use krasis_model::blocks::Step;
@@ -27,6 +28,20 @@ pub struct StepInput {
 }
 
 impl StepInput {
+    /// Where a chunk ends that begins at row `first` and has at most `rows_max`: if that is in a sequence,
+    /// at a multiple of 64 of its tokens, where checkpoints may lie and delta nets sum anew.
+    pub fn chunk_end(&self, first: u32, rows_max: u32) -> u32 {
+        let (rows, stride) = (self.tokens.len() as u32, STRIDE as u32);
+        let end = rows.min(first + rows_max);
+        let ends_well = |&row: &u32| {
+            let row = row as usize;
+            row == rows as usize
+                || self.row_seq[row] != self.row_seq[row - 1]
+                || self.positions[row].is_multiple_of(stride)
+        };
+        (first + 1..=end).rev().take(STRIDE).find(ends_well).unwrap_or(end)
+    }
+
     /// Makes this the given rows of `whole`, whose page lists have `pages_max` entries each.
     pub fn cut(&mut self, whole: &StepInput, rows: Range<u32>, pages_max: u32) {
         let StepInput { tokens, positions, row_seq, first_row, pages, state } = self;
@@ -135,6 +150,36 @@ impl StepSlots {
         Places {
             step: Step { rows: rows as u32, tokens, seqs },
             chosen: ChosenPlaces { rows: chosen, scales },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::StepInput;
+
+    #[test]
+    fn chunks_end_where_delta_nets_sum_anew() {
+        // Two decoded tokens, 100 rows of a prompt from 50 on, 200 of another one.
+        let parts = [(7, 1), (9, 1), (50, 100), (0, 200)];
+        let mut input = StepInput::default();
+        for (seq, (position, rows)) in (0..).zip(parts) {
+            input.tokens.extend((0..rows).map(|_| 0));
+            input.positions.extend(position..position + rows);
+            input.row_seq.extend((0..rows).map(|_| seq));
+        }
+        for (first, rows_max, end) in [
+            (0, 1, 1),
+            (0, 2, 2),
+            (0, 10, 2),
+            (0, 16, 16),
+            (0, 100, 80),
+            (80, 100, 166),
+            (0, 302, 302),
+            (102, 63, 165),
+            (166, 1000, 302),
+        ] {
+            assert_eq!(input.chunk_end(first, rows_max), end, "{first} {rows_max}");
         }
     }
 }

@@ -2,8 +2,12 @@
 
 mod common;
 
-use common::{Compared, FIXTURES, compare, defaults, dir};
-use krasis_engine::{Activations, DeviceKind, ExpertBits, Options, Quant, StartError, start};
+use common::{Compared, FIXTURES, Golden, answer, compare, defaults, dir, greedy};
+use krasis_core::Bytes;
+use krasis_engine::{
+    Activations, Census, DeviceKind, ExpertBits, Options, PrefixDisk, PrefixOptions, Quant, Reuse,
+    StartError, start,
+};
 
 /// Runs every fixture, prints a line for each, and fails at the end with all that are off.
 fn each(what: &str, options: &Options, good: impl Fn(&Compared) -> bool) {
@@ -58,5 +62,63 @@ fn quantised_weights_stay_near() {
             ..on_gpu(Activations::F32)
         };
         each(what, &options, |got| got.mean < 0.8);
+    }
+}
+
+/// A conversation goes on from pages and states, also from those that host memory and the disk have,
+/// with the answers of one that is read anew each time.
+#[test]
+fn a_conversation_goes_on() {
+    let disk = tempfile::tempdir().unwrap();
+    let kept = |ram, disk: Option<&std::path::Path>| PrefixOptions {
+        ram: Some(Bytes(ram)),
+        disk: disk.map(|dir| PrefixDisk { dir: dir.into(), bytes: Bytes(1 << 30) }),
+        ..PrefixOptions::default()
+    };
+    let off = PrefixOptions { reuse: Reuse::Nothing, ..PrefixOptions::default() };
+    for fixture in ["qwen3_moe", "deepseek_v3", "qwen3_next"] {
+        let tokens = Golden::of(fixture).tokens;
+        let mut answers = Vec::new();
+        // Room for one of two conversations; then for both, and the next process.
+        for (prefix, pages) in [
+            (off.clone(), None),
+            (kept(1 << 30, None), Some(42)),
+            (kept(0, Some(disk.path())), None),
+            (kept(0, Some(disk.path())), None),
+        ] {
+            let context_max = Some(640);
+            let options =
+                Options { prefix, kv_pages: pages, context_max, ..on_gpu(Activations::F32) };
+            let running = match start(&dir(fixture), &options) {
+                Err(StartError::Gpu(error)) => return println!("skipped: no GPU ({error})"),
+                running => running.unwrap(),
+            };
+            let (mut said, mut found) = (Vec::new(), 0);
+            let mut prompts = [tokens[..150].to_vec(), tokens[20..210].to_vec()];
+            for turn in 0..8 {
+                let prompt = &mut prompts[turn % 2];
+                let got = answer(&running.handle, greedy(prompt, 24));
+                found += got.usage.cached_tokens;
+                prompt.extend(&got.tokens);
+                prompt.extend(&tokens[10 * turn..10 * turn + 40]);
+                said.push(got.tokens);
+            }
+            let census = &running.handle.census;
+            let [ram, disk] = [&census.prefix_hits_ram, &census.prefix_hits_disk].map(Census::read);
+            println!("{fixture}: {found} found, {ram} in host memory, {disk} on the disk");
+            answers.push((said, found, ram, disk));
+            // What is on its way to the disk gets there.
+            while Census::read(&census.prefix_disk_bytes) == 0 && options.prefix.disk.is_some() {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(500));
+        }
+        let [cold, ram, disk, next] = &answers[..] else { unreachable!("four runs") };
+        for warm in [ram, disk, next] {
+            assert_eq!(warm.0, cold.0, "{fixture}");
+            assert!(warm.1 > 600, "{fixture}");
+        }
+        assert_eq!(cold.1, 0);
+        assert!(ram.2 > 0 && next.3 > 0, "{fixture}");
     }
 }

@@ -37,7 +37,7 @@ pub struct CacheShape {
     pub pages: u32,
     /// Tokens of a page.
     pub page: u32,
-    /// Places for recurrent state: sequences at a time.
+    /// Places for recurrent state: sequences at a time, and checkpoints.
     pub places: u32,
     /// Element type of KV pages.
     pub dtype: KvDtype,
@@ -58,6 +58,34 @@ impl Cache {
         };
         // Between two large sizes, alignment does not count.
         Bytes((bytes(1024) - bytes(0)) / 1024)
+    }
+
+    /// Bytes that one more place costs over all layers: nothing for models without recurrent state.
+    pub fn place_bytes<W>(model: &Model<W>) -> Bytes {
+        let state = |layer: &Layer<W>| match &layer.mixer {
+            Mixer::DeltaNet(m) => (m.kernel - 1) * m.heads.channels() + m.heads.state(),
+            Mixer::Gqa(_) | Mixer::Mla(_) => 0,
+        };
+        model.layers.iter().map(|layer| Bytes(4 * u64::from(state(layer)))).sum()
+    }
+
+    /// Where a page of this layer lies, piece by piece; some may be empty.
+    pub fn page(&self, page: u32) -> [Slot<u8>; 4] {
+        let (a, b) = match self {
+            Cache::Gqa { k, v } => (k, v),
+            Cache::Mla { latent, rope } => (latent, rope),
+            Cache::DeltaNet { .. } => return [Slot::EMPTY; 4],
+        };
+        let ([a, a_scales], [b, b_scales]) = (a.page(page), b.page(page));
+        [a, a_scales, b, b_scales]
+    }
+
+    /// Where the recurrent state of a place lies in this layer.
+    pub fn place(&self, place: u32) -> [Slot<u8>; 2] {
+        match self {
+            Cache::DeltaNet { conv, state } => [conv.place(place), state.place(place)],
+            Cache::Gqa { .. } | Cache::Mla { .. } => [Slot::EMPTY; 2],
+        }
     }
 
     fn of<W>(layer: &Layer<W>, shape: CacheShape, layout: &mut Layout) -> Cache {

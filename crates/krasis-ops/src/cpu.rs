@@ -139,6 +139,9 @@ impl Memory for Cpu {
     fn download_to<T: Pod>(&mut self, at: Slot<T>, to: &mut Vec<T>) {
         self.arena.download_to(at, to);
     }
+    fn copy(&mut self, from: Slot<u8>, to: Slot<u8>) {
+        self.arena.copy(from, to);
+    }
     fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
         self.arena.upload_act(to, values);
     }

@@ -94,6 +94,12 @@ pub trait Memory {
     /// Has operations from now on wait for what was brought.
     fn brought(&mut self) {}
 
+    /// Copies a slot to another one of its length, behind the operations that were called before.
+    fn copy(&mut self, from: Slot<u8>, to: Slot<u8>) {
+        let bytes = self.download(from);
+        self.upload(to, &bytes);
+    }
+
     /// Copies activations to the host as f32, row by row, in place of what `to` holds.
     fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>);
     /// Copies activations to the host as f32, row by row.
@@ -184,6 +190,11 @@ impl Memory for Arena {
         to.extend_from_slice(self.slice(at));
     }
 
+    fn copy(&mut self, from: Slot<u8>, to: Slot<u8>) {
+        let (inputs, to) = self.write(to);
+        to.copy_from_slice(inputs.slice(from));
+    }
+
     fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
         self.slice_mut(to.whole().floats())[..values.len()].copy_from_slice(values);
     }
@@ -240,6 +251,28 @@ mod tests {
         assert_eq!(device.download(a), numbers(100, 10));
         assert_eq!(device.download(b), [0; 100]);
         assert_eq!(device.download(c), numbers(200, 333));
+    }
+
+    fn check_copy<D: Memory>(device: impl Fn(Arena) -> D) {
+        let mut layout = Layout::new(4);
+        let [a, b, c] = [70, 70, 70].map(|len| layout.slot::<u8>(len));
+        let mut device = device(Arena::new(&layout).unwrap());
+        let bytes: Vec<u8> = (0..70).collect();
+        device.upload(a, &bytes);
+        device.upload(b, &[9; 70]);
+        let part = |slot: Slot<u8>| Slot::new(slot.start + 3, 61);
+        device.copy(part(a), part(c));
+        assert_eq!(device.download(part(c)), bytes[3..64]);
+        assert_eq!((device.download(a), device.download(b)), (bytes, vec![9; 70]));
+        let outside = Slot::<u8>::new(c.start + 64, 6);
+        assert_eq!(device.download(outside), [0; 6]);
+    }
+
+    #[test]
+    fn what_is_copied_is_there_twice_and_nothing_else_changes() {
+        check_copy(|arena| arena);
+        check_copy(|arena| Cpu::new(arena, Team::new(Some(1))));
+        check_copy(Reference::new);
     }
 
     #[test]

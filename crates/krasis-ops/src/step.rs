@@ -47,6 +47,17 @@ impl KvStore {
         page as usize * self.page as usize + (position % self.page) as usize
     }
 
+    /// Where a page lies: its numbers, and its scales if it has any.
+    pub fn page(&self, page: u32) -> [Slot<u8>; 2] {
+        let vectors = u64::from(self.page) * u64::from(self.heads);
+        let bytes = vectors * u64::from(self.dim * self.dtype.bytes());
+        let data = Slot::new(self.data.start + u64::from(page) * bytes, bytes);
+        if self.scales.is_empty() {
+            return [data, Slot::EMPTY];
+        }
+        [data, Slot::new(self.scales.start + u64::from(page) * 4 * vectors, 4 * vectors)]
+    }
+
     /// Writes one head of one token.
     pub fn put(&self, data: &mut [u8], scales: &mut [f32], token: usize, head: u32, x: &[f32]) {
         let at = token * self.heads as usize + head as usize;
@@ -119,6 +130,14 @@ pub struct StateStore {
     pub data: Slot<f32>,
     /// Floats of one sequence.
     pub each: u32,
+}
+
+impl StateStore {
+    /// Where a sequence's state lies.
+    pub fn place(&self, place: u32) -> Slot<u8> {
+        let bytes = 4 * u64::from(self.each);
+        Slot::new(self.data.start + u64::from(place) * bytes, bytes)
+    }
 }
 
 #[cfg(test)]

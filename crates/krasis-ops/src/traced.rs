@@ -69,6 +69,9 @@ impl<D: Memory> Memory for Traced<D> {
     fn brought(&mut self) {
         self.device.brought();
     }
+    fn copy(&mut self, from: Slot<u8>, to: Slot<u8>) {
+        self.time("copy", from.len as u32, |d| d.copy(from, to));
+    }
     fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
         self.time("upload", to.rows, |d| d.upload_act(to, values));
     }

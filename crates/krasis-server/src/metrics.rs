@@ -55,6 +55,10 @@ struct Requests {
 
 const REASONS: [&str; 4] = ["stop", "length", "abort", "error"];
 
+const PREFIX_TIERS: [&str; 3] = ["device", "ram", "disk"];
+
+const PREFIX_MISSES: [&str; 5] = ["new", "forgotten", "no_state", "slow", "damaged"];
+
 /// Of the engine, read when somebody looks.
 struct Engine {
     running: Gauge,
@@ -62,6 +66,12 @@ struct Engine {
     kv_usage: Gauge,
     prefix_queries: Counter,
     prefix_hits: Counter,
+    /// By where they lay, as [`PREFIX_TIERS`].
+    prefix_found: [Counter; 3],
+    /// By why they were computed, as [`PREFIX_MISSES`].
+    prefix_missed: [Counter; 5],
+    prefix_ram: Gauge,
+    prefix_disk: Gauge,
     preemptions: Counter,
     steps: Counter,
 }
@@ -212,7 +222,28 @@ impl Engine {
             recorder.describe_counter(key.name_shared(), None, words.into());
             recorder.register_counter(&key, &METADATA)
         };
+        let by = |name: &'static str, words: &'static str, label, value| {
+            recorder.describe_counter(name.into(), None, words.into());
+            let labels = vec![Label::new(label, value), Label::new("model_name", model.to_owned())];
+            recorder.register_counter(&Key::from_parts(name, labels), &METADATA)
+        };
         Engine {
+            prefix_found: PREFIX_TIERS.map(|tier| {
+                let words = "Tokens that were found, by where they lay.";
+                by("krasis:prefix_cache_found_tokens_total", words, "tier", tier)
+            }),
+            prefix_missed: PREFIX_MISSES.map(|reason| {
+                let words = "Tokens that were computed, by why they were not found.";
+                by("krasis:prefix_cache_missed_tokens_total", words, "reason", reason)
+            }),
+            prefix_ram: gauge(
+                "krasis:prefix_cache_ram_bytes",
+                "Host memory of prefixes that the device has no more room for.",
+            ),
+            prefix_disk: gauge(
+                "krasis:prefix_cache_disk_bytes",
+                "Bytes of prefixes on the disk that can be found.",
+            ),
             running: gauge("krasis:num_requests_running", "Requests that run."),
             waiting: gauge("krasis:num_requests_waiting", "Requests that wait."),
             kv_usage: gauge("krasis:kv_cache_usage_perc", "KV pages in use; 1 is all."),
@@ -243,6 +274,20 @@ impl Engine {
         self.kv_usage.set(1.0 - available as f64 / pages.max(1) as f64);
         self.prefix_queries.absolute(Census::read(&census.prefix_queries));
         self.prefix_hits.absolute(Census::read(&census.prefix_hits));
+        let found = [&census.prefix_hits_device, &census.prefix_hits_ram, &census.prefix_hits_disk];
+        let missed = [
+            &census.prefix_misses_new,
+            &census.prefix_misses_forgotten,
+            &census.prefix_misses_state,
+            &census.prefix_misses_slow,
+            &census.prefix_misses_damaged,
+        ];
+        let counters = self.prefix_found.iter().chain(&self.prefix_missed);
+        for (counter, number) in counters.zip(found.into_iter().chain(missed)) {
+            counter.absolute(Census::read(number));
+        }
+        self.prefix_ram.set(Census::read(&census.prefix_ram_bytes) as f64);
+        self.prefix_disk.set(Census::read(&census.prefix_disk_bytes) as f64);
         self.preemptions.absolute(Census::read(&census.preemptions));
         self.steps.absolute(Census::read(&census.steps));
     }

@@ -7,8 +7,8 @@ use clap::{Args, ValueEnum};
 use krasis_core::{Bytes, KvDtype};
 use krasis_engine::experts::of_divisor;
 use krasis_engine::{
-    Activations, CacheUse, DecodeStrategy, DeviceKind, ExpertBits, Options, Quant, Residency,
-    Starts,
+    Activations, CacheUse, DecodeStrategy, DeviceKind, ExpertBits, Options, PrefixDisk,
+    PrefixOptions, Quant, Residency, Reuse, Starts,
 };
 use krasis_machine::Numa;
 use serde_json::Value;
@@ -60,6 +60,22 @@ pub struct ModelArguments {
     /// Tokens that a conversation may have [default: what model and memory allow]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     context_max: Option<u32>,
+    /// Compute every prompt from its beginning, and keep nothing of it for others
+    #[arg(long)]
+    no_prefix_cache: bool,
+    /// States of recurrent layers to keep beside those of running requests [default: 16, if they fit]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=4096))]
+    prefix_checkpoints: Option<u32>,
+    /// Host memory for prompts that the device has no more room for, in MiB [default: on a GPU 4096, or
+    /// an eighth of what is available; else 0]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(..=1 << 30))]
+    prefix_ram_mb: Option<u64>,
+    /// Keep prompts and answers in this folder for the next start, readable for whoever may read it
+    #[arg(long, value_name = "DIR", conflicts_with = "no_prefix_cache")]
+    prefix_cache_dir: Option<PathBuf>,
+    /// What all files in that folder may take, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 16384, value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    prefix_disk_mb: u64,
     /// Prompt tokens per step [default: 512, on a GPU 8192]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     prefill_chunk: Option<u32>,
@@ -224,6 +240,15 @@ impl ModelArguments {
             },
             machine_root: self.machine_root.clone(),
             context_max: self.context_max,
+            prefix: PrefixOptions {
+                reuse: if self.no_prefix_cache { Reuse::Nothing } else { Reuse::Longest },
+                checkpoints: self.prefix_checkpoints,
+                ram: self.prefix_ram_mb.map(|mebibytes| Bytes(mebibytes << 20)),
+                disk: self
+                    .prefix_cache_dir
+                    .clone()
+                    .map(|dir| PrefixDisk { dir, bytes: Bytes(self.prefix_disk_mb << 20) }),
+            },
             prefill_chunk: self.prefill_chunk.unwrap_or(match self.device {
                 // A GPU reads the weights again for every step, and is slow with few rows of an expert.
                 DeviceChoice::Cuda | DeviceChoice::CudaF32 => GPU_PREFILL_CHUNK,

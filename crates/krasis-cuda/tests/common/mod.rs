@@ -305,3 +305,21 @@ pub fn cut_a_delta_net<M: Machine>(mut machine: M) {
     assert!(both[0].0[of_sequence] == both[1].0, "results of the same sequence");
     assert!(both[0].1 == both[1].1, "states after it");
 }
+
+/// A copy comes behind the kernel that writes what is copied, and before the one that writes it again.
+pub fn copies_are_made_in_turn<A: Activation, M: Machine>(machine: M) {
+    let mut case = Case::new(27);
+    let (first, second) = (case.act(64, 2048), case.act(64, 2048));
+    let [out, kept] = [(); 2].map(|()| case.blank(64, 1024));
+    let bytes = |mat: Mat<Act>| Slot::<u8>::new(mat.at.start, mat.at.len * u64::from(A::BYTES));
+    let mut device = device_with::<A, M>(&case, machine);
+    device.silu_mul(first, out);
+    let wanted = device.download(bytes(out));
+    for _ in 0..3 {
+        device.silu_mul(first, out);
+        device.copy(bytes(out), bytes(kept));
+        device.silu_mul(second, out);
+    }
+    assert!(device.download(bytes(kept)) == wanted, "what was copied");
+    assert!(device.download(bytes(out)) != wanted, "what was written again");
+}

@@ -230,6 +230,12 @@ impl Machine for Emulated {
         memory[at as usize..][..bytes.len()].copy_from_slice(bytes);
     }
 
+    fn copy(&mut self, from: u64, to: u64, bytes: u64) {
+        assert!(self.recording.is_none(), "a copy in the middle of a recording");
+        let memory: &mut [u8] = bytemuck::cast_slice_mut(&mut self.memory);
+        memory.copy_within(from as usize..(from + bytes) as usize, to as usize);
+    }
+
     fn read_both(&mut self, first: (u64, &mut [u8]), second: (u64, &mut [u8])) {
         assert!(self.recording.is_none(), "a download in the middle of a recording");
         let memory: &[u8] = bytemuck::cast_slice(&self.memory);

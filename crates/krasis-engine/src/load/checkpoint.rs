@@ -52,6 +52,10 @@ impl Stock for Checkpoint {
         fill_bank(device, experts, bank, self, team)
     }
 
+    fn fingerprint(&self) -> Result<Option<u64>, StartError> {
+        Ok(Some(Checkpoint::fingerprint(self)?))
+    }
+
     fn shelf(&self, placed: &Placed, options: &Options) -> Result<Option<Shelf>, StartError> {
         Shelf::of(placed, self, options)
     }

@@ -69,6 +69,10 @@ pub trait Stock {
         bank: &Bank,
         team: &Team,
     ) -> Result<(), StartError>;
+    /// Says which weights these are, if others could be taken for them.
+    fn fingerprint(&self) -> Result<Option<u64>, StartError> {
+        Ok(None)
+    }
     /// Where what is quantised of it may be kept for the next start; nothing if nowhere.
     fn shelf(&self, placed: &Placed, options: &Options) -> Result<Option<Shelf>, StartError> {
         let _ = (placed, options);
