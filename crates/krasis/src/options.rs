@@ -46,7 +46,7 @@ pub struct ModelArguments {
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = QuantChoice::Bf16)]
     lm_head_quant: QuantChoice,
     /// Elements of the KV cache
-    #[arg(long, value_name = "TYPE", value_enum, default_value_t = KvChoice::Auto)]
+    #[arg(long, alias = "kv-cache-dtype", value_name = "TYPE", value_enum, default_value_t = KvChoice::Auto)]
     kv_dtype: KvChoice,
     /// Quantise weights again and replace the cache that is kept of them
     #[arg(long)]
@@ -58,7 +58,7 @@ pub struct ModelArguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     krasis_threads: Option<u32>,
     /// Tokens that a conversation may have [default: what model and memory allow]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, alias = "context-length", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     context_max: Option<u32>,
     /// Prompt tokens per step [default: 512, on a GPU 8192]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -74,12 +74,16 @@ pub struct ModelArguments {
     /// Who computes experts in host memory while tokens are written [default: by --expert-divisor]
     #[arg(long, value_name = "NAME", value_enum, requires = "expert_divisor")]
     decode_strategy: Option<DecodeChoice>,
-    /// GPU memory to use, in MiB [default: all that is free]
+    /// GPU memory to use, in MiB, as if the GPU had no more [default: all that is free]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
     gpu_vram_mb: Option<u64>,
+    /// GPU memory to leave alone, in MiB, for what the driver takes by itself [default: 512]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(..=1 << 30))]
+    headroom_mb: Option<u64>,
     /// Prompt tokens from which experts are brought to the GPU; fewer are computed where they lie
-    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
-    gpu_prefill_threshold: u32,
+    /// [default: as many as make that faster]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    gpu_prefill_threshold: Option<u32>,
     /// On machines of several NUMA nodes: memory on all in turn, or where it is first written
     #[arg(long, value_name = "HOW", value_enum, default_value_t = NumaChoice::Interleave)]
     numa: NumaChoice,
@@ -162,7 +166,19 @@ fn group() -> impl TypedValueParser<Value = u32> {
 impl ModelArguments {
     /// The engine's options. Those of a server keep their defaults.
     pub fn options(&self) -> Result<Options, Failure> {
-        let most = match self.device {
+        self.options_on(self.device)
+    }
+
+    /// The same for a machine that may have a GPU, which is used unless another device was named.
+    pub fn options_with_gpu(&self, has_gpu: bool) -> Result<Options, Failure> {
+        match self.device {
+            DeviceChoice::Auto if has_gpu => self.options_on(DeviceChoice::Cuda),
+            device => self.options_on(device),
+        }
+    }
+
+    fn options_on(&self, device: DeviceChoice) -> Result<Options, Failure> {
+        let most = match device {
             DeviceChoice::Cuda | DeviceChoice::CudaF32 => 1,
             _ => 0,
         };
@@ -173,7 +189,7 @@ impl ModelArguments {
             );
             return Err(Failure::say(Failure::GPU, message));
         }
-        let on_gpu = matches!(self.device, DeviceChoice::Cuda | DeviceChoice::CudaF32);
+        let on_gpu = matches!(device, DeviceChoice::Cuda | DeviceChoice::CudaF32);
         if !on_gpu && (self.expert_divisor.is_some() || self.gpu_vram_mb.is_some()) {
             let message = "--expert-divisor and --gpu-vram-mb say what a GPU holds: add --device cuda, or \
                            leave them out";
@@ -186,7 +202,7 @@ impl ModelArguments {
         };
         let defaults = Options::default();
         Ok(Options {
-            device: match self.device {
+            device: match device {
                 DeviceChoice::Auto | DeviceChoice::Cpu => DeviceKind::Cpu,
                 DeviceChoice::Cuda => DeviceKind::Cuda(Activations::Bf16),
                 DeviceChoice::CudaF32 => DeviceKind::Cuda(Activations::F32),
@@ -199,6 +215,7 @@ impl ModelArguments {
             },
             residency: self.residency(),
             device_bytes: self.gpu_vram_mb.map(|mebibytes| Bytes(mebibytes << 20)),
+            headroom: self.headroom_mb.map_or(defaults.headroom, |mib| Bytes(mib << 20)),
             prompt_rows: self.gpu_prefill_threshold,
             group: self.group_size,
             attention: quant(self.attention_quant),
@@ -224,7 +241,7 @@ impl ModelArguments {
             },
             machine_root: self.machine_root.clone(),
             context_max: self.context_max,
-            prefill_chunk: self.prefill_chunk.unwrap_or(match self.device {
+            prefill_chunk: self.prefill_chunk.unwrap_or(match device {
                 // A GPU reads the weights again for every step, and is slow with few rows of an expert.
                 DeviceChoice::Cuda | DeviceChoice::CudaF32 => GPU_PREFILL_CHUNK,
                 _ => defaults.prefill_chunk,
