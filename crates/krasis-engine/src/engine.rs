@@ -4,7 +4,7 @@ use crate::census::Census;
 use crate::device::{self, Home, Watched, allocate};
 use crate::dummy::{self, Dummy};
 use crate::error::StartError;
-use crate::experts::{Away, Experts};
+use crate::experts::{Away, AwayPlan, Experts};
 use crate::handle::{Facts, Handle, Submission};
 use crate::kv::Pages;
 use crate::load::{Built, Peak, PeakMeter, Placed, Shelf, Stock, Unwatched, Watch};
@@ -245,6 +245,13 @@ impl<D: Ops + Memory> Engine<D> {
     ) -> Result<Loaded<D>, StartError> {
         for (region, bytes) in &plan.regions {
             tracing::info!(%region, %bytes, "planned");
+        }
+        for (region, bytes) in &plan.host_regions {
+            tracing::info!(%region, %bytes, "planned in host memory");
+        }
+        if let Some(away) = &plan.away {
+            let AwayPlan { prefill, decode, threshold, hot, .. } = away;
+            tracing::info!(?prefill, ?decode, threshold, hot, "experts lie in host memory");
         }
         let (placed, team) = (&plan.placed, Team::new(options.threads));
         let find = |cache| match shelf {

@@ -35,6 +35,6 @@ pub use handle::{Facts, Handle, Sink, Submission, SubmitError, Ticket};
 pub use krasis_cuda::gpu::Starts;
 pub use krasis_ops::Span;
 pub use load::{Built, Peak, Phase, Unwatched, Watch, cache_folders};
-pub use planner::{Proposal, Site};
 pub use options::{Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant, Residency};
+pub use planner::{Proposal, Site};
 pub use request::{Event, Finish, InvalidRequest, Logprob, Request, Sampling, Usage};

@@ -98,6 +98,8 @@ pub struct Options {
     pub residency: Residency,
     /// Memory of the device that may be used; without a wish, what is free.
     pub device_bytes: Option<Bytes>,
+    /// The part of the memory there is that may be used, from 0.1 to 0.95; without a wish, all.
+    pub memory_fraction: Option<f64>,
     /// GPU memory that is left alone, for what the driver takes by itself.
     pub headroom: Bytes,
     /// Rows from which a pass is a prompt's: its experts are brought to the device. Without a wish, as
@@ -155,6 +157,7 @@ impl Default for Options {
             expert_bits: ExpertBits::AsStored,
             residency: Residency::Auto,
             device_bytes: None,
+            memory_fraction: None,
             headroom: Bytes(512 << 20),
             prompt_rows: None,
             pass_tokens: 32_768,

@@ -20,6 +20,10 @@ pub const PAGE: u32 = 16;
 /// longer one unless it is asked for.
 pub const CONTEXT_COMMON: u32 = 32_768;
 
+/// What is enough to talk in. Prompts take experts in waves where they cannot come layer by layer beside
+/// so many tokens.
+pub const CONTEXT_SHORT: u32 = 4096;
+
 /// KV tokens without a wish, shared by all sequences.
 const KV_TOKENS_DEFAULT: u32 = 65_536;
 
@@ -65,6 +69,8 @@ pub(crate) struct Choice {
     pub away: Option<(PrefillStrategy, DecodeStrategy)>,
     /// The shortest context that will do where none was asked for.
     pub context_min: u32,
+    /// The longest that is worth its memory then.
+    pub context_most: u32,
 }
 
 impl Plan {
@@ -82,10 +88,7 @@ impl Plan {
     }
 
     /// Lays a choice out.
-    pub(crate) fn of(
-        draft: &Draft<'_, impl Stock>,
-        choice: Choice,
-    ) -> Result<Plan, StartError> {
+    pub(crate) fn of(draft: &Draft<'_, impl Stock>, choice: Choice) -> Result<Plan, StartError> {
         let Draft { model, stock, options, act_bytes, site } = *draft;
         let available = site.available(options);
         let fits = |need: &Need| match &site.card {
@@ -150,7 +153,7 @@ impl Plan {
             rows_max,
             sequences,
             choice,
-            owns: site.card.is_some() || options.device_bytes.is_some(),
+            owns: site.card.is_some(),
             slots_min: pool.as_ref().map_or(Bytes(0), |pool| pool.least_bytes(rows_max)),
         };
         let (context_max, cache) = rules.shape(model, options, &layout, available)?;
@@ -160,7 +163,7 @@ impl Plan {
         mark("KV cache", &layout, &mut regions);
         need.cache = Bytes(layout.bytes().0 - fixed.0);
         fits(&need)?;
-        if layout.bytes() > available {
+        if site.card.is_some() && layout.bytes() > available {
             return Err(shortfall(
                 "the KV cache and the lists of a step",
                 layout.bytes(),
@@ -318,8 +321,9 @@ impl<'a> Pool<'a> {
                 region: "the experts that are on the device at a time",
                 wanted: Bytes(each * u64::from(least + 1)),
                 available: left,
-                remedy: "choose a larger --expert-divisor, or lower --context-max or --prefill-chunk"
-                    .into(),
+                remedy:
+                    "choose a larger --expert-divisor, or lower --context-max or --prefill-chunk"
+                        .into(),
             });
         }
         let (prefill, decode) = (self.prefill, self.decode);
@@ -351,7 +355,7 @@ struct CacheRules {
     rows_max: u32,
     sequences: u32,
     choice: Choice,
-    /// Whether the device has memory of its own, or imitates it.
+    /// Whether the device has memory of its own, rather than the host's.
     owns: bool,
     /// What slots for experts need at least.
     slots_min: Bytes,
@@ -362,8 +366,8 @@ impl CacheRules {
     ///
     /// A context that was asked for is had, or the plan fails. Without a wish it is as long as the
     /// model's own, or as memory allows: on a GPU, all that is left once weights and buffers lie; with
-    /// experts in host memory half of that, and no more than [`CONTEXT_COMMON`] tokens, because hot
-    /// experts are worth more; in host memory half of what is left, the other half being the system's
+    /// experts in host memory half of that, and no more than the choice says, because hot experts are
+    /// worth more; in host memory half of what is left, the other half being the system's
     /// and the file cache's.
     fn shape(
         &self,
@@ -374,39 +378,29 @@ impl CacheRules {
     ) -> Result<(u32, CacheShape), StartError> {
         let (dtype, sequences) = (self.dtype, self.sequences);
         let page_bytes = Cache::page_bytes(model, PAGE, dtype).0.max(1);
-        // State of delta nets and lists of steps are there whatever the context is.
-        let mut fixed = layout.clone();
-        let empty = CacheShape { pages: 0, page: PAGE, places: sequences, dtype };
-        Cache::plan(model, empty, &mut fixed);
-        let pages_most = options.context_max.unwrap_or(model.context_max).div_ceil(PAGE);
-        StepSlots::plan(self.rows_max, sequences, pages_most, model, &mut fixed);
-        // What alignment takes is seen when everything is laid out; a context that nobody asked for must
-        // not fail then.
-        let alignment = match (self.owns, options.context_max) {
-            (true, None) => ALIGNMENT * (1 + model.layers.len() as u64),
-            _ => 0,
+        let left = match self.owns {
+            true => available.0.saturating_sub(self.fixed(model, options, layout).0),
+            false => available.0.saturating_sub(layout.bytes().0) / 2,
         };
-        let taken = fixed.bytes().0 + self.slots_min.0 + alignment;
-        let left = available.0.saturating_sub(taken);
-        let left = if self.owns { left } else { left / 2 };
+        // A page more per sequence: the last of each is seldom full. In the host's half there is room.
+        let spare = if self.owns { sequences } else { 0 };
         let tokens_in = |bytes: u64| {
-            // A page more per sequence: the last of each is seldom full.
-            let pages = (bytes / page_bytes).saturating_sub(u64::from(sequences));
+            let pages = (bytes / page_bytes).saturating_sub(u64::from(spare));
             u32::try_from(pages).unwrap_or(u32::MAX).min(u32::MAX / PAGE) * PAGE
         };
-        let away = self.choice.away.is_some();
+        let (away, most) = (self.choice.away.is_some(), self.choice.context_most);
         let fits = tokens_in(left);
         let context_max = match options.context_max {
             Some(wanted) if wanted > model.context_max => {
                 return Err(StartError::Context { wanted, model: model.context_max });
             }
             Some(wanted) => wanted.max(1),
-            None if away => model.context_max.min(CONTEXT_COMMON).min(tokens_in(left / 2).max(PAGE)),
+            None if away => model.context_max.min(most).min(tokens_in(left / 2).max(PAGE)),
             None => model.context_max.min(fits.max(PAGE)),
         };
         let least = if options.context_max.is_none() { self.choice.context_min } else { 1 };
         if context_max > fits.max(PAGE) || context_max < least.min(model.context_max) {
-            let pages = u64::from(context_max.max(least).div_ceil(PAGE) + sequences);
+            let pages = u64::from(context_max.max(least).div_ceil(PAGE) + spare);
             return Err(StartError::Shortfall {
                 region: "the KV cache of one whole context",
                 wanted: Bytes(page_bytes * pages),
@@ -415,13 +409,29 @@ impl CacheRules {
             });
         }
         let together = if away { 0 } else { KV_TOKENS_DEFAULT };
-        let tokens =
-            context_max.saturating_mul(sequences).min(together).min(fits).max(context_max);
+        let tokens = context_max.saturating_mul(sequences).min(together).min(fits).max(context_max);
         let pages = match options.kv_pages {
             Some(pages) => pages.max(context_max.div_ceil(PAGE)),
             None => tokens.div_ceil(PAGE) + sequences,
         };
         Ok((context_max, CacheShape { pages, page: PAGE, places: sequences, dtype }))
+    }
+
+    /// What is there behind `layout` whatever the context is: state of delta nets, lists of steps, slots
+    /// for experts.
+    fn fixed(&self, model: &Model<Source>, options: &Options, layout: &Layout) -> Bytes {
+        let mut fixed = layout.clone();
+        let (places, dtype) = (self.sequences, self.dtype);
+        Cache::plan(model, CacheShape { pages: 0, page: PAGE, places, dtype }, &mut fixed);
+        let pages_most = options.context_max.unwrap_or(model.context_max).div_ceil(PAGE);
+        StepSlots::plan(self.rows_max, self.sequences, pages_most, model, &mut fixed);
+        // What alignment takes is seen when everything is laid out; a context that nobody asked for must
+        // not fail then.
+        let alignment = match options.context_max {
+            Some(_) => 0,
+            None => ALIGNMENT * (1 + model.layers.len() as u64),
+        };
+        fixed.bytes() + self.slots_min + Bytes(alignment)
     }
 }
 

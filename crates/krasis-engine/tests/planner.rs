@@ -59,7 +59,7 @@ fn h200() -> Site {
 }
 
 fn xeon(read: f64) -> Host {
-    host(120 * GIB, 16, read, 16.0 * 3000e9, &["avx2", "fma", "f16c", "avx512_vnni", "amx_int8"])
+    host(120 * GIB, 16, read, 16.0 * 720e9, &["avx2", "fma", "f16c", "avx512_vnni", "amx_int8"])
 }
 
 fn zen5(read: f64) -> Site {
@@ -68,7 +68,7 @@ fn zen5(read: f64) -> Site {
 }
 
 /// INT8 operations a second of a Zen 5 core, as `krasis plan` measures them.
-const ZEN5_THREAD: f64 = 1000e9;
+const ZEN5_THREAD: f64 = 1050e9;
 
 /// As the README's tables: all in four bits.
 fn four_bits(device: DeviceKind) -> Options {
@@ -132,10 +132,38 @@ fn measured() -> Vec<Measured> {
     let cpu = || four_bits(DeviceKind::Cpu);
     let on_cpu = |read| Site { card: None, host: xeon(read) };
     let all = [
-        ("Qwen3-30B-A3B", &[][..], four_bits(GPU), h200(), vec![(2048, 38_700.0), (8192, 39_300.0)], Some(434.0)),
-        ("DeepSeek-V2-Lite", &[], four_bits(GPU), h200(), vec![(2048, 37_100.0), (8192, 23_300.0)], Some(404.0)),
-        ("Qwen3-Coder-Next", &[], four_bits(GPU), h200(), vec![(2048, 31_400.0), (8192, 36_700.0)], Some(268.0)),
-        ("Qwen3-30B-A3B", &[], grouped(7000), h200(), vec![(2048, 6_370.0), (8192, 17_400.0)], Some(93.0)),
+        (
+            "Qwen3-30B-A3B",
+            &[][..],
+            four_bits(GPU),
+            h200(),
+            vec![(2048, 38_700.0), (8192, 39_300.0)],
+            Some(434.0),
+        ),
+        (
+            "DeepSeek-V2-Lite",
+            &[],
+            four_bits(GPU),
+            h200(),
+            vec![(2048, 37_100.0), (8192, 23_300.0)],
+            Some(404.0),
+        ),
+        (
+            "Qwen3-Coder-Next",
+            &[],
+            four_bits(GPU),
+            h200(),
+            vec![(2048, 31_400.0), (8192, 36_700.0)],
+            Some(268.0),
+        ),
+        (
+            "Qwen3-30B-A3B",
+            &[],
+            grouped(7000),
+            h200(),
+            vec![(2048, 6_370.0), (8192, 17_400.0)],
+            Some(93.0),
+        ),
         ("Qwen3-30B-A3B", &[], long, h200(), vec![(32_768, 16_400.0)], None),
         ("Qwen3-Coder-Next", &[], hot, h200(), vec![(8192, 10_000.0)], None),
         ("Qwen3-30B-A3B", &cut, cpu(), zen5(39e9), vec![(512, 818.0)], Some(111.0)),
@@ -253,7 +281,10 @@ fn what_fits_stays_on_the_gpu_and_what_does_not_is_chosen_well() {
     // Barely enough for the weights: a context of tens of thousands is worth more than the last experts.
     let most = with(18, 170e9);
     let away = most.away.unwrap();
-    assert_eq!((away.prefill, away.decode), (PrefillStrategy::HcsPrefill, DecodeStrategy::HcsHybrid));
+    assert_eq!(
+        (away.prefill, away.decode),
+        (PrefillStrategy::HcsPrefill, DecodeStrategy::HcsHybrid)
+    );
     assert!(away.hot > 48 * 128 / 2 && most.context_max == 32_768);
     // A host that reads more slowly than the bus brings leaves answers to the GPU.
     assert_eq!(with(10, 10e9).away.unwrap().decode, DecodeStrategy::Lru);
@@ -264,8 +295,8 @@ fn what_fits_stays_on_the_gpu_and_what_does_not_is_chosen_well() {
         site.host.multiply = multiply;
         plan(&model("Qwen3-30B-A3B", &[]), &four_bits(GPU), &site).unwrap().away.unwrap().threshold
     };
-    assert!(threshold(1e12) < threshold(50e12));
-    assert!((100..2000).contains(&threshold(48e12)), "{}", threshold(48e12));
+    assert!(threshold(1e12) < threshold(12e12));
+    assert!((100..2000).contains(&threshold(12e12)), "{}", threshold(12e12));
 }
 
 /// A machine, and what somebody wants of it.
@@ -273,7 +304,8 @@ fn draw(random: &mut SplitMix64) -> (usize, Options, Site) {
     let mut below = |n: u64| random.bits() % n;
     let device = if below(5) == 0 { DeviceKind::Cpu } else { GPU };
     let mut options = four_bits(device);
-    options.expert_bits = [ExpertBits::Int4, ExpertBits::Int8, ExpertBits::AsStored][below(3) as usize];
+    let bits = [ExpertBits::Int4, ExpertBits::Int4, ExpertBits::Int8, ExpertBits::AsStored];
+    options.expert_bits = bits[below(4) as usize];
     let quant = [Quant::Int4, Quant::Int8, Quant::AsStored][below(3) as usize];
     (options.attention, options.lm_head) = (quant, quant);
     options.kv = [None, Some(KvDtype::F8E4M3)][below(2) as usize];
@@ -295,19 +327,22 @@ fn draw(random: &mut SplitMix64) -> (usize, Options, Site) {
             PrefillStrategy::ActiveOnly,
             PrefillStrategy::HcsPrefill,
         ][below(4) as usize];
-        let residencies =
-            [Residency::Auto, Residency::Auto, Residency::Device, Residency::Host { prefill, decode }];
+        let residencies = [
+            Residency::Auto,
+            Residency::Auto,
+            Residency::Device,
+            Residency::Host { prefill, decode },
+        ];
         options.residency = residencies[below(4) as usize];
     }
     let simd = ["avx2", "fma", "f16c", "avx512_vnni"];
     let threads = 1 + below(64) as usize;
     let read = 10e9 + below(400) as f64 * 1e9;
     // Memory grows in small steps and large ones.
-    let size = |below: &mut dyn FnMut(u64) -> u64, most: u64| {
-        (1 << (29 + below(most))) + below(GIB)
-    };
-    let host = host(size(&mut below, 12), threads, read, threads as f64 * 500e9, &simd);
-    let free = Bytes(size(&mut below, 9));
+    let size =
+        |below: &mut dyn FnMut(u64) -> u64, most: u64| (1 << (32 + below(most))) + below(GIB);
+    let host = host(4 * size(&mut below, 9), threads, read, threads as f64 * 500e9, &simd);
+    let free = Bytes(size(&mut below, 7));
     let card = (device == GPU).then(|| Card {
         name: "drawn".into(),
         memory: free,
@@ -363,7 +398,10 @@ fn no_plan_takes_more_than_there_is_and_more_memory_is_never_worse() {
         let (before, after) = (token(&small, &site), token(&large, &larger));
         assert!(after <= before * (1.0 + 1e-9), "{what}: {before} s a token, then {after}");
     }
-    assert!(planned > 150 && away > 60, "{planned} plans, {away} of them with experts in host memory");
+    assert!(
+        planned > 200 && away > 70,
+        "{planned} plans, {away} of them with experts in host memory"
+    );
 }
 
 #[test]
@@ -374,7 +412,10 @@ fn errors_name_what_would_do() {
         let error = plan(&model("Qwen3-Coder-Next", &[]), options, &site).map(drop).unwrap_err();
         assert!(error.to_string().contains(words), "{error}");
     };
-    check(&Options { residency: Residency::Device, ..four_bits(GPU) }, "leave --expert-divisor out");
+    check(
+        &Options { residency: Residency::Device, ..four_bits(GPU) },
+        "leave --expert-divisor out",
+    );
     let capped = Options { device_bytes: Some(Bytes(GIB)), ..four_bits(GPU) };
     check(&capped, "raise --gpu-vram-mb to");
     site.host.machine.memory.available = Some(Bytes(60 * GIB));

@@ -31,7 +31,8 @@ pub fn read(file: &Path) -> Result<Site, Failure> {
         let card = machine.0.get("gpu").filter(|gpu| !gpu.is_null());
         Ok(Site {
             card: card.map(card_of).transpose().context("gpu")?,
-            host: host_of(machine.0.get("host").context("there is no \"host\"")?).context("host")?,
+            host: host_of(machine.0.get("host").context("there is no \"host\"")?)
+                .context("host")?,
         })
     };
     let site = site().with_context(|| format!("--machine {}", file.display()));
@@ -45,7 +46,11 @@ impl<'a> Fields<'a> {
     fn of(value: &'a Value, known: &[&str]) -> Result<Fields<'a>> {
         let fields = value.as_object().context("not an object")?;
         for field in fields.keys() {
-            ensure!(known.contains(&field.as_str()), "there is no field {field:?}: use {}", known.join(", "));
+            ensure!(
+                known.contains(&field.as_str()),
+                "there is no field {field:?}: use {}",
+                known.join(", ")
+            );
         }
         Ok(Fields(fields))
     }
@@ -69,8 +74,17 @@ impl<'a> Fields<'a> {
 }
 
 fn card_of(value: &Value) -> Result<Card> {
-    let fields = ["name", "memory_gib", "free_gib", "read_gb_s", "tensor_tflops", "bus_gb_s",
-                  "multiprocessors", "clock_mhz", "capability"];
+    let fields = [
+        "name",
+        "memory_gib",
+        "free_gib",
+        "read_gb_s",
+        "tensor_tflops",
+        "bus_gb_s",
+        "multiprocessors",
+        "clock_mhz",
+        "capability",
+    ];
     let fields = Fields::of(value, &fields)?;
     let name = fields.text("name").unwrap_or("GPU").to_owned();
     let capability = match fields.number("capability")? {
@@ -97,8 +111,17 @@ fn card_of(value: &Value) -> Result<Card> {
 }
 
 fn host_of(value: &Value) -> Result<Host> {
-    let fields = ["name", "memory_gib", "available_gib", "group_limit_gib", "threads", "nodes",
-                  "simd", "read_gb_s", "int8_gop_s"];
+    let fields = [
+        "name",
+        "memory_gib",
+        "available_gib",
+        "group_limit_gib",
+        "threads",
+        "nodes",
+        "simd",
+        "read_gb_s",
+        "int8_gop_s",
+    ];
     let fields = Fields::of(value, &fields)?;
     let total = fields.size("memory_gib")?.context("there is no memory_gib")?;
     let available = fields.size("available_gib")?.unwrap_or(Bytes(total.0 / 100 * 95));

@@ -6,6 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use krasis_core::{Bytes, KvDtype};
 use krasis_engine::experts::of_divisor;
+use krasis_engine::plan::PAGE;
 use krasis_engine::{
     Activations, CacheUse, DecodeStrategy, DeviceKind, ExpertBits, Options, Quant, Residency,
     Starts,
@@ -13,6 +14,7 @@ use krasis_engine::{
 use krasis_machine::Numa;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 /// Prompt tokens per step on a GPU unless told otherwise: Qwen3-30B-A3B reads 8,192 tokens at 37,400 a
 /// second of an H200 with it, and at 15,800 in steps of 512.
@@ -131,7 +133,7 @@ enum DeviceChoice {
     Auto,
     /// Vector loops on all cores
     Cpu,
-    /// The first NVIDIA GPU, which must hold the whole model
+    /// The first NVIDIA GPU; experts that it has no room for stay in host memory
     Cuda,
     /// The same with f32 activations, to compare with the CPU: slower
     CudaF32,
@@ -201,6 +203,12 @@ impl ModelArguments {
             QuantChoice::Int4 => Quant::Int4,
         };
         let defaults = Options::default();
+        let context_max = match self.context_max {
+            None => overridden("CTX_SIZE_OVERRIDE")?.filter(|&tokens| tokens > 0),
+            wanted => wanted,
+        };
+        let tokens: Option<u32> = overridden("MAX_TOTAL_TOKENS_OVERRIDE")?;
+        let kv_pages = tokens.map(|tokens| tokens.div_ceil(PAGE));
         Ok(Options {
             device: match device {
                 DeviceChoice::Auto | DeviceChoice::Cpu => DeviceKind::Cpu,
@@ -240,7 +248,9 @@ impl ModelArguments {
                 NumaChoice::Off => Numa::Off,
             },
             machine_root: self.machine_root.clone(),
-            context_max: self.context_max,
+            context_max,
+            kv_pages,
+            memory_fraction: overridden("MEM_FRACTION_OVERRIDE")?,
             prefill_chunk: self.prefill_chunk.unwrap_or(match device {
                 // A GPU reads the weights again for every step, and is slow with few rows of an expert.
                 DeviceChoice::Cuda | DeviceChoice::CudaF32 => GPU_PREFILL_CHUNK,
@@ -316,6 +326,14 @@ fn kernel_cache() -> Option<PathBuf> {
 fn user_cache() -> Option<PathBuf> {
     let user = || Some(variable("HOME")?.join(".cache"));
     Some(variable("XDG_CACHE_HOME").or_else(user)?.join("krasis"))
+}
+
+/// A number from the environment.
+fn overridden<T: FromStr>(name: &str) -> Result<Option<T>, Failure> {
+    let Some(text) = variable(name) else { return Ok(None) };
+    let number = text.to_str().and_then(|text| text.parse().ok());
+    let refused = || format!("{name} is {}, which is no number that it may be", text.display());
+    number.map(Some).ok_or_else(|| Failure::say(Failure::CONFIG, refused()))
 }
 
 fn variable(name: &str) -> Option<PathBuf> {

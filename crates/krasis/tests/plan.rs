@@ -87,7 +87,11 @@ fn plans_are_as_they_were() {
         let mut all = String::new();
         for machine in MACHINES {
             let output = plan(model, machine, &[]);
-            all += &format!("## {machine}, exit code {}\n{}\n", output.status.code().unwrap(), said(&output));
+            all += &format!(
+                "## {machine}, exit code {}\n{}\n",
+                output.status.code().unwrap(),
+                said(&output)
+            );
         }
         let file = fixture(&format!("plans/{model}.txt"));
         if std::env::var_os("KRASIS_BLESS").is_some() {
@@ -155,8 +159,8 @@ fn the_nearest_setting_works() {
 #[test]
 fn what_cannot_be_is_refused() {
     let all = ["--expert-divisor", "1"];
-    let said = refused("Qwen3-Coder-Next", "gpu-24", &all, 5, "leave --expert-divisor out");
-    assert!(!said.contains("--gpu-vram-mb"), "no cap was given: {said}");
+    let sentence = refused("Qwen3-Coder-Next", "gpu-24", &all, 5, "leave --expert-divisor out");
+    assert!(!sentence.contains("--gpu-vram-mb"), "no cap was given: {sentence}");
     refused("Qwen3-Coder-Next", "little-ram", &[], 5, "the model needs");
     refused("Qwen3-30B-A3B", "gpu-24", &["--context-max", "50000"], 3, "40960");
     refused("Qwen3-30B-A3B", "no-gpu", &["--device", "cuda"], 6, "no GPU there");
@@ -189,10 +193,33 @@ fn what_cannot_be_is_refused() {
     }
 }
 
+#[test]
+fn the_environment_may_say_what_no_flag_does() {
+    let with = |name: &str, value: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_krasis"))
+            .args(["plan", "--json", "--quiet", "--cpu-expert-bits", "4", "--model-path"])
+            .arg(fixture("configs/Qwen3-30B-A3B.json"))
+            .arg("--machine")
+            .arg(fixture("machines/gpu-24.json"))
+            .env(name, value)
+            .output()
+            .unwrap();
+        let plan = serde_json::from_slice::<Value>(&output.stdout);
+        plan.map_err(|_| (output.status.code(), said(&output)))
+    };
+    assert_eq!(with("CTX_SIZE_OVERRIDE", "5000").unwrap()["context_max"], 5000);
+    assert_eq!(with("MAX_TOTAL_TOKENS_OVERRIDE", "50000").unwrap()["kv_tokens"], 50_000);
+    let half = with("MEM_FRACTION_OVERRIDE", "0.5").unwrap();
+    assert!(half["device_bytes"].as_u64().unwrap() <= 12 << 30 && half["strategy"].is_object());
+    let (code, said) = with("MEM_FRACTION_OVERRIDE", "half").unwrap_err();
+    assert!(code == Some(3) && said.contains("MEM_FRACTION_OVERRIDE is half"), "{said}");
+}
+
 /// The machine that the tests run on, which has no GPU, and the demo model.
 #[test]
 fn without_arguments_this_machine_is_planned_for() {
-    let output = Command::new(env!("CARGO_BIN_EXE_krasis")).args(["plan", "--json"]).output().unwrap();
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_krasis")).args(["plan", "--json"]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(plan["machine"]["host"]["read_bytes_per_second"].as_f64().unwrap() > 1e8);

@@ -11,24 +11,28 @@ use krasis_model::{Model, Source};
 /// Shares of a GPU's limits, and times. From Qwen3-30B-A3B, V2-Lite and Qwen3-Coder-Next on one H200,
 /// prompts of 512 to 30,000 tokens (read at 4.2 TB/s, multiplied at 640 TFLOP/s, brought at 55 GB/s).
 mod card {
-    /// Of the tensor cores: products with weights, 376 TFLOP/s.
-    pub const PRODUCT: f64 = 0.59;
+    /// Of the tensor cores: products with weights, 403 TFLOP/s.
+    pub const PRODUCT: f64 = 0.63;
     /// Rows that an expert's last tile leaves empty, in the mean: half of 128.
     pub const TILE: f64 = 64.0;
     /// Of the tensor cores: grouped attention, 357 TFLOP/s.
     pub const ATTEND: f64 = 0.56;
     /// Of the tensor cores: latent attention, 142 TFLOP/s.
     pub const LATENT: f64 = 0.22;
-    /// Of the tensor cores: delta rules, 33 TFLOP/s.
-    pub const DELTA: f64 = 0.05;
+    /// Of the tensor cores: delta rules, 46 TFLOP/s.
+    pub const DELTA: f64 = 0.07;
+    /// Seconds more that a layer of latent attention takes for each chunk: its heads' products are small.
+    pub const LATENT_LAYER: f64 = 0.2e-3;
     /// Of memory, in steps of few rows.
     pub const READ: f64 = 0.8;
     /// Seconds from one kernel of a remembered step to the next.
-    pub const CALL: f64 = 4.4e-6;
+    pub const CALL: f64 = 4.6e-6;
     /// Seconds a layer that asks the host where its experts are.
     pub const ASK: f64 = 18e-6;
     /// Seconds more where the CPU takes a part.
     pub const HAND_OFF: f64 = 10e-6;
+    /// Seconds more where experts are brought for few rows, and kernels run again. An estimate.
+    pub const WAVE: f64 = 40e-6;
     /// Of the bus: whole layers.
     pub const BUS: f64 = 1.0;
     /// Of the bus: experts here and there.
@@ -41,14 +45,17 @@ mod card {
 /// Shares of a CPU's limits, and times. From Qwen3-30B-A3B, V2-Lite and Qwen3-Coder-Next on 2 Zen 5
 /// cores and 16 Xeon cores with AMX.
 mod host {
+    /// Threads of the largest team that was measured. Larger ones are taken to lose no more.
+    pub const MEASURED: usize = 16;
     /// Of memory, for one thread; see [`super::read_share`].
-    pub const READ: f64 = 0.98;
-    /// What each thread costs of that.
+    pub const READ: f64 = 1.0;
+    /// What each thread costs of that, up to [`MEASURED`].
     pub const READ_LOST: f64 = 0.02;
-    /// Of INT8 products: AVX-512 VNNI, AVX2.
-    pub const LINES: f64 = 0.38;
-    /// Of INT8 products: AMX, whose tiles wait for unpacking.
-    pub const LINES_AMX: f64 = 0.11;
+    /// Of INT8 products of vectors, AMX or not, for one thread; and what each thread costs of that.
+    pub const LINES: f64 = 0.73;
+    pub const LINES_LOST: f64 = 0.035;
+    /// Operations of attention and delta rules a second of one thread.
+    pub const PAST: f64 = 200e9;
     /// Operations a second of one thread with weights in rows, whose activations are floats.
     pub const ROWS: f64 = 70e9;
     /// Bytes of weights in rows that one thread reads a second: unpacking is its limit.
@@ -267,16 +274,18 @@ impl<'a> Forecast<'a> {
         let Some(away) = self.away else { return time };
         time.seconds += w.moe_layers * card::ASK;
         let cold = (1.0 - hit) * active.bytes;
+        // Layers where some expert is missing.
+        let missing = w.moe_layers * (1.0 - hit.powf(w.top_k));
         match away.decode {
             DecodeStrategy::PureCpu | DecodeStrategy::HcsHybrid if cold > 0.0 => {
-                time.seconds += (1.0 - hit) * host_experts(w, host, 1.0) + w.moe_layers * card::HAND_OFF;
+                time.seconds += (1.0 - hit) * host_experts(w, host, 1.0) + missing * card::HAND_OFF;
                 // Both may read at the same time.
                 time.bytes = time.bytes.max(cold / host.read);
             }
             DecodeStrategy::PureCpu | DecodeStrategy::HcsHybrid => {}
             DecodeStrategy::Compact | DecodeStrategy::Lru => {
                 time.bus = cold / card.bus;
-                time.seconds += time.bus / card::BUS_SCATTERED;
+                time.seconds += time.bus / card::BUS_SCATTERED + missing * card::WAVE;
             }
         }
         time
@@ -293,7 +302,9 @@ fn card_prompt(w: &Work, card: &Card, tokens: f64, chunk: f64) -> f64 {
         let numbers = rows * (w.lines.numbers + w.rows.numbers) + pairs * w.expert.numbers;
         let bytes = w.lines.bytes + w.rows.bytes + touched * w.expert.bytes;
         let products = 2.0 * numbers / (card.multiply * card::PRODUCT);
-        seconds += products.max(bytes / (card.read * card::READ)) + w.calls * card::CALL;
+        let read = card.read * card::READ;
+        seconds += products.max(bytes / read) + rows * w.activations / read;
+        seconds += w.calls * card::CALL + w.latent_layers * card::LATENT_LAYER;
         left -= rows;
     }
     let past = tokens * tokens / 2.0 / card.multiply;
@@ -303,15 +314,24 @@ fn card_prompt(w: &Work, card: &Card, tokens: f64, chunk: f64) -> f64 {
         + w.head.bytes / (card.read * card::READ)
 }
 
-/// The part of its bandwidth that a team of many threads reads weights with: they wait for each other.
-fn read_share(host: &Host) -> f64 {
-    host::READ / (1.0 + host::READ_LOST * host.threads as f64)
+/// Threads that are waited for.
+fn measured(host: &Host) -> f64 {
+    host.threads.min(host::MEASURED) as f64
 }
 
+/// Threads that are waited for.
+fn measured(host: &Host) -> f64 {
+    host.threads.min(host::MEASURED) as f64
+}
+
+/// The part of its bandwidth that a team of many threads reads weights with: they wait for each other.
+fn read_share(host: &Host) -> f64 {
+    host::READ / (1.0 + host::READ_LOST * measured(host))
+}
+
+/// INT8 operations a second that it multiplies weights in lines with.
 fn int8(host: &Host) -> f64 {
-    let simd = host.machine.processor.simd.as_deref().unwrap_or_default();
-    let share = if simd.contains(&"amx_int8") { host::LINES_AMX } else { host::LINES };
-    host.multiply * share
+    host.multiply * host::LINES / (1.0 + host::LINES_LOST * measured(host))
 }
 
 /// Seconds of a CPU for products of so many rows.
@@ -334,12 +354,12 @@ fn host_experts(w: &Work, host: &Host, tokens: f64) -> f64 {
 }
 
 fn host_call(host: &Host) -> f64 {
-    host::CALL + host::CALL_THREAD * host.threads as f64
+    host::CALL + host::CALL_THREAD * measured(host)
 }
 
 /// Seconds of a CPU for a prompt.
 fn host_prompt(w: &Work, host: &Host, tokens: f64) -> f64 {
-    let floats = host::ROWS * host.threads as f64;
+    let floats = host::PAST * host.threads as f64;
     let past = (w.attend + w.latent) * tokens * tokens / 2.0;
     host_products(host, w.lines, tokens, true)
         + host_products(host, w.rows, tokens, false)

@@ -20,9 +20,10 @@ use crate::error::StartError;
 use crate::experts::{DecodeStrategy, PrefillStrategy};
 use crate::load::{Placed, Stock};
 use crate::options::{Options, Residency};
-use crate::plan::{CONTEXT_COMMON, Choice, Plan};
-use krasis_model::{CacheShape, Model, Source};
+use crate::plan::{CONTEXT_COMMON, CONTEXT_SHORT, Choice, Plan};
 use krasis_core::KvDtype;
+use krasis_model::{CacheShape, Model, Source};
+use std::ops::RangeInclusive;
 
 /// The length of prompt that strategies are compared at.
 const PROMPT: u32 = 8192;
@@ -62,50 +63,64 @@ impl<S: Stock> Draft<'_, S> {
 
     /// The best plan.
     fn choose(&self) -> Result<Plan, StartError> {
-        let all = |context_min| Plan::of(self, Choice { away: None, context_min });
+        let all = |context_min| {
+            Plan::of(self, Choice { away: None, context_min, context_most: u32::MAX })
+        };
         match self.options.residency {
             Residency::Device => all(1),
-            Residency::Host { prefill, decode } => self.away(prefill, decode),
+            Residency::Host { prefill, decode } => self.away(prefill, decode, 1..=CONTEXT_COMMON),
             // Whoever works in host memory has no other to put experts into.
             Residency::Auto if self.site.card.is_none() => all(1),
             Residency::Auto => match all(CONTEXT_COMMON) {
-                Err(StartError::Shortfall { .. }) => self.best_away().or_else(|error| match error {
-                    // A model without experts to put elsewhere has to do with a shorter context.
-                    StartError::NoExperts | StartError::UnlikeExperts => all(1),
-                    other => Err(other),
-                }),
+                Err(StartError::Shortfall { .. }) => {
+                    self.best_away().or_else(|error| match error {
+                        // A model without experts to put elsewhere has to do with a shorter context.
+                        StartError::NoExperts | StartError::UnlikeExperts => all(1),
+                        other => Err(other),
+                    })
+                }
                 plan => plan,
             },
         }
     }
 
-    fn away(&self, prefill: PrefillStrategy, decode: DecodeStrategy) -> Result<Plan, StartError> {
-        Plan::of(self, Choice { away: Some((prefill, decode)), context_min: 1 })
+    fn away(
+        &self,
+        prefill: PrefillStrategy,
+        decode: DecodeStrategy,
+        context: RangeInclusive<u32>,
+    ) -> Result<Plan, StartError> {
+        let (context_min, context_most) = context.into_inner();
+        Plan::of(self, Choice { away: Some((prefill, decode)), context_min, context_most })
     }
 
     /// The best of what experts in host memory leave to choose from. Groups of several layers are never
-    /// better than single ones with hot experts, which need the least memory and send the least.
+    /// better than single ones with hot experts, which need the least memory and send the least. Where
+    /// not even one layer's experts fit, hardly any would stay on the GPU, and the CPU writes answers.
     fn best_away(&self) -> Result<Plan, StartError> {
         use {DecodeStrategy as D, PrefillStrategy as P};
-        let best_of = |plans: [Result<Plan, StartError>; 2], cost: &dyn Fn(&Forecast) -> f64| {
-            let [first, second] = plans;
-            let (Ok(one), Ok(other)) = (&first, &second) else { return first.or(second) };
-            let cost = |plan| cost(&Forecast::new(self.model, plan, self.site));
-            if cost(other) < cost(one) { second } else { first }
-        };
-        let token = |forecast: &Forecast| forecast.token().seconds;
-        let by_layers = self.away(P::HcsPrefill, D::HcsHybrid);
-        let prefill = match &by_layers {
-            Ok(_) => P::HcsPrefill,
-            Err(StartError::Shortfall { .. }) => {
-                let prompt = |forecast: &Forecast| forecast.prompt(PROMPT).seconds;
-                let waves = [P::ActiveOnly, P::Chunked].map(|prefill| self.away(prefill, D::HcsHybrid));
-                let best = best_of(waves, &prompt)?;
-                best.away.as_ref().map_or(P::ActiveOnly, |away| away.prefill)
+        let layers = |decode| self.away(P::HcsPrefill, decode, CONTEXT_SHORT..=CONTEXT_COMMON);
+        match layers(D::HcsHybrid) {
+            Ok(hybrid) => {
+                let token = |forecast: &Forecast| forecast.token().seconds;
+                Ok(self.faster(hybrid, layers(D::Lru).ok(), token))
             }
-            Err(_) => return by_layers,
-        };
-        best_of([D::HcsHybrid, D::Lru].map(|decode| self.away(prefill, decode)), &token)
+            Err(StartError::Shortfall { .. }) => {
+                let waves = |prefill| self.away(prefill, D::PureCpu, 1..=CONTEXT_SHORT);
+                let prompt = |forecast: &Forecast| forecast.prompt(PROMPT).seconds;
+                Ok(self.faster(waves(P::ActiveOnly)?, waves(P::Chunked).ok(), prompt))
+            }
+            error => error,
+        }
+    }
+
+    /// The second plan if it is faster at something, else the first.
+    fn faster(&self, first: Plan, second: Option<Plan>, at: impl Fn(&Forecast) -> f64) -> Plan {
+        let seconds = |plan: &Plan| at(&Forecast::new(self.model, plan, self.site));
+        match second {
+            Some(second) if seconds(&second) < seconds(&first) => second,
+            _ => first,
+        }
     }
 
     /// Rows from which a pass is a prompt's. A whole chunk is, however short the user wants chunks to be.

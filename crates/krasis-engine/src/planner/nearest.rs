@@ -22,13 +22,18 @@ impl<S: Stock> Draft<'_, S> {
     pub(super) fn with_the_nearest(&self, error: StartError) -> StartError {
         match error {
             StartError::Shortfall { region, wanted, available, remedy } => {
-                let remedy = self.remedy().unwrap_or(remedy);
+                let remedy = match (self.remedy(), &self.site.card) {
+                    (Some(found), _) => found,
+                    // Whoever imitates a device has other ways.
+                    (None, None) => remedy,
+                    (None, Some(_)) => "no other setting makes it fit this machine".into(),
+                };
                 StartError::Shortfall { region, wanted, available, remedy }
             }
             StartError::Refused { sentence } => {
                 let sentence = match self.remedy() {
                     Some(remedy) => format!("{sentence}; it would fit if you {remedy}"),
-                    None => sentence,
+                    None => format!("{sentence}; no other setting alone makes it fit"),
                 };
                 StartError::Refused { sentence }
             }
@@ -38,13 +43,7 @@ impl<S: Stock> Draft<'_, S> {
 
     /// Changes that suffice, the smallest first.
     fn remedy(&self) -> Option<String> {
-        let all = [
-            self.divisor(),
-            self.context(),
-            self.chunk(),
-            self.bits(),
-            self.cap(),
-        ];
+        let all = [self.divisor(), self.context(), self.chunk(), self.bits(), self.cap()];
         let found: Vec<String> = all.into_iter().flatten().take(NAMED).collect();
         (!found.is_empty()).then(|| found.join(", or "))
     }
@@ -114,7 +113,9 @@ impl<S: Stock> Draft<'_, S> {
         let all = |options: &mut Options| {
             options.expert_bits = ExpertBits::Int4;
             let Options { attention, shared_expert, dense_mlp, lm_head, .. } = options;
-            [attention, shared_expert, dense_mlp, lm_head].into_iter().for_each(|q| *q = Quant::Int4);
+            [attention, shared_expert, dense_mlp, lm_head]
+                .into_iter()
+                .for_each(|q| *q = Quant::Int4);
         };
         if self.works(&self.with(all)) {
             let flags = "--cpu-expert-bits 4, and int4 for --attention-quant, --shared-expert-quant, \
@@ -137,7 +138,8 @@ impl<S: Stock> Draft<'_, S> {
     /// More of the GPU's memory, if it was capped.
     fn cap(&self) -> Option<String> {
         let cap = self.options.device_bytes?;
-        let with = |mib: u64| self.with(|options| options.device_bytes = Some(Bytes(mib * MEBIBYTE)));
+        let with =
+            |mib: u64| self.with(|options| options.device_bytes = Some(Bytes(mib * MEBIBYTE)));
         let free = self.site.available(&Options { device_bytes: None, ..self.options.clone() });
         // Memory of unknown size has no nearest setting below it.
         let most = u32::try_from(free.0 / MEBIBYTE).ok()?;

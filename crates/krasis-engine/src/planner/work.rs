@@ -45,6 +45,8 @@ pub struct Work {
     pub past_bytes: f64,
     /// Operations of delta rules per token.
     pub delta: f64,
+    /// Bytes of BF16 activations that a token's operations read and write.
+    pub activations: f64,
     /// Calls of operations that a step makes.
     pub calls: f64,
 }
@@ -56,15 +58,21 @@ impl Work {
         placed.each_weight(|class, weight| work.add_weight(class, weight));
         for (layer, bank) in model.layers.iter().zip(&placed.banks) {
             work.add_layer(layer);
+            // Five times in and out of the residual stream's width.
+            work.activations += 2.0 * 10.0 * f64::from(model.hidden);
             if let (Some(bank), Ffn::Moe(moe)) = (bank, &layer.ffn) {
                 let each = f64::from(bank.experts);
                 let numbers = |w: &Weight| f64::from(w.rows) * f64::from(w.cols) / each;
                 let bytes = (bytes_of(&bank.gate_up) + bytes_of(&bank.down)).0 as f64 / each;
-                work.expert = Count { bytes, numbers: numbers(&bank.gate_up) + numbers(&bank.down) };
+                work.expert =
+                    Count { bytes, numbers: numbers(&bank.gate_up) + numbers(&bank.down) };
                 work.experts_in_lines = in_lines(bank.gate_up.format);
                 work.experts = each;
                 work.top_k = f64::from(moe.routing.top_k);
                 work.moe_layers += 1.0;
+                // Of each pair the input, gate, up and their product, and the output.
+                let pair = 3.0 * f64::from(bank.inter) + 2.0 * f64::from(model.hidden);
+                work.activations += 2.0 * work.top_k * pair;
             }
         }
         let page_bytes = Cache::page_bytes(model, PAGE, cache.dtype).0;
