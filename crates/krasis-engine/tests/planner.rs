@@ -286,6 +286,12 @@ fn what_fits_stays_on_the_gpu_and_what_does_not_is_chosen_well() {
         (PrefillStrategy::HcsPrefill, DecodeStrategy::HcsHybrid)
     );
     assert!(away.hot > 48 * 128 / 2 && most.context_max == 32_768);
+    // A host whose memory is faster than the GPU's writes answers by itself.
+    let mut site = h200();
+    let card = site.card.as_mut().unwrap();
+    (card.free, card.read) = (Bytes(12 * GIB), 100e9);
+    let slow = plan(&model("Qwen3-30B-A3B", &[]), &four_bits(GPU), &site).unwrap();
+    assert_eq!(slow.away.unwrap().decode, DecodeStrategy::PureCpu);
     // A host that reads more slowly than the bus brings leaves answers to the GPU.
     assert_eq!(with(10, 10e9).away.unwrap().decode, DecodeStrategy::Lru);
     // A slower CPU leaves shorter prompts to the GPU.
@@ -347,7 +353,8 @@ fn draw(random: &mut SplitMix64) -> (usize, Options, Site) {
         name: "drawn".into(),
         memory: free,
         free,
-        read: 2e11 + below(50) as f64 * 1e11,
+        // Slower memory than the host's would make answers slower, the more of them it computes.
+        read: read * (2.0 + below(30) as f64),
         multiply: 1e13 + below(60) as f64 * 1e13,
         bus: 4e9 + below(60) as f64 * 1e9,
     });

@@ -319,11 +319,6 @@ fn measured(host: &Host) -> f64 {
     host.threads.min(host::MEASURED) as f64
 }
 
-/// Threads that are waited for.
-fn measured(host: &Host) -> f64 {
-    host.threads.min(host::MEASURED) as f64
-}
-
 /// The part of its bandwidth that a team of many threads reads weights with: they wait for each other.
 fn read_share(host: &Host) -> f64 {
     host::READ / (1.0 + host::READ_LOST * measured(host))

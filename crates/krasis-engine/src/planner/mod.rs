@@ -103,7 +103,9 @@ impl<S: Stock> Draft<'_, S> {
         match layers(D::HcsHybrid) {
             Ok(hybrid) => {
                 let token = |forecast: &Forecast| forecast.token().seconds;
-                Ok(self.faster(hybrid, layers(D::Lru).ok(), token))
+                // The bus may be faster than the host's memory, and that faster than the GPU's.
+                let best = self.faster(hybrid, layers(D::Lru).ok(), token);
+                Ok(self.faster(best, layers(D::PureCpu).ok(), token))
             }
             Err(StartError::Shortfall { .. }) => {
                 let waves = |prefill| self.away(prefill, D::PureCpu, 1..=CONTEXT_SHORT);
