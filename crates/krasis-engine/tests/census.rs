@@ -63,7 +63,7 @@ fn who_is_asked_is_counted_wherever_experts_lie() {
                 fixture,
                 &Options {
                     residency: Residency::Host { prefill, decode },
-                    prompt_rows: 12,
+                    prompt_rows: Some(12),
                     prefill_chunk: 16,
                     pass_tokens: PROMPT as u32,
                     ..common::defaults()
