@@ -113,6 +113,7 @@ pub fn greedy(prompt: &[u32], tokens_max: u32) -> Request {
         stop_tokens: vec![],
         logprobs: None,
         prompt_logprobs: None,
+        grammar: None,
     }
 }
 

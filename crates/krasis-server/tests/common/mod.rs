@@ -4,9 +4,11 @@
 #[path = "../../../krasis-text/tests/common/mod.rs"]
 pub mod text;
 
-use krasis_engine::{Census, Event, Facts, Finish, Handle, Logprob, Submission, Usage};
+use krasis_engine::constraint::{Bounds, Next};
+use krasis_engine::sample::{History, Known, Largest, choose};
+use krasis_engine::{Census, Event, Facts, Finish, Handle, Logprob, Sampling, Submission, Usage};
 use krasis_server::{Access, Answers, App, Generation, Limits, Loaded, Tls};
-use krasis_text::Template;
+use krasis_text::{Grammars, Template, Tokenizer};
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -42,6 +44,10 @@ pub struct Script {
     pub context: u32,
     /// How answers are read; `None` for what the template says.
     pub answers: Option<Answers>,
+    pub tokenizer: Arc<Tokenizer>,
+    /// Whether answers under a grammar go on behind the script with whatever it allows, by random
+    /// logits.
+    pub random: bool,
 }
 
 /// How an engine may fail.
@@ -64,7 +70,26 @@ impl Script {
             template: TEMPLATE,
             context: CONTEXT,
             answers: None,
+            tokenizer: text::byte_level(),
+            random: false,
         }
+    }
+}
+
+impl Script {
+    /// Whatever a grammar allows, in the tokens of the demo model.
+    pub fn random(template: &'static str) -> Script {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../demo/model");
+        let tokenizer = Arc::new(Tokenizer::load(&folder).unwrap());
+        Script { random: true, tokenizer, template, context: 16_384, ..Script::saying("") }
+    }
+
+    fn vocab(&self) -> u32 {
+        VOCAB.max(self.tokenizer.size())
+    }
+
+    fn eos(&self) -> u32 {
+        self.tokenizer.id("<|im_end|>").unwrap_or(EOS)
     }
 }
 
@@ -132,7 +157,7 @@ impl Server {
 
     /// The model is there; `serves` is false for an engine that never takes a request.
     pub fn ready(&self, serves: bool) {
-        let facts = Facts { vocab: VOCAB, context_max: self.script.context };
+        let facts = Facts { vocab: self.script.vocab(), context_max: self.script.context };
         let (handle, submissions) = Handle::new(facts, self.script.queue_max);
         let (script, seen) = (self.script.clone(), self.seen.clone());
         let (tokens, cancelled) = (self.tokens.clone(), self.cancelled.clone());
@@ -154,10 +179,11 @@ impl Server {
         let answers = Answers { format, ..Answers::default() };
         self.app.ready(Loaded {
             handle,
-            tokenizer: text::byte_level(),
+            tokenizer: self.script.tokenizer.clone(),
+            grammars: Grammars::new(self.script.tokenizer.clone()),
             template,
             answers: self.script.answers.unwrap_or(answers),
-            generation: Generation { eos: vec![EOS], ..Generation::default() },
+            generation: Generation { eos: vec![self.script.eos()], ..Generation::default() },
             fingerprint: "test".into(),
             device: "a script".into(),
             regions: vec![("weights", 7)],
@@ -281,6 +307,7 @@ fn engine(
     cancelled: &AtomicUsize,
     census: &Census,
 ) {
+    let mut random = Random::new(script);
     for Submission { request, mut sink, cancelled: flag, .. } in submissions {
         census.queued.fetch_sub(1, Ordering::Relaxed);
         seen.lock().unwrap().push(request.clone());
@@ -293,7 +320,10 @@ fn engine(
             cached_tokens: 1,
             ..Usage::default()
         };
-        let mut answer = script.answer.iter().copied().chain(std::iter::repeat(EOS));
+        let grammar = request.grammar.as_deref().filter(|_| script.random);
+        let mut bounds = grammar.map(Bounds::new);
+        let mut answer = script.answer.iter().copied().chain(std::iter::repeat(script.eos()));
+        let mut written = script.answer.iter().copied();
         let event = loop {
             if flag.load(Ordering::Relaxed) {
                 cancelled.fetch_add(1, Ordering::Relaxed);
@@ -308,15 +338,113 @@ fn engine(
                 None => {}
             }
             std::thread::sleep(script.step);
-            let id = answer.next().unwrap();
+            let id = match &mut bounds {
+                None => answer.next().unwrap(),
+                Some(bounds) => match random.next(bounds, &request, written.next(), usage.completion_tokens) {
+                    Ok(Some(id)) => id,
+                    Ok(None) => break Event::Done { finish: Finish::Stop, usage },
+                    Err(message) => break Event::Refused { message },
+                },
+            };
             usage.completion_tokens += 1;
             tokens.fetch_add(1, Ordering::Relaxed);
             sink(Event::Token { id, logprob: request.logprobs.map(|top| logprob(id, top)) });
             if request.stop_tokens.contains(&id) {
                 break Event::Done { finish: Finish::Stop, usage };
             }
+            if let Some(bounds) = &mut bounds {
+                bounds.accept(id);
+                if bounds.is_finished() {
+                    break Event::Done { finish: Finish::Stop, usage };
+                }
+            }
         };
         sink(event);
+    }
+}
+
+/// SplitMix64 (Steele, Lea and Flood, 2014).
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    /// Below a bound.
+    pub fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 16) as usize % bound
+    }
+
+    /// In [0, 1).
+    pub fn uniform(&mut self) -> f32 {
+        self.below(1 << 24) as f32 / (1 << 24) as f32
+    }
+}
+
+/// A model that says anything, but likes to come to an end.
+struct Random {
+    numbers: Numbers,
+    /// What is added to each token's logit.
+    liked: Vec<f32>,
+}
+
+impl Random {
+    fn new(script: &Script) -> Random {
+        let liked = |id| match script.tokenizer.token_text(id).as_str() {
+            _ if id == script.eos() => 9.0,
+            "\"" | "}" | "]" | "<" | "</" | "</tool_call>" => 3.5,
+            "\n" => 2.0,
+            text if text.starts_with("\"") || text.starts_with("<") => 3.0,
+            _ => 0.0,
+        };
+        Random { numbers: Numbers(7), liked: (0..script.vocab()).map(liked).collect() }
+    }
+
+    /// The next token, through what the engine chooses by: from the largest logits if they are enough,
+    /// and then the whole row must say the same.
+    fn next(
+        &mut self,
+        bounds: &mut Bounds,
+        request: &krasis_engine::Request,
+        written: Option<u32>,
+        position: u32,
+    ) -> Result<Option<u32>, String> {
+        let vocab = self.liked.len() as u32;
+        let row = self.liked.iter().map(|liked| liked + 6.0 * self.numbers.uniform());
+        let row: Vec<f32> = row.collect();
+        let mask = match bounds.next(vocab, &request.stop_tokens)? {
+            Next::Complete => return Ok(None),
+            Next::Free => None,
+            Next::Within(mask) => Some(mask),
+        };
+        if let Some(token) = written {
+            assert!(mask.is_none_or(|mask| mask.allows(token)), "token {token} at {position}");
+            return Ok(Some(token));
+        }
+        let how = Sampling { temperature: 1.0, ..Sampling::GREEDY };
+        let answer = vec![0; position as usize];
+        let history = || History { prompt: &[], answer: &answer };
+        let mut order: Vec<u32> = (0..vocab).collect();
+        let descending = |a: &u32, b: &u32| {
+            row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b))
+        };
+        order.select_nth_unstable_by(64, descending);
+        order.truncate(64);
+        order.sort_by(descending);
+        let best = row[order[0] as usize];
+        let total: f32 = row.iter().map(|x| (x - best).exp()).sum();
+        let values = order.iter().map(|token| row[*token as usize]);
+        let largest = values.chain(order.iter().map(|token| *token as f32)).chain([total]);
+        let largest: Vec<f32> = largest.collect();
+        let of_row = choose(Known::Row(&row), &how, 5, history(), mask);
+        let known = Known::Largest(Largest::of(&largest, 1.0, vocab));
+        if let Some(token) = choose(known, &how, 5, history(), mask) {
+            assert_eq!(Some(token), of_row);
+        }
+        let token = of_row.unwrap();
+        assert!(mask.is_none_or(|mask| mask.allows(token)));
+        Ok(Some(token))
     }
 }
 
