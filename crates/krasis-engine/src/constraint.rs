@@ -171,7 +171,10 @@ mod tests {
         assert_eq!(set(of(Some(&[0b1010, u32::MAX, 1]), false)).len(), 9);
         assert_eq!(set(of(Some(&[0b10]), true)), [1, 3]);
         assert_eq!(set(of(Some(&[]), true)), [3]);
-        assert!(matches!(next(Allowed { tokens: Some(&[]), may_end: true }, 40, &[]), Ok(Next::Complete)));
+        assert!(matches!(
+            next(Allowed { tokens: Some(&[]), may_end: true }, 40, &[]),
+            Ok(Next::Complete)
+        ));
         assert!(of(Some(&[0b1000]), false).is_err());
     }
 }

@@ -478,7 +478,11 @@ mod tests {
         let ones = (0..4000).filter(|seed| choose(&how, &logits, *seed) == Some(1)).count();
         assert!((ones as f32 / 4000.0 - 2.0 / 3.0).abs() < 0.04, "{ones}");
         for how in [Sampling::GREEDY, how] {
-            assert_eq!(choose(&how, &[f32::NAN; 3], 0), Some(1), "an allowed one, if none is a number");
+            assert_eq!(
+                choose(&how, &[f32::NAN; 3], 0),
+                Some(1),
+                "an allowed one, if none is a number"
+            );
         }
     }
 

@@ -17,8 +17,12 @@ const GUIDED: [(&str, &str); 4] = [
 ];
 
 /// Settings of `structured_outputs` that would change the answer's form.
-const UNSUPPORTED: [&str; 4] =
-    ["structural_tag", "whitespace_pattern", "disable_any_whitespace", "disable_additional_properties"];
+const UNSUPPORTED: [&str; 4] = [
+    "structural_tag",
+    "whitespace_pattern",
+    "disable_any_whitespace",
+    "disable_additional_properties",
+];
 
 /// The form of an answer's text, and the field that asks for it.
 #[derive(Clone, Debug)]
@@ -48,7 +52,8 @@ impl Constraint {
             return Err(ApiError::unsupported("grammar", message));
         }
         if let [first, second, ..] = &found[..] {
-            let message = format!("{} and {} both give the answer a form", first.field, second.field);
+            let message =
+                format!("{} and {} both give the answer a form", first.field, second.field);
             return Err(ApiError::field(second.field.clone(), message));
         }
         Ok(found.pop())
@@ -73,7 +78,8 @@ fn response_format(format: &Value) -> Result<Option<Constraint>, ApiError> {
         },
         Some("json_schema") => {
             // OpenAI's other API has the fields without their envelope.
-            let inner = if format["json_schema"].is_object() { &format["json_schema"] } else { format };
+            let inner =
+                if format["json_schema"].is_object() { &format["json_schema"] } else { format };
             let strictness = match inner["strict"] == true {
                 true => Strictness::Strict,
                 false => Strictness::Lenient,
@@ -137,7 +143,9 @@ fn form(field: &str, kind: &str, value: &Value) -> Result<Form, ApiError> {
         "regex" => text().map_or_else(|| refused("a string"), |text| Ok(Form::Regex(text))),
         "grammar" => match text() {
             None => refused("a string"),
-            Some(text) if text.contains("::=") => refused("in Lark's notation, with a rule `start: …`"),
+            Some(text) if text.lines().any(is_gbnf) => {
+                refused("in Lark's notation (`start: \"a\" | \"b\"`), not in llama.cpp's")
+            }
             Some(text) => Ok(Form::Lark(text)),
         },
         _ => match serde_json::from_value::<Vec<String>>(value.clone()) {
@@ -145,6 +153,15 @@ fn form(field: &str, kind: &str, value: &Value) -> Result<Form, ApiError> {
             _ => refused("a list of strings"),
         },
     }
+}
+
+/// Whether a line of a grammar defines a rule as llama.cpp has them.
+fn is_gbnf(line: &str) -> bool {
+    let named = |(name, _): (&str, &str)| {
+        let name = name.trim();
+        !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || "-_".contains(c))
+    };
+    line.split_once("::=").is_some_and(named)
 }
 
 /// The grammar of an answer, if it is held to one. Takes its time.

@@ -11,7 +11,9 @@ mod template;
 mod tokenizer;
 
 pub use answer::{End, Event, Format, Parser, Reasoning, Start, ToolFormat};
-pub use constraint::{Allowed, Demand, Form, Grammar, GrammarError, Grammars, Guide, Rules, Strictness};
+pub use constraint::{
+    Allowed, Demand, Form, Grammar, GrammarError, Grammars, Guide, Rules, Strictness,
+};
 pub use detokenize::Detokenizer;
 pub use error::TextError;
 pub use stop::{Passage, StopStrings};

@@ -146,7 +146,7 @@ impl Pending {
                 Event::Token { id, .. } => tokens.push(id),
                 Event::Prompt { logprobs } => prompt = logprobs,
                 Event::Done { finish, usage } => return Answer { tokens, prompt, finish, usage },
-                Event::Failed { message } => panic!("{message}"),
+                Event::Refused { message } | Event::Failed { message } => panic!("{message}"),
             }
         }
     }

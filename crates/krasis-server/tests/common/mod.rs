@@ -84,6 +84,11 @@ impl Script {
         Script { random: true, tokenizer, template, context: 16_384, ..Script::saying("") }
     }
 
+    /// The script's words first.
+    pub fn saying_first(self, words: &str) -> Script {
+        Script { answer: self.tokenizer.encode_rendered(words).unwrap(), ..self }
+    }
+
     fn vocab(&self) -> u32 {
         VOCAB.max(self.tokenizer.size())
     }
@@ -340,11 +345,13 @@ fn engine(
             std::thread::sleep(script.step);
             let id = match &mut bounds {
                 None => answer.next().unwrap(),
-                Some(bounds) => match random.next(bounds, &request, written.next(), usage.completion_tokens) {
-                    Ok(Some(id)) => id,
-                    Ok(None) => break Event::Done { finish: Finish::Stop, usage },
-                    Err(message) => break Event::Refused { message },
-                },
+                Some(bounds) => {
+                    match random.next(bounds, &request, written.next(), usage.completion_tokens) {
+                        Ok(Some(id)) => id,
+                        Ok(None) => break Event::Done { finish: Finish::Stop, usage },
+                        Err(message) => break Event::Refused { message },
+                    }
+                }
             };
             usage.completion_tokens += 1;
             tokens.fetch_add(1, Ordering::Relaxed);
@@ -426,9 +433,8 @@ impl Random {
         let answer = vec![0; position as usize];
         let history = || History { prompt: &[], answer: &answer };
         let mut order: Vec<u32> = (0..vocab).collect();
-        let descending = |a: &u32, b: &u32| {
-            row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b))
-        };
+        let descending =
+            |a: &u32, b: &u32| row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b));
         order.select_nth_unstable_by(64, descending);
         order.truncate(64);
         order.sort_by(descending);

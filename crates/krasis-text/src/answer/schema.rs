@@ -136,7 +136,11 @@ fn kind(value: &Value) -> &'static str {
 }
 
 /// What a reference within the schema (`#/$defs/point`) points to.
-pub(crate) fn resolved<'a>(mut schema: &'a Value, root: &'a Value, visits: &mut usize) -> &'a Value {
+pub(crate) fn resolved<'a>(
+    mut schema: &'a Value,
+    root: &'a Value,
+    visits: &mut usize,
+) -> &'a Value {
     let target = |schema: &Value| {
         let pointer = schema["$ref"].as_str()?.strip_prefix('#')?;
         root.pointer(pointer)

@@ -41,7 +41,8 @@ impl Form {
     pub(super) fn grammar(&self) -> Result<GrammarWithLexer, GrammarError> {
         let fits = |text: &str, what: &str| match text.len() > TEXT_BYTES_MAX {
             true => {
-                let reason = format!("the {what} has {} bytes, at most {TEXT_BYTES_MAX}", text.len());
+                let reason =
+                    format!("the {what} has {} bytes, at most {TEXT_BYTES_MAX}", text.len());
                 Err(GrammarError::Form(reason))
             }
             false => Ok(()),

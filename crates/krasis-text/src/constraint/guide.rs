@@ -81,7 +81,8 @@ impl Guide {
         let plan = self.plan.clone();
         match &plan.stages[self.stage] {
             Stage::Watch(watch) => {
-                self.tail.extend(&plan.vocabulary.tokens[token as usize]);
+                // Models have rows without a token.
+                self.tail.extend(plan.vocabulary.tokens.get(token as usize).into_iter().flatten());
                 let ended = |(marker, _): &&(&str, usize)| self.tail.ends_with(marker.as_bytes());
                 match watch.markers.iter().find(ended) {
                     Some((_, stage)) => self.enter(*stage),
@@ -92,7 +93,9 @@ impl Guide {
                     }
                 }
             }
-            Stage::Within { instead: Some((first, stage)), .. } if self.fresh && *first == token => {
+            Stage::Within { instead: Some((first, stage)), .. }
+                if self.fresh && *first == token =>
+            {
                 self.enter(*stage);
             }
             Stage::Within { .. } => self.consume(token),

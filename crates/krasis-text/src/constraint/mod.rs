@@ -42,7 +42,8 @@ impl Grammars {
         if rules.leave_free() {
             return Ok(None);
         }
-        let vocabulary = self.vocabulary.get_or_init(|| Vocabulary::new(&self.tokenizer).map(Arc::new));
+        let vocabulary =
+            self.vocabulary.get_or_init(|| Vocabulary::new(&self.tokenizer).map(Arc::new));
         plan::compile(vocabulary.as_ref().map_err(Clone::clone)?, rules).map(Some)
     }
 }

@@ -128,7 +128,10 @@ impl fmt::Debug for Grammar {
 }
 
 /// Compiles rules on a thread of its own, whose stack is large enough for whatever they nest.
-pub(super) fn compile(vocabulary: &Arc<Vocabulary>, rules: &Rules) -> Result<Grammar, GrammarError> {
+pub(super) fn compile(
+    vocabulary: &Arc<Vocabulary>,
+    rules: &Rules,
+) -> Result<Grammar, GrammarError> {
     let failed = || GrammarError::Form("the grammar's compiler failed".into());
     let stages = std::thread::scope(|scope| {
         let compiler = std::thread::Builder::new().stack_size(STACK_BYTES);
@@ -155,7 +158,9 @@ impl Compiler<'_> {
             }
             (_, Some(form), _) => self.formed(form),
             (_, None, Some(format)) => self.opened(format),
-            (_, None, None) => Err(GrammarError::Form("it is not known how this model writes calls".into())),
+            (_, None, None) => {
+                Err(GrammarError::Form("it is not known how this model writes calls".into()))
+            }
         }
     }
 
@@ -285,7 +290,8 @@ impl Compiler<'_> {
         {
             let calls = self.calls(format, Tool::all(self.rules.tools, false)?, 0);
             let calls = calls.after("", &mut lark)?.map(|calls| lark.rule(&calls));
-            start = lark.rule(&[Some(start), calls].into_iter().flatten().collect::<Vec<_>>().join(" | "));
+            start = lark
+                .rule(&[Some(start), calls].into_iter().flatten().collect::<Vec<_>>().join(" | "));
         }
         if gap {
             start = format!("{} {start}", lark.terminal(GAP));
@@ -321,9 +327,11 @@ impl Compiler<'_> {
 
     fn watch(&self, markers: Vec<(&'static str, usize)>, may_end: bool) -> Stage {
         let mut overshoots = Vec::new();
+        let last: Vec<u8> =
+            markers.iter().filter_map(|(marker, _)| marker.bytes().last()).collect();
         for (token, bytes) in (0..).zip(&self.vocabulary.tokens) {
-            // All markers end so, which rules most tokens out at once.
-            if !bytes[..bytes.len().saturating_sub(1)].iter().any(|byte| b">.".contains(byte)) {
+            // Most tokens hold no marker's last byte but at their end.
+            if !bytes[..bytes.len().saturating_sub(1)].iter().any(|byte| last.contains(byte)) {
                 continue;
             }
             for (index, (marker, _)) in markers.iter().enumerate() {

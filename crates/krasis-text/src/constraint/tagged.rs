@@ -56,8 +56,17 @@ const KEPT: [&str; 4] = ["type", "properties", "required", "additionalProperties
 
 /// Keywords that ask for nothing.
 const SILENT: [&str; 11] = [
-    "$defs", "definitions", "$schema", "$id", "id", "$comment", "title", "description", "default",
-    "examples", "deprecated",
+    "$defs",
+    "definitions",
+    "$schema",
+    "$id",
+    "id",
+    "$comment",
+    "title",
+    "description",
+    "default",
+    "examples",
+    "deprecated",
 ];
 
 /// All arguments of a call; a sentence if the schema cannot be kept to.
@@ -85,7 +94,8 @@ pub(super) fn arguments(tags: &Tags, tool: &Tool, lark: &mut Lark) -> Result<Str
     let unlisted = required.iter().filter(|key| !properties.contains_key(**key));
     let mut all = Vec::new();
     for key in properties.keys().map(String::as_str).chain(unlisted.copied()) {
-        let value = Argument { schema: of(key), root, types: types.types(tool.name, key), strictness };
+        let value =
+            Argument { schema: of(key), root, types: types.types(tool.name, key), strictness };
         let value = value.rule(tags, lark)?;
         if key.contains(['>', '<', '\n']) {
             return Err(format!("the argument '{key}' cannot be written in this model's format"));
@@ -127,7 +137,11 @@ struct Argument<'a> {
 enum Text {
     Exactly(String),
     /// Its length, and an expression that it must hold.
-    Like { least: u64, most: Option<u64>, pattern: Option<String> },
+    Like {
+        least: u64,
+        most: Option<u64>,
+        pattern: Option<String>,
+    },
 }
 
 impl Argument<'_> {
@@ -162,9 +176,9 @@ impl Argument<'_> {
             }
             Text::Exactly(text) => literal(text),
             Text::Like { least, most, pattern } => {
-                let forbidden: Vec<String> = tags.forbidden.iter().map(|tag| literal(tag)).collect();
-                let mut all =
-                    vec![format!("~(/(?s:.*)/ ({}) /(?s:.*)/)", forbidden.join(" | "))];
+                let forbidden: Vec<String> =
+                    tags.forbidden.iter().map(|tag| literal(tag)).collect();
+                let mut all = vec![format!("~(/(?s:.*)/ ({}) /(?s:.*)/)", forbidden.join(" | "))];
                 if *least > 0 || most.is_some() {
                     let most = most.map_or(String::new(), |most| most.to_string());
                     all.push(format!("/(?s:.{{{least},{most}}})/"));
@@ -188,7 +202,12 @@ impl Argument<'_> {
     }
 
     /// Texts that a schema allows.
-    fn texts(&self, schema: &Value, visits: &mut usize, texts: &mut Vec<Text>) -> Result<(), String> {
+    fn texts(
+        &self,
+        schema: &Value,
+        visits: &mut usize,
+        texts: &mut Vec<Text>,
+    ) -> Result<(), String> {
         let schema = resolved(schema, self.root, visits);
         if *visits == 0 {
             return Err("a schema leads in circles".into());
@@ -234,12 +253,13 @@ impl Argument<'_> {
             return Ok(());
         }
         // Keywords of other types say nothing about texts.
-        const COMBINED: [&str; 8] = ["allOf", "not", "if", "anyOf", "oneOf", "enum", "const", "format"];
+        const COMBINED: [&str; 8] =
+            ["allOf", "not", "if", "anyOf", "oneOf", "enum", "const", "format"];
         let odd = |key: &&&str| !kept.contains(*key) && schema.get(**key).is_some();
         match COMBINED.iter().chain(&["minLength", "maxLength", "pattern"]).find(odd) {
-            Some(odd) => {
-                Err(format!("a text in this model's format cannot keep to '{odd}' as it stands here"))
-            }
+            Some(odd) => Err(format!(
+                "a text in this model's format cannot keep to '{odd}' as it stands here"
+            )),
             None => Ok(()),
         }
     }
@@ -270,12 +290,13 @@ impl Argument<'_> {
             if let Some(ways) = schema[kind].as_array() {
                 let ways = ways.iter().map(|way| self.without_text(way, visits));
                 let ways: Vec<Value> = ways.collect::<Result<_, _>>()?;
-                let ways: Vec<Value> = ways.into_iter().filter(|way| *way != json!({"anyOf": []})).collect();
+                let ways: Vec<Value> =
+                    ways.into_iter().filter(|way| *way != json!({"anyOf": []})).collect();
                 return Ok(json!({ "anyOf": ways }));
             }
         }
         for kind in ["enum", "type"] {
-            if let Some(values) = schema[kind].as_array_mut() {
+            if let Some(values) = schema.get_mut(kind).and_then(Value::as_array_mut) {
                 values.retain(|value| match kind {
                     "enum" => !value.is_string(),
                     _ => value != "string",

@@ -8,7 +8,9 @@ use super::workers::Workers;
 use crate::Tokenizer;
 use llguidance::ParserFactory;
 use llguidance::earley::SlicedBiasComputer;
-use llguidance::toktrie::{ApproximateTokEnv, INVALID_TOKEN, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
+use llguidance::toktrie::{
+    ApproximateTokEnv, INVALID_TOKEN, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie,
+};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 

@@ -24,7 +24,11 @@ impl Workers {
                 .name(format!("krasis-grammar-{number}"))
                 .stack_size(STACK_BYTES);
             // Without a thread, jobs are done where they are asked for.
-            let _ = thread.spawn(move || while let Some(job) = next(&jobs) { job() });
+            let _ = thread.spawn(move || {
+                while let Some(job) = next(&jobs) {
+                    job()
+                }
+            });
         }
         Workers(Mutex::new(sender))
     }
