@@ -58,7 +58,7 @@ fn texts_keep_to_their_form() {
             (Form::Object, "{\"a\":                         1}", None),
             (schema(color.clone()), "{\"color\": \"red\"}", Some(true)),
             (schema(color.clone()), "{\"color\": \"green\"}", None),
-            (schema(color), "{}", None),
+            (schema(color.clone()), "{}", None),
             (schema(json!(true)), "[1]", Some(true)),
             (Form::Regex("[0-9]{3}-x?".into()), "123-", Some(true)),
             (Form::Regex("^[0-9]{3}-x?$".into()), "123-x", Some(true)),
@@ -113,7 +113,7 @@ fn the_form_begins_behind_the_thoughts() {
         for (prompt, text, expected) in [
             ("a:<think>\n", "x { 7", Some(false)),
             ("a:<think>\n", "x</think>12", Some(true)),
-            ("a:<think>\n", "x<</think></think>\n\n12", Some(false).filter(|_| false)),
+            ("a:<think>\n", "x<</think></think>\n\n12", None),
             ("a:<think>\n", "x< /think</thin</think>\n\n12", Some(true)),
             ("a:<think>\n", "x</think>", Some(false)),
             ("a:<think>\n", "x</think>a", None),
