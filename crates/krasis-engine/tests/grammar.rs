@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Answer, Golden, answer, chunks, engine, greedy, submit};
+use common::{Answer, Golden, answer, engine, greedy, submit};
 use krasis_engine::{Allowed, Constraint, Event, Finish, Grammar, Options, Request, Sampling};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -78,7 +78,7 @@ fn a_grammar_goes_on_where_it_was_when_a_sequence_comes_back() {
             let handle = engine(fixture, &common::defaults());
             (0..8).map(|i| answer(&handle, request(i))).collect()
         };
-        let options = Options { context_max: Some(160), ..chunks(32) };
+        let options = Options { context_max: Some(160), ..common::defaults() };
         let handle = common::engine_with_pages(fixture, &options, 31);
         let pending: Vec<_> = (0..8).map(|i| submit(&handle, request(i))).collect();
         for (pending, alone) in pending.into_iter().zip(alone) {

@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Numbers, Script, Server};
+use jsonschema::Draft;
 use krasis_server::Answers;
 use krasis_text::{Format, Reasoning, ToolFormat};
 use serde_json::{Map, Value, json};
@@ -31,7 +32,8 @@ fn content(server: &Server, extra: Value) -> String {
 fn check(schema: &Value, answer: &str) {
     let value: Value = serde_json::from_str(answer)
         .unwrap_or_else(|error| panic!("{error}: {answer:?} for {schema}"));
-    let judge = jsonschema::JSONSchema::compile(schema).unwrap();
+    let judge =
+        jsonschema::JSONSchema::options().with_draft(Draft::Draft202012).compile(schema).unwrap();
     assert!(judge.is_valid(&value), "{answer} is not valid under {schema}");
 }
 

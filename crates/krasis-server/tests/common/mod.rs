@@ -394,7 +394,12 @@ struct Random {
     numbers: Numbers,
     /// What is added to each token's logit.
     liked: Vec<f32>,
+    texts: Vec<String>,
+    said: String,
 }
+
+/// Ends of values that are several tokens: once begun, they are mostly completed.
+const ENDS: [&str; 2] = ["\n</parameter>", "</arg_value>"];
 
 impl Random {
     fn new(script: &Script) -> Random {
@@ -405,7 +410,9 @@ impl Random {
             text if text.starts_with("\"") || text.starts_with("<") => 3.0,
             _ => 0.0,
         };
-        Random { numbers: Numbers(7), liked: (0..script.vocab()).map(liked).collect() }
+        let texts = (0..script.vocab()).map(|id| script.tokenizer.token_text(id)).collect();
+        let liked = (0..script.vocab()).map(liked).collect();
+        Random { numbers: Numbers(7), liked, texts, said: String::new() }
     }
 
     /// The next token, through what the engine chooses by: from the largest logits if they are enough,
@@ -419,7 +426,18 @@ impl Random {
     ) -> Result<Option<u32>, String> {
         let vocab = self.liked.len() as u32;
         let row = self.liked.iter().map(|liked| liked + 6.0 * self.numbers.uniform());
-        let row: Vec<f32> = row.collect();
+        let mut row: Vec<f32> = row.collect();
+        if position == 0 {
+            self.said.clear();
+        }
+        for end in ENDS {
+            let begun = (1..end.len()).filter(|&at| self.said.ends_with(&end[..at]));
+            for rest in begun.map(|at| &end[at..]).collect::<Vec<_>>() {
+                for (logit, text) in row.iter_mut().zip(&self.texts) {
+                    *logit += if !text.is_empty() && rest.starts_with(text) { 9.0 } else { 0.0 };
+                }
+            }
+        }
         let mask = match bounds.next(vocab, &request.stop_tokens)? {
             Next::Complete => return Ok(None),
             Next::Free => None,
@@ -450,6 +468,7 @@ impl Random {
         }
         let token = of_row.unwrap();
         assert!(mask.is_none_or(|mask| mask.allows(token)));
+        self.said += &self.texts[token as usize];
         Ok(Some(token))
     }
 }
