@@ -37,7 +37,7 @@ impl Grammars {
         Grammars { tokenizer, vocabulary: OnceLock::new() }
     }
 
-    /// What an answer must keep to; `None` if it is free. Takes up to a second for the largest rules.
+    /// What an answer must keep to; `None` if it is free. The largest rules take seconds.
     pub fn compile(&self, rules: &Rules) -> Result<Option<Grammar>, GrammarError> {
         if rules.leave_free() {
             return Ok(None);

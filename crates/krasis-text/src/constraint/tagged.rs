@@ -178,7 +178,9 @@ impl Argument<'_> {
             Text::Like { least, most, pattern } => {
                 let forbidden: Vec<String> =
                     tags.forbidden.iter().map(|tag| literal(tag)).collect();
-                let mut all = vec![format!("~(/(?s:.*)/ ({}) /(?s:.*)/)", forbidden.join(" | "))];
+                // What a text is not may be bytes that are no text.
+                let forbidden = format!("~(/(?s:.*)/ ({}) /(?s:.*)/)", forbidden.join(" | "));
+                let mut all = vec!["/(?s:.*)/".to_owned(), forbidden];
                 if *least > 0 || most.is_some() {
                     let most = most.map_or(String::new(), |most| most.to_string());
                     all.push(format!("/(?s:.{{{least},{most}}})/"));
