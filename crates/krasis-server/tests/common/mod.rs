@@ -90,11 +90,11 @@ impl Script {
         Script { answer: self.tokenizer.encode_rendered(words).unwrap(), ..self }
     }
 
-    fn vocab(&self) -> u32 {
+    pub fn vocab(&self) -> u32 {
         VOCAB.max(self.tokenizer.size())
     }
 
-    fn eos(&self) -> u32 {
+    pub fn eos(&self) -> u32 {
         self.tokenizer.id("<|im_end|>").unwrap_or(EOS)
     }
 }
