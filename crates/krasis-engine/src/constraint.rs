@@ -131,7 +131,7 @@ fn next(allowed: Allowed, vocab: u32, stop_tokens: &[u32]) -> Result<Next, Strin
         None => vec![u32::MAX; length],
     };
     words.resize(length, 0);
-    if vocab % 32 > 0 {
+    if !vocab.is_multiple_of(32) {
         words[length - 1] &= (1 << (vocab % 32)) - 1;
     }
     for &token in stop_tokens.iter().filter(|token| **token < vocab) {

@@ -452,7 +452,7 @@ mod tests {
 
     /// Every other case is free; of the others, some allow nearly all tokens, some a few.
     fn random_mask(random: &mut SplitMix64, vocab: u32, case: u64) -> Option<Mask> {
-        if case % 2 == 0 {
+        if case.is_multiple_of(2) {
             return None;
         }
         let share = [0.999, 0.5, 0.1, 0.01][random.bits() as usize % 4];

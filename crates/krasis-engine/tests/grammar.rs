@@ -45,7 +45,7 @@ impl Constraint for Count {
         }
         Ok(Allowed {
             tokens: Some(&self.words),
-            may_end: self.accepted > 0 && self.accepted % round == 0,
+            may_end: self.accepted > 0 && self.accepted.is_multiple_of(round),
         })
     }
 
@@ -69,7 +69,7 @@ fn a_grammar_goes_on_where_it_was_when_a_sequence_comes_back() {
     for fixture in ["qwen3_moe", "qwen3_next"] {
         let golden = Golden::of(fixture);
         let request = |i: usize| {
-            let temperature = if i % 2 == 0 { 0.0 } else { 0.9 };
+            let temperature = if i.is_multiple_of(2) { 0.0 } else { 0.9 };
             let sampling = Sampling { temperature, seed: Some(3), ..Sampling::GREEDY };
             let free = greedy(&golden.tokens[i * 10..i * 10 + 20], 140);
             under(COUNTING, Request { sampling, ..free })
@@ -134,7 +134,7 @@ fn answers_end_where_the_grammar_may() {
     assert_eq!((tokens.len(), finish), (3, Finish::Stop));
     let (tokens, finish) = run(Counting { round: 3, ..COUNTING }, 100);
     assert_eq!(finish, Finish::Stop);
-    assert!(tokens.last().unwrap() % 10 == 4 && (tokens.len() - 1) % 3 == 0, "{tokens:?}");
+    assert!(tokens.last().unwrap() % 10 == 4 && (tokens.len() - 1).is_multiple_of(3), "{tokens:?}");
     assert!(tokens[..tokens.len() - 1].iter().all(|token| !stop_tokens.contains(token)));
 }
 

@@ -77,7 +77,7 @@ pub(super) enum Stage {
     Watch(Watch),
     /// Under a grammar, to the end.
     Within {
-        grammar: Matcher,
+        grammar: Box<Matcher>,
         /// A token that may stand first instead, and the stage that it opens.
         instead: Option<(u32, usize)>,
     },
@@ -321,7 +321,7 @@ impl Compiler<'_> {
                 "NoExtensionBias" => "nothing fits it".into(),
                 _ => error,
             }),
-            _ => Ok(Stage::Within { grammar, instead: None }),
+            _ => Ok(Stage::Within { grammar: Box::new(grammar), instead: None }),
         }
     }
 
