@@ -246,8 +246,8 @@ def structured_tools(client):
     import pydantic
 
     class Answer(pydantic.BaseModel):
-        result: int
-        words: list[Literal["yes", "no"]]
+        result: Literal[4, 5, 6]
+        certain: bool
 
     parsed = client.chat.completions.parse(
         messages=USER, response_format=Answer, model="default", temperature=0, max_tokens=400
