@@ -58,7 +58,7 @@ impl Jobs {
             let last = self.tickets.len() - 1;
             return Poll::Ready(Some((last, Err(SubmitError::Stopped))));
         };
-        if matches!(event, Event::Done { .. } | Event::Failed { .. }) {
+        if matches!(event, Event::Done { .. } | Event::Refused { .. } | Event::Failed { .. }) {
             self.tickets[index] = None;
             self.running -= 1;
             if let Err(error) = self.fill() {

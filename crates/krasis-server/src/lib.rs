@@ -5,6 +5,7 @@
 mod access;
 mod answer;
 mod app;
+mod constraint;
 mod document;
 mod error;
 mod fields;

@@ -3,6 +3,7 @@
 use super::run::{Form, Run};
 use super::unique;
 use crate::answer::{Answers, Piece, Reading};
+use crate::constraint::{self, Constraint};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::openai::{
@@ -14,8 +15,8 @@ use crate::wishes::Wishes;
 use crate::{App, Loaded, messages};
 use axum::extract::State;
 use axum::response::Response;
-use krasis_engine::Logprob;
-use krasis_text::{Event, Format, Parser, Render, Start, Tokenizer};
+use krasis_engine::{Grammar, Logprob};
+use krasis_text::{Event, Format, Parser, Render, Rules, Start, Tokenizer};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
@@ -38,11 +39,17 @@ pub(super) async fn chat(
 
     // Templates and tokenizers take their time with long texts; other requests go on meanwhile.
     let texts = loaded.clone();
-    let prompt = tokio::task::spawn_blocking(move || Prompt::new(&texts, &messages, render, tools));
-    let prompt = prompt.await??;
+    let constraint = wishes.constraint.clone();
+    let prompt = tokio::task::spawn_blocking(move || -> Result<_, ApiError> {
+        let prompt = Prompt::new(&texts, &messages, render, tools)?;
+        let grammar = prompt.grammar(&texts, constraint.as_ref())?;
+        Ok((prompt, grammar))
+    });
+    let (prompt, grammar) = prompt.await??;
 
     let request = |sample| {
         let mut request = wishes.request(&loaded, prompt.ids.clone(), sample)?;
+        request.grammar = grammar.clone();
         request.logprobs = logprobs;
         Ok(request)
     };
@@ -52,6 +59,7 @@ pub(super) async fn chat(
         answers: loaded.answers,
         logprobs: logprobs.is_some(),
         token_ids: wishes.token_ids,
+        formed: wishes.constraint.is_some(),
         prompt_ids: wishes.token_ids.then(|| prompt.ids.clone()),
         prompt,
     };
@@ -123,6 +131,8 @@ pub(super) struct Prompt {
     opening: String,
     pub ids: Vec<u32>,
     tools: Tools,
+    /// Calls of the conversation so far.
+    calls: usize,
     /// The message that is continued.
     continued: Option<String>,
 }
@@ -135,6 +145,8 @@ impl Prompt {
         tools: Tools,
     ) -> Result<Prompt, ApiError> {
         let text = rendered(loaded, messages, &render)?;
+        let calls = |message: &Value| message["tool_calls"].as_array().map_or(0, Vec::len);
+        let calls = messages.iter().map(calls).sum();
         let opening = match (&tools.demand, loaded.answers.format.tools) {
             (Demand::Free, _) => String::new(),
             (_, None) => {
@@ -143,12 +155,11 @@ impl Prompt {
                 return Err(ApiError::unsupported("tool_choice", message));
             }
             (demand, Some(format)) => {
-                let calls = |message: &Value| message["tool_calls"].as_array().map_or(0, Vec::len);
                 let function = match demand {
                     Demand::Function(function) => Some(function),
                     _ => None,
                 };
-                format.opening(&text, function, messages.iter().map(calls).sum())
+                format.opening(&text, function, calls)
             }
         };
         let ids = loaded.tokenizer.encode_rendered(&format!("{text}{opening}"))?;
@@ -160,7 +171,35 @@ impl Prompt {
                 last.and_then(|part| part["text"].as_str()).unwrap_or_default().to_owned()
             }
         });
-        Ok(Prompt { text, opening, ids, tools, continued })
+        Ok(Prompt { text, opening, ids, tools, calls, continued })
+    }
+
+    /// What the answer is held to: its form, a demanded call, calls of strict tools. Takes its time.
+    pub fn grammar(
+        &self,
+        loaded: &Loaded,
+        constraint: Option<&Constraint>,
+    ) -> Result<Option<Arc<dyn Grammar>>, ApiError> {
+        let Tools { offered, demand, calls_max } = &self.tools;
+        let named: Vec<Value>;
+        let (tools, demand) = match demand {
+            Demand::Free => (&offered[..], krasis_text::Demand::Free),
+            demand => {
+                named = offered.iter().filter(|tool| demand.admits(tool)).cloned().collect();
+                let (opening, number) = (&self.opening[..], self.calls);
+                (&named[..], krasis_text::Demand::Call { opening, number })
+            }
+        };
+        let format = self.format(loaded.answers.format);
+        let (single, prompt) = (*calls_max == 1, &self.text[..]);
+        let rules = Rules { form: None, format, tools, demand, single, prompt };
+        constraint::compiled(loaded, constraint, rules)
+    }
+
+    /// How the answer is read: without tools there is nothing to call, and what looks like a call is
+    /// text.
+    fn format(&self, known: Format) -> Format {
+        Format { tools: known.tools.filter(|_| !self.tools.offered.is_empty()), ..known }
     }
 }
 
@@ -170,6 +209,8 @@ struct Chat {
     answers: Answers,
     logprobs: bool,
     token_ids: bool,
+    /// Whether the text is held to a form.
+    formed: bool,
     prompt_ids: Option<Vec<u32>>,
     prompt: Prompt,
 }
@@ -233,15 +274,14 @@ impl Form for Chat {
 
     fn reading(&self) -> Reading {
         let tools = &self.prompt.tools;
-        let known = self.answers.format;
-        // Without tools there is nothing to call, and what looks like a call is text.
-        let format = Format { tools: known.tools.filter(|_| !tools.offered.is_empty()), ..known };
+        let format = self.prompt.format(self.answers.format);
         let start = match &self.prompt.continued {
             Some(text) => Start::Continued(text),
             None => Start::Prompt(&self.prompt.text),
         };
+        let parser = Parser::new(format, &tools.offered, start);
         Reading {
-            parser: Parser::new(format, &tools.offered, start),
+            parser: if self.formed && format.tools.is_none() { parser.literal() } else { parser },
             markers: format.markers(),
             opening: self.prompt.opening.clone(),
             calls_max: tools.calls_max,

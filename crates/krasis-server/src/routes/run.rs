@@ -98,7 +98,7 @@ impl<F: Form> Run<F> {
             match self.news(index, event)? {
                 News::Prompt(logprobs) => prompts[index] = Some(logprobs),
                 News::Piece(piece) | News::Stopped(piece) => wholes[index].append(piece),
-                News::Nothing | News::Failed(_) => {}
+                News::Nothing | News::Refused(_) | News::Failed(_) => {}
             }
         }
         let choices = wholes.into_iter().zip(prompts).enumerate();
@@ -125,6 +125,10 @@ impl<F: Form> Run<F> {
     fn news(&mut self, index: usize, event: Result<Event, SubmitError>) -> Result<News, ApiError> {
         let news = self.answers[index].take(event?);
         match news {
+            News::Refused(message) => {
+                let status = StatusCode::BAD_REQUEST;
+                return Err(ApiError::new(status, Some("grammar_refused"), message));
+            }
             News::Failed(message) => return Err(ApiError::internal(message)),
             News::Stopped(_) => self.jobs.cancel(index),
             _ => {}
@@ -163,7 +167,7 @@ impl<F: Form> Source for Run<F> {
         let choices = match self.news(index, event) {
             Ok(News::Prompt(logprobs)) => Vec::from_iter(self.form.open(index, Some(&logprobs))),
             Ok(News::Piece(piece) | News::Stopped(piece)) => self.form.chunks(index, piece),
-            Ok(News::Nothing | News::Failed(_)) => Vec::new(),
+            Ok(News::Nothing | News::Refused(_) | News::Failed(_)) => Vec::new(),
             Err(error) => {
                 lines.fail(&error);
                 return Poll::Ready(false);
