@@ -5,6 +5,7 @@ use crate::machine::Limits;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute};
 use krasis_core::Bytes;
+use std::path::Path;
 
 /// The oldest driver whose GPUs are used: that of CUDA 12.0.
 const DRIVER_MIN: i32 = 12_000;
@@ -24,6 +25,12 @@ pub struct Found {
     pub memory: Bytes,
     /// What its kernels may take.
     pub limits: Limits,
+    /// Cycles a second of its multiprocessors, where the driver says so.
+    pub clock: Option<f64>,
+    /// Bytes a second from its memory, likewise.
+    pub read: Option<f64>,
+    /// Bytes a second over its link to the host, if the system knows.
+    pub link: Option<f64>,
 }
 
 impl Found {
@@ -88,6 +95,15 @@ fn describe(ordinal: i32) -> Result<Found, CudaError> {
     let device = result::device::get(ordinal).map_err(&tell)?;
     // SAFETY: the device was handed out by the driver.
     let attribute = |which| unsafe { result::device::get_attribute(device, which) }.map_err(&tell);
+    // Drivers may cease to tell these, and nothing but forecasts depends on them.
+    let told = |which| attribute(which).ok().filter(|&number| number > 0).map(f64::from);
+    let width = told(CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH);
+    let of_memory = told(CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE).zip(width);
+    let place = [
+        attribute(CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID),
+        attribute(CU_DEVICE_ATTRIBUTE_PCI_BUS_ID),
+        attribute(CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID),
+    ];
     Ok(Found {
         ordinal,
         name: result::device::get_name(device).map_err(&tell)?,
@@ -99,5 +115,50 @@ fn describe(ordinal: i32) -> Result<Found, CudaError> {
             processors: attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
             shared_max: attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as u32,
         },
+        // Clocks are told in kHz, and memory moves bits twice a cycle.
+        clock: told(CU_DEVICE_ATTRIBUTE_CLOCK_RATE).map(|khz| khz * 1e3),
+        read: of_memory.map(|(khz, bits)| khz * 1e3 * 2.0 * bits / 8.0),
+        link: match place {
+            [Ok(domain), Ok(bus), Ok(device)] => {
+                link(Path::new("/"), &format!("{domain:04x}:{bus:02x}:{device:02x}.0"))
+            }
+            _ => None,
+        },
     })
+}
+
+/// Raw bytes a second of a PCI device's link at its best, by the system's files below `root`.
+fn link(root: &Path, device: &str) -> Option<f64> {
+    let folder = root.join("sys/bus/pci/devices").join(device);
+    let first = |file| -> Option<f64> {
+        let text = std::fs::read_to_string(folder.join(file)).ok()?;
+        text.split_whitespace().next()?.parse().ok().filter(|&number| number > 0.0)
+    };
+    // Gigatransfers a second of each lane, a bit each; two bits of 130 are the line code's.
+    let (speed, lanes) = (first("max_link_speed")?, first("max_link_width")?);
+    Some(speed * 1e9 / 8.0 * lanes * 128.0 / 130.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::link;
+
+    #[test]
+    fn a_link_is_as_fast_as_its_lanes() {
+        let root = std::env::temp_dir().join(format!("krasis-link-{}", std::process::id()));
+        let folder = root.join("sys/bus/pci/devices/0000:06:00.0");
+        std::fs::create_dir_all(&folder).unwrap();
+        let check = |speed: &str, width: &str, expected: Option<f64>| {
+            std::fs::write(folder.join("max_link_speed"), speed).unwrap();
+            std::fs::write(folder.join("max_link_width"), width).unwrap();
+            let found = link(&root, "0000:06:00.0").map(|bytes| (bytes / 1e7).round() / 100.0);
+            assert_eq!(found, expected, "{speed} {width}");
+        };
+        check("32.0 GT/s PCIe\n", "16\n", Some(63.02));
+        check("16.0 GT/s PCIe\n", "8\n", Some(15.75));
+        check("Unknown\n", "255\n", None);
+        check("8.0 GT/s PCIe\n", "0\n", None);
+        assert_eq!(link(&root, "0000:07:00.0"), None);
+        std::fs::remove_dir_all(&root).unwrap();
+    }
 }
