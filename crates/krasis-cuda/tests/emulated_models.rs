@@ -63,7 +63,7 @@ fn bf16_activations_stay_near() {
 fn experts_are_waited_for() {
     let with = |prefill, decode| Options {
         residency: Residency::Host { prefill, decode },
-        prompt_rows: 12,
+        prompt_rows: Some(12),
         prefill_chunk: 48,
         pass_tokens: 120,
         context_max: Some(320),

@@ -1,12 +1,14 @@
 //! Devices as the engine opens them: how much memory there is, and how a plan becomes a device.
 
 use crate::error::StartError;
-use crate::options::Options;
+use crate::options::{Activations, DeviceKind, Options, Residency};
+use crate::planner::{Card, Host, Site};
 use crate::preflight::Preflight;
+use half::bf16;
 use krasis_core::{Bytes, KvDtype, Layout};
 use krasis_cpu::{Arena, OutOfMemory, Team};
 use krasis_cuda::gpu::Checking;
-use krasis_cuda::{Activation, Cuda, Gpu, WORKSPACE_BYTES, driver};
+use krasis_cuda::{Activation, Cuda, Gpu, driver};
 use krasis_machine::Machine;
 use krasis_ops::{Cpu, Memory, Ops, Reference, Span, Traced};
 use std::path::Path;
@@ -16,31 +18,24 @@ use std::sync::mpsc::Sender;
 pub trait Home {
     /// What works there.
     type Device: Ops + Memory + Send + 'static;
-    /// Memory that a plan may take.
-    fn available(&self) -> Bytes;
-    /// What judges plans there and looks at what becomes of them, where it is the host's memory.
-    fn preflight(&self) -> Option<&Preflight> {
-        None
-    }
+    /// The machine, and what of it a plan may take.
+    fn site(&self) -> Site;
     /// The device, with memory for a plan.
     fn build(self, plan: &Layout) -> Result<Self::Device, StartError>;
 }
 
 /// Host memory, under one of the devices that work on it.
-pub struct Host<F> {
+pub struct InHost<F> {
+    site: Site,
     preflight: Preflight,
     device: F,
 }
 
-impl<D: Ops + Memory + Send + 'static, F: FnOnce(Arena) -> D> Home for Host<F> {
+impl<D: Ops + Memory + Send + 'static, F: FnOnce(Arena) -> D> Home for InHost<F> {
     type Device = D;
 
-    fn available(&self) -> Bytes {
-        self.preflight.available().unwrap_or(Bytes(u64::MAX))
-    }
-
-    fn preflight(&self) -> Option<&Preflight> {
-        Some(&self.preflight)
+    fn site(&self) -> Site {
+        self.site.clone()
     }
 
     fn build(self, plan: &Layout) -> Result<D, StartError> {
@@ -55,7 +50,7 @@ pub(crate) fn allocate(plan: &Layout, machine_root: &Path) -> Result<Arena, Star
         region: "the plan",
         wanted,
         available: Machine::read(machine_root).available().unwrap_or_default(),
-        remedy: "free memory or lower --context-max",
+        remedy: "free memory or lower --context-max".into(),
     })
 }
 
@@ -70,12 +65,8 @@ pub struct Watched<H> {
 impl<H: Home> Home for Watched<H> {
     type Device = Traced<H::Device>;
 
-    fn available(&self) -> Bytes {
-        self.home.available()
-    }
-
-    fn preflight(&self) -> Option<&Preflight> {
-        self.home.preflight()
+    fn site(&self) -> Site {
+        self.home.site()
     }
 
     fn build(self, plan: &Layout) -> Result<Traced<H::Device>, StartError> {
@@ -85,21 +76,24 @@ impl<H: Home> Home for Watched<H> {
 
 /// The CPU with as many threads as the user wants.
 pub fn cpu(options: &Options) -> impl Home<Device = Cpu> {
-    Host {
-        preflight: Preflight::new(options),
-        device: |arena| Cpu::new(arena, Team::new(options.threads)),
-    }
+    in_host(options, |arena| Cpu::new(arena, Team::new(options.threads)))
 }
 
 /// The reference.
 pub fn reference(options: &Options) -> impl Home<Device = Reference> + use<> {
-    Host { preflight: Preflight::new(options), device: Reference::new }
+    in_host(options, Reference::new)
+}
+
+fn in_host<F>(options: &Options, device: F) -> InHost<F> {
+    let host = Host::read(options);
+    let preflight = Preflight::new(host.machine.clone(), options);
+    InHost { site: Site { card: None, host }, preflight, device }
 }
 
 /// A GPU whose kernels are ready.
 struct Opened<A> {
     gpu: Gpu,
-    free: Bytes,
+    site: Site,
     activation: std::marker::PhantomData<fn() -> A>,
 }
 
@@ -114,21 +108,43 @@ pub fn gpu<A: Activation>(
     let cache = options.kernel_cache.as_deref();
     let found = driver::first()?;
     tracing::info!(gpu = %found.name, memory = %found.memory, "found");
-    let mut gpu = Gpu::open::<A>(found, cache, threads, Checking::Reads)?;
+    let mut gpu = Gpu::open::<A>(found.clone(), cache, threads, Checking::Reads)?;
     gpu.limit_starts(options.kernel_starts);
-    let free = gpu.free()?;
-    Ok(Opened::<A> { gpu, free, activation: std::marker::PhantomData })
+    // Speeds matter to nobody who has decided.
+    let host = match options.residency {
+        Residency::Device => Host::read(options),
+        _ => Host::measured(options),
+    };
+    let site = Site { card: Some(Card::of(&found, gpu.free()?)), host };
+    Ok(Opened::<A> { gpu, site, activation: std::marker::PhantomData })
 }
 
 impl<A: Activation> Home for Opened<A> {
     type Device = Cuda<A, Gpu>;
 
-    fn available(&self) -> Bytes {
-        Bytes(self.free.0.saturating_sub(WORKSPACE_BYTES.0))
+    fn site(&self) -> Site {
+        self.site.clone()
     }
 
     fn build(mut self, plan: &Layout) -> Result<Cuda<A, Gpu>, StartError> {
-        self.gpu.allocate(Cuda::<A, Gpu>::arena_bytes(plan))?;
+        let (planned, before) = (Cuda::<A, Gpu>::arena_bytes(plan), self.gpu.free()?);
+        self.gpu.allocate(planned)?;
+        // Others may come and go at the same time.
+        let taken = Bytes(before.0.saturating_sub(self.gpu.free()?.0));
+        let percent = 100.0 * (taken.0 as f64 / planned.0.max(1) as f64 - 1.0);
+        tracing::info!(%planned, %taken, difference = format!("{percent:+.1} %"), "GPU memory is allocated");
         Ok(Cuda::new(plan, self.gpu))
+    }
+}
+
+/// The machine that this runs on, as a model with these options would find it: its GPU is opened, and
+/// what is not known is measured.
+pub fn site(options: &Options) -> Result<Site, StartError> {
+    match options.device {
+        DeviceKind::Cpu | DeviceKind::Reference => {
+            Ok(Site { card: None, host: Host::measured(options) })
+        }
+        DeviceKind::Cuda(Activations::Bf16) => Ok(gpu::<bf16>(options)?.site()),
+        DeviceKind::Cuda(Activations::F32) => Ok(gpu::<f32>(options)?.site()),
     }
 }

@@ -4,13 +4,14 @@ use crate::census::Census;
 use crate::device::{self, Home, Watched, allocate};
 use crate::dummy::{self, Dummy};
 use crate::error::StartError;
-use crate::experts::{Away, Experts};
+use crate::experts::{Away, AwayPlan, Experts};
 use crate::handle::{Facts, Handle, Submission};
 use crate::kv::Pages;
 use crate::load::{Built, Peak, PeakMeter, Placed, Shelf, Stock, Unwatched, Watch};
 use crate::network::Network;
 use crate::options::{Activations, CacheUse, DeviceKind, Options};
 use crate::plan::{Plan, pages_hold_everything};
+use crate::planner::{Proposal, Site};
 use crate::preflight::Preflight;
 use crate::runner::{HostMemory, Runner};
 use crate::sample::Known;
@@ -20,7 +21,6 @@ use half::bf16;
 use krasis_checkpoint::{Checkpoint, compressed_tensors};
 use krasis_core::{Bytes, Layout};
 use krasis_cpu::{Arena, Team};
-use krasis_machine::Need;
 use krasis_model::{Config, Model, Source, describe};
 use krasis_ops::{Cpu, Memory, Ops};
 use std::path::Path;
@@ -142,16 +142,21 @@ fn start_at(
     }
 }
 
-/// What the checkpoint in `dir` would take of the host; nothing is allocated.
-pub fn estimate(dir: &Path, options: &Options) -> Result<Need, StartError> {
+/// What the checkpoint in `dir` would take of a machine, and how fast it would be; nothing is
+/// allocated.
+pub fn propose(dir: &Path, options: &Options, site: &Site) -> Result<Proposal, StartError> {
     let (ck, source) = describe_checkpoint(dir)?;
-    Ok(Plan::new(&source, &ck, options, &device::cpu(options))?.need)
+    Proposal::new(&source, &ck, options, site)
 }
 
-/// What random weights in the shapes of a `config.json` would take.
-pub fn estimate_dummy(config: &Config, options: &Options) -> Result<Need, StartError> {
+/// The same of random weights in the shapes of a `config.json`.
+pub fn propose_dummy(
+    config: &Config,
+    options: &Options,
+    site: &Site,
+) -> Result<Proposal, StartError> {
     let source = describe(config, |_| false)?;
-    Ok(Plan::new(&source, &Dummy, options, &device::cpu(options))?.need)
+    Proposal::new(&source, &Dummy, options, site)
 }
 
 fn launch<D: Ops + Memory + Send + 'static>(loaded: Loaded<D>) -> Result<Running, StartError> {
@@ -221,7 +226,7 @@ impl<D: Ops + Memory> Engine<D> {
         home: impl Home<Device = D>,
         watch: &dyn Watch,
     ) -> Result<Loaded<D>, StartError> {
-        let plan = Plan::new(source, stock, options, &home)?;
+        let plan = Plan::new(source, stock, options, D::ACT_BYTES, &home.site())?;
         let shelf = match options.cache {
             CacheUse::Off => None,
             _ => stock.shelf(&plan.placed, options)?,
@@ -241,19 +246,26 @@ impl<D: Ops + Memory> Engine<D> {
         for (region, bytes) in &plan.regions {
             tracing::info!(%region, %bytes, "planned");
         }
+        for (region, bytes) in &plan.host_regions {
+            tracing::info!(%region, %bytes, "planned in host memory");
+        }
+        if let Some(away) = &plan.away {
+            let AwayPlan { prefill, decode, threshold, hot, .. } = away;
+            tracing::info!(?prefill, ?decode, threshold, hot, "experts lie in host memory");
+        }
         let (placed, team) = (&plan.placed, Team::new(options.threads));
         let find = |cache| match shelf {
             Some(shelf) => shelf.find(cache, placed, stock, &team, watch),
             None => Ok(None),
         };
         let mut cache = find(options.cache)?;
-        let preflight = home.preflight().cloned();
-        let held = preflight.as_ref().map(|preflight| preflight.look(&plan.need));
+        let preflight = Preflight::new(home.site().host.machine, options);
+        let held = preflight.look(&plan.need);
         let mut device = home.build(&plan.layout)?;
         let mut host = match &plan.away {
             Some(_) => {
                 let arena = allocate(&plan.host, &options.machine_root)?;
-                Some(Preflight::new(options).place(arena))
+                Some(preflight.place(arena))
             }
             None => None,
         };
@@ -279,9 +291,7 @@ impl<D: Ops + Memory> Engine<D> {
             peak: meter.stop(placed.fill_peak(stock, cache.is_some())?),
         };
         loading.log();
-        if let (Some(preflight), Some(held)) = (preflight, held) {
-            preflight.compare(held, plan.need.weights);
-        }
+        preflight.compare(held, plan.need.weights);
         Ok(Engine::assemble(device, host, model, source, plan, loading, options))
     }
 

@@ -52,7 +52,7 @@ pub enum StartError {
         /// What there is.
         available: Bytes,
         /// What to change.
-        remedy: &'static str,
+        remedy: String,
     },
     /// There is nothing to put elsewhere.
     #[error("this model has no routed experts to keep in host memory: leave --expert-divisor out")]

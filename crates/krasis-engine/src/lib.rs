@@ -14,6 +14,7 @@ pub mod load;
 pub mod network;
 pub mod options;
 pub mod plan;
+pub mod planner;
 pub mod preflight;
 pub mod request;
 pub mod runner;
@@ -25,7 +26,7 @@ pub mod step;
 
 pub use census::Census;
 pub use engine::{
-    Engine, Loaded, Loading, Running, build_cache, estimate, estimate_dummy, start, start_dummy,
+    Engine, Loaded, Loading, Running, build_cache, propose, propose_dummy, start, start_dummy,
     start_watched,
 };
 pub use error::StartError;
@@ -35,4 +36,5 @@ pub use krasis_cuda::gpu::Starts;
 pub use krasis_ops::Span;
 pub use load::{Built, Peak, Phase, Unwatched, Watch, cache_folders};
 pub use options::{Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant, Residency};
+pub use planner::{Proposal, Site};
 pub use request::{Event, Finish, InvalidRequest, Logprob, Request, Sampling, Usage};

@@ -19,6 +19,16 @@ pub enum DeviceKind {
     Reference,
 }
 
+impl DeviceKind {
+    /// Bytes of an activation.
+    pub const fn act_bytes(self) -> u32 {
+        match self {
+            DeviceKind::Cuda(Activations::Bf16) => 2,
+            DeviceKind::Cuda(Activations::F32) | DeviceKind::Cpu | DeviceKind::Reference => 4,
+        }
+    }
+}
+
 /// The type of activations on a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activations {
@@ -88,8 +98,13 @@ pub struct Options {
     pub residency: Residency,
     /// Memory of the device that may be used; without a wish, what is free.
     pub device_bytes: Option<Bytes>,
-    /// Rows from which a pass is a prompt's: its experts are brought to the device.
-    pub prompt_rows: u32,
+    /// The part of the memory there is that may be used, from 0.1 to 0.95; without a wish, all.
+    pub memory_fraction: Option<f64>,
+    /// GPU memory that is left alone, for what the driver takes by itself.
+    pub headroom: Bytes,
+    /// Rows from which a pass is a prompt's: its experts are brought to the device. Without a wish, as
+    /// many as make that faster.
+    pub prompt_rows: Option<u32>,
     /// Prompt tokens of a pass that takes its layers in groups: experts are brought once for each.
     pub pass_tokens: u32,
     /// Inputs that share a scale in quantised weights: 32, 64 or 128.
@@ -142,7 +157,9 @@ impl Default for Options {
             expert_bits: ExpertBits::AsStored,
             residency: Residency::Auto,
             device_bytes: None,
-            prompt_rows: 300,
+            memory_fraction: None,
+            headroom: Bytes(512 << 20),
+            prompt_rows: None,
             pass_tokens: 32_768,
             group: 128,
             attention: Quant::AsStored,

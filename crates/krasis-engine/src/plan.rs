@@ -1,22 +1,28 @@
-//! Everything that will be allocated, decided before anything is: weights, buffers, KV pages.
+//! Everything that will be allocated, decided before anything is: weights, buffers, KV pages, slots
+//! for experts. Which strategy is best is [`crate::planner`]'s to say; this lays one out.
 
-use crate::device::Home;
 use crate::error::StartError;
 use crate::experts::{AwayPlan, DecodeStrategy, Desk, PrefillStrategy};
 use crate::load::{Placed, Stock, bytes_of, place};
-use crate::options::{Options, Residency};
-use crate::preflight::Preflight;
+use crate::options::Options;
+use crate::planner::{Draft, Site};
+use crate::preflight;
 use crate::step::StepSlots;
-use krasis_core::{Bytes, KvDtype, Layout};
+use krasis_core::{Bytes, KvDtype, Layout, Slot};
 use krasis_machine::Need;
 use krasis_model::{Buffers, Cache, CacheShape, Ffn, Mixer, Model, Source};
-use krasis_ops::{Bank, Memory};
+use krasis_ops::Bank;
 
 /// Tokens of a KV page: small enough that a shared prefix is found almost whole.
-const PAGE: u32 = 16;
+pub const PAGE: u32 = 16;
 
-/// Context without a wish: what coding agents send, not what models were stretched to.
-const CONTEXT_DEFAULT: u32 = 32_768;
+/// What coding agents send. Experts leave a GPU's memory for a context of so many tokens, but for no
+/// longer one unless it is asked for.
+pub const CONTEXT_COMMON: u32 = 32_768;
+
+/// What is enough to talk in. Prompts take experts in waves where they cannot come layer by layer beside
+/// so many tokens.
+pub const CONTEXT_SHORT: u32 = 4096;
 
 /// KV tokens without a wish, shared by all sequences.
 const KV_TOKENS_DEFAULT: u32 = 65_536;
@@ -48,66 +54,73 @@ pub struct Plan {
     pub away: Option<AwayPlan>,
     /// Host memory for them; empty if they are on the device.
     pub host: Layout,
-    /// What it takes of the machine.
+    /// What it takes of the host's memory.
     pub need: Need,
     /// Parts of the arena, for people.
     pub regions: Vec<(&'static str, Bytes)>,
+    /// Parts of the host memory besides it, for people.
+    pub host_regions: Vec<(&'static str, Bytes)>,
+}
+
+/// Where routed experts shall lie, and what goes with that.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Choice {
+    /// Strategies for experts in host memory; none if all lie on the device.
+    pub away: Option<(PrefillStrategy, DecodeStrategy)>,
+    /// The shortest context that will do where none was asked for.
+    pub context_min: u32,
+    /// The longest that is worth its memory then.
+    pub context_most: u32,
 }
 
 impl Plan {
-    /// Plans `model` for a home: for the activations of its device, within its memory. Experts that do
-    /// not fit there go to host memory, unless the user has decided.
-    pub fn new<H: Home>(
+    /// Plans `model` for a device with activations of `act_bytes` on a machine. Experts that do not fit
+    /// into a GPU's memory go to the host's, unless the user has decided. Where nothing works, the
+    /// error names the nearest setting that does.
+    pub fn new(
         model: &Model<Source>,
         stock: &impl Stock,
         options: &Options,
-        home: &H,
+        act_bytes: u32,
+        site: &Site,
     ) -> Result<Plan, StartError> {
-        let device = || Plan::at(model, stock, options, home, None);
-        match options.residency {
-            Residency::Device => device(),
-            Residency::Host { prefill, decode } => {
-                Plan::at(model, stock, options, home, Some((prefill, decode)))
-            }
-            Residency::Auto => match device() {
-                // Whoever works in host memory has no other to put them.
-                Err(StartError::Shortfall { .. }) if home.preflight().is_none() => {
-                    let best = (PrefillStrategy::HcsPrefill, DecodeStrategy::HcsHybrid);
-                    Plan::at(model, stock, options, home, Some(best))
-                }
-                plan => plan,
-            },
-        }
+        Draft { model, stock, options, act_bytes, site }.plan()
     }
 
-    fn at<H: Home>(
-        model: &Model<Source>,
-        stock: &impl Stock,
-        options: &Options,
-        home: &H,
-        away: Option<(PrefillStrategy, DecodeStrategy)>,
-    ) -> Result<Plan, StartError> {
-        let act_bytes = H::Device::ACT_BYTES;
-        let available = home.available().min(options.device_bytes.unwrap_or(Bytes(u64::MAX)));
-        let fits = |need: &Need| home.preflight().map_or(Ok(()), |preflight| preflight.fits(need));
-        let (mut layout, mut host) = (Layout::new(act_bytes), Layout::new(HOST_ACT_BYTES));
-        let mut regions = Vec::new();
-        let mut mark = |name, layout: &Layout| {
-            let before: Bytes = regions.iter().map(|(_, bytes)| *bytes).sum();
-            regions.push((name, Bytes(layout.bytes().0 - before.0)));
+    /// Lays a choice out.
+    pub(crate) fn of(draft: &Draft<'_, impl Stock>, choice: Choice) -> Result<Plan, StartError> {
+        let Draft { model, stock, options, act_bytes, site } = *draft;
+        let available = site.available(options);
+        let fits = |need: &Need| match &site.card {
+            None => preflight::fits(&site.host.machine, need),
+            Some(_) => Ok(()),
         };
+        let (mut layout, mut host) = (Layout::new(act_bytes), Layout::new(HOST_ACT_BYTES));
+        let mut regions: Vec<(&'static str, Bytes)> = Vec::new();
 
-        let elsewhere = away.is_some().then_some(&mut host);
+        let elsewhere = choice.away.is_some().then_some(&mut host);
         let placed = Placed::plan(model, stock, options, &mut layout, elsewhere)?;
-        mark("weights", &layout);
+        let experts = placed.banks.iter().flatten();
+        let experts: Bytes =
+            experts.map(|bank| bytes_of(&bank.gate_up) + bytes_of(&bank.down)).sum();
+        mark("weights", &layout, &mut regions);
+        if choice.away.is_none() && experts > Bytes(0) {
+            // They lie behind the others.
+            regions[0].1 = Bytes(layout.bytes().0 - experts.0);
+            regions.push(("experts", experts));
+        }
         let weights = layout.bytes();
+        let pool = match choice.away {
+            Some(strategies) => Some(Pool::of(&placed.banks, model, strategies)?),
+            None => None,
+        };
         let chunk = options.prefill_chunk.max(1);
         let sequences = options.sequences_max.max(1);
         let rows_max = chunk + sequences;
-        let by_layers = away.is_some_and(|(prefill, _)| prefill.by_layers());
+        let by_layers = choice.away.is_some_and(|(prefill, _)| prefill.by_layers());
         let pass_tokens = if by_layers { options.pass_tokens.max(chunk) } else { chunk };
         let buffers = Buffers::plan(model, rows_max, pass_tokens + sequences, &mut layout);
-        mark("buffers", &layout);
+        mark("buffers", &layout, &mut regions);
         let fixed = layout.bytes();
         let mut need = Need {
             weights,
@@ -117,40 +130,67 @@ impl Plan {
             numa: options.numa,
         };
         fits(&need)?;
+        let shortfall = |region, wanted, available, remedy: &str| StartError::Shortfall {
+            region,
+            wanted,
+            available,
+            remedy: remedy.into(),
+        };
         if fixed > available {
-            return Err(StartError::Shortfall {
-                region: "the model's weights and buffers",
-                wanted: fixed,
+            return Err(shortfall(
+                "the model's weights and buffers",
+                fixed,
                 available,
-                remedy: "quantise more (--cpu-expert-bits 4) or free memory",
-            });
+                "quantise more (--cpu-expert-bits 4) or free memory",
+            ));
         }
 
         // Without a wish, keys and values are kept as they are computed.
         let own = if act_bytes == 2 { KvDtype::Bf16 } else { KvDtype::F32 };
         let dtype = options.kv.unwrap_or(own);
-        let left = Bytes(available.0 - fixed.0);
-        let tokens = if away.is_some() { 0 } else { KV_TOKENS_DEFAULT };
-        let (context_max, cache) = cache_shape(model, options, dtype, tokens, left)?;
+        let rules = CacheRules {
+            dtype,
+            rows_max,
+            sequences,
+            choice,
+            owns: site.card.is_some(),
+            slots_min: pool.as_ref().map_or(Bytes(0), |pool| pool.least_bytes(rows_max)),
+        };
+        let (context_max, cache) = rules.shape(model, options, &layout, available)?;
         let pages_max = context_max.div_ceil(PAGE);
         let step = StepSlots::plan(rows_max, sequences, pages_max, model, &mut layout);
         let caches = Cache::plan(model, cache, &mut layout);
-        mark("KV cache", &layout);
+        mark("KV cache", &layout, &mut regions);
         need.cache = Bytes(layout.bytes().0 - fixed.0);
         fits(&need)?;
-        let away = match away {
-            Some((prefill, decode)) => {
-                let slots = Pool::of(&placed.banks, model)?;
-                let room = Room { available, rows_max, options };
-                let plan = slots.plan(prefill, decode, room, &mut layout, &mut host)?;
-                mark("expert slots", &layout);
-                let (weights, buffers) = (host.bytes(), Bytes(0));
-                let need = Need { weights, buffers, cache: Bytes(0), ..need };
-                Preflight::new(options).fits(&need)?;
+        if site.card.is_some() && layout.bytes() > available {
+            return Err(shortfall(
+                "the KV cache and the lists of a step",
+                layout.bytes(),
+                available,
+                "lower --context-max or choose --kv-dtype fp8_e4m3",
+            ));
+        }
+        let mut host_regions = Vec::new();
+        let away = match &pool {
+            Some(pool) => {
+                host_regions.push(("experts", host.bytes()));
+                let experts = host.bytes();
+                let room = Room { available, rows_max, threshold: draft.threshold(&placed) };
+                let plan = pool.plan(room, &mut layout, &mut host)?;
+                mark("expert slots", &layout, &mut regions);
+                host_regions.push(("CPU's part of a step", Bytes(host.bytes().0 - experts.0)));
                 Some(plan)
             }
             None => None,
         };
+        if site.card.is_some() {
+            need = Need { weights: Bytes(0), buffers: Bytes(0), cache: Bytes(0), ..need };
+        }
+        if away.is_some() {
+            need.weights += host.bytes();
+            preflight::fits(&site.host.machine, &need)?;
+        }
         Ok(Plan {
             layout,
             placed,
@@ -165,28 +205,42 @@ impl Plan {
             host,
             need,
             regions,
+            host_regions,
         })
     }
 }
 
-/// Routed experts that are to share slots.
+/// Adds what has been laid out since the last region.
+fn mark(name: &'static str, layout: &Layout, regions: &mut Vec<(&'static str, Bytes)>) {
+    let before: Bytes = regions.iter().map(|(_, bytes)| *bytes).sum();
+    regions.push((name, Bytes(layout.bytes().0 - before.0)));
+}
+
+/// Routed experts that are to share slots, and what is done with them.
 struct Pool<'a> {
     /// Of any layer: all are alike.
     bank: &'a Bank,
     layers: u32,
     hidden: u32,
     top_k: u32,
+    prefill: PrefillStrategy,
+    decode: DecodeStrategy,
 }
 
 /// What there is for slots.
-struct Room<'a> {
+struct Room {
     available: Bytes,
     rows_max: u32,
-    options: &'a Options,
+    /// Rows from which a pass is a prompt's.
+    threshold: u32,
 }
 
 impl<'a> Pool<'a> {
-    fn of(banks: &'a [Option<Bank>], model: &Model<Source>) -> Result<Pool<'a>, StartError> {
+    fn of(
+        banks: &'a [Option<Bank>],
+        model: &Model<Source>,
+        (prefill, decode): (PrefillStrategy, DecodeStrategy),
+    ) -> Result<Pool<'a>, StartError> {
         let shape = |bank: &Bank| (bank.experts, bank.inter, bank.gate_up.format, bank.down.format);
         let mut all = banks.iter().flatten();
         let bank = all.next().ok_or(StartError::NoExperts)?;
@@ -202,6 +256,8 @@ impl<'a> Pool<'a> {
             layers: banks.iter().flatten().count() as u32,
             hidden: model.hidden,
             top_k: top_k.max().unwrap_or(0),
+            prefill,
+            decode,
         })
     }
 
@@ -217,18 +273,38 @@ impl<'a> Pool<'a> {
         }
     }
 
+    /// Slots without which the strategies do not work.
+    fn least(&self) -> u32 {
+        let decode = match self.decode {
+            DecodeStrategy::Compact => self.layers,
+            _ => 1,
+        };
+        decode.max(self.prefill.slots_min(self.layers, self.bank.experts))
+    }
+
+    /// What those take, alignment aside.
+    fn least_bytes(&self, rows_max: u32) -> Bytes {
+        let mut layout = Layout::new(0);
+        self.places(rows_max, &mut layout);
+        self.place(self.least(), &mut layout);
+        layout.bytes()
+    }
+
+    /// Routes to slots.
+    fn places(&self, rows_max: u32, layout: &mut Layout) -> Slot<u32> {
+        layout.slot(u64::from(rows_max) * u64::from(self.top_k))
+    }
+
     /// Slots for the rest of the device's memory.
     fn plan(
         &self,
-        prefill: PrefillStrategy,
-        decode: DecodeStrategy,
         room: Room,
         layout: &mut Layout,
         host: &mut Layout,
     ) -> Result<AwayPlan, StartError> {
         let Bank { gate_up, down, experts, inter } = self.bank;
         let each = (bytes_of(gate_up) + bytes_of(down)).0 / u64::from(*experts);
-        let places = layout.slot(u64::from(room.rows_max) * u64::from(self.top_k));
+        let places = self.places(room.rows_max, layout);
         let left = Bytes(room.available.0.saturating_sub(layout.bytes().0));
         let all = self.layers * experts;
         // What alignment takes is seen when they are laid out.
@@ -239,32 +315,29 @@ impl<'a> Pool<'a> {
         };
         let most = u32::try_from(left.0 / each).unwrap_or(u32::MAX).min(all);
         let fit = (0..=most).rev().find(within).unwrap_or(0);
-        let least = match decode {
-            DecodeStrategy::Compact => self.layers,
-            _ => 1,
-        };
-        let least = least.max(prefill.slots_min(self.layers, *experts));
+        let least = self.least();
         if fit < least {
             return Err(StartError::Shortfall {
                 region: "the experts that are on the device at a time",
                 wanted: Bytes(each * u64::from(least + 1)),
                 available: left,
-                remedy: "choose a larger --expert-divisor, or lower --context-max or --prefill-chunk",
+                remedy:
+                    "choose a larger --expert-divisor, or lower --context-max or --prefill-chunk"
+                        .into(),
             });
         }
+        let (prefill, decode) = (self.prefill, self.decode);
         let moving = match prefill {
             PrefillStrategy::Chunked | PrefillStrategy::ActiveOnly => (*experts).min(fit),
             // Twice, so that the next layers come while these are at work.
             by_layers => 2 * by_layers.slots_min(self.layers, *experts),
         };
         let keeps = prefill == PrefillStrategy::HcsPrefill || decode == DecodeStrategy::HcsHybrid;
-        // A whole chunk is a prompt's, however short the user wants chunks to be.
-        let threshold = room.options.prompt_rows.min(room.options.prefill_chunk).max(1);
-        let desk_rows = threshold.saturating_sub(1).max(1);
+        let desk_rows = room.threshold.saturating_sub(1).max(1);
         Ok(AwayPlan {
             prefill,
             decode,
-            threshold,
+            threshold: room.threshold,
             pool: self.place(fit, layout),
             places,
             hot: if keeps { fit - moving.min(fit) } else { 0 },
@@ -273,42 +346,93 @@ impl<'a> Pool<'a> {
     }
 }
 
-fn cache_shape(
-    model: &Model<Source>,
-    options: &Options,
+/// What the slots of a layer may lose between them: a page each of the large ones.
+const ALIGNMENT: u64 = 32 << 10;
+
+/// What decides how many tokens are remembered.
+struct CacheRules {
     dtype: KvDtype,
-    tokens_default: u32,
-    available: Bytes,
-) -> Result<(u32, CacheShape), StartError> {
-    let page_bytes = Cache::page_bytes(model, PAGE, dtype).0.max(1);
-    // Half of what is left: the other half is the system's and the file cache's.
-    let fits =
-        u32::try_from(available.0 / 2 / page_bytes).unwrap_or(u32::MAX / PAGE).min(u32::MAX / PAGE)
-            * PAGE;
-    let context_max = match options.context_max {
-        Some(wanted) if wanted > model.context_max => {
-            return Err(StartError::Context { wanted, model: model.context_max });
+    rows_max: u32,
+    sequences: u32,
+    choice: Choice,
+    /// Whether the device has memory of its own, rather than the host's.
+    owns: bool,
+    /// What slots for experts need at least.
+    slots_min: Bytes,
+}
+
+impl CacheRules {
+    /// The longest context and the KV pages of all sequences, behind what `layout` has already.
+    ///
+    /// A context that was asked for is had, or the plan fails. Without a wish it is as long as the
+    /// model's own, or as memory allows: on a GPU, all that is left once weights and buffers lie; with
+    /// experts in host memory half of that, and no more than the choice says, because hot experts are
+    /// worth more; in host memory half of what is left, the other half being the system's
+    /// and the file cache's.
+    fn shape(
+        &self,
+        model: &Model<Source>,
+        options: &Options,
+        layout: &Layout,
+        available: Bytes,
+    ) -> Result<(u32, CacheShape), StartError> {
+        let (dtype, sequences) = (self.dtype, self.sequences);
+        let page_bytes = Cache::page_bytes(model, PAGE, dtype).0.max(1);
+        let left = match self.owns {
+            true => available.0.saturating_sub(self.fixed(model, options, layout).0),
+            false => available.0.saturating_sub(layout.bytes().0) / 2,
+        };
+        // A page more per sequence: the last of each is seldom full. In the host's half there is room.
+        let spare = if self.owns { sequences } else { 0 };
+        let tokens_in = |bytes: u64| {
+            let pages = (bytes / page_bytes).saturating_sub(u64::from(spare));
+            u32::try_from(pages).unwrap_or(u32::MAX).min(u32::MAX / PAGE) * PAGE
+        };
+        let (away, most) = (self.choice.away.is_some(), self.choice.context_most);
+        let fits = tokens_in(left);
+        let context_max = match options.context_max {
+            Some(wanted) if wanted > model.context_max => {
+                return Err(StartError::Context { wanted, model: model.context_max });
+            }
+            Some(wanted) => wanted.max(1),
+            None if away => model.context_max.min(most).min(tokens_in(left / 2).max(PAGE)),
+            None => model.context_max.min(fits.max(PAGE)),
+        };
+        let least = if options.context_max.is_none() { self.choice.context_min } else { 1 };
+        if context_max > fits.max(PAGE) || context_max < least.min(model.context_max) {
+            let pages = u64::from(context_max.max(least).div_ceil(PAGE) + spare);
+            return Err(StartError::Shortfall {
+                region: "the KV cache of one whole context",
+                wanted: Bytes(page_bytes * pages),
+                available: Bytes(left),
+                remedy: "lower --context-max or choose --kv-dtype fp8_e4m3".into(),
+            });
         }
-        Some(wanted) => wanted.max(1),
-        None => model.context_max.min(CONTEXT_DEFAULT).min(fits.max(PAGE)),
-    };
-    if context_max > fits.max(PAGE) {
-        return Err(StartError::Shortfall {
-            region: "the KV cache of one whole context",
-            wanted: Bytes(page_bytes * u64::from(context_max.div_ceil(PAGE))),
-            available: Bytes(available.0 / 2),
-            remedy: "lower --context-max or choose --kv-dtype fp8_e4m3",
-        });
+        let together = if away { 0 } else { KV_TOKENS_DEFAULT };
+        let tokens = context_max.saturating_mul(sequences).min(together).min(fits).max(context_max);
+        let pages = match options.kv_pages {
+            Some(pages) => pages.max(context_max.div_ceil(PAGE)),
+            None => tokens.div_ceil(PAGE) + sequences,
+        };
+        Ok((context_max, CacheShape { pages, page: PAGE, places: sequences, dtype }))
     }
-    let sequences = options.sequences_max.max(1);
-    let tokens =
-        context_max.saturating_mul(sequences).min(tokens_default).min(fits).max(context_max);
-    let pages = match options.kv_pages {
-        Some(pages) => pages.max(context_max.div_ceil(PAGE)),
-        // A page more per sequence: the last of each is seldom full.
-        None => tokens.div_ceil(PAGE) + sequences,
-    };
-    Ok((context_max, CacheShape { pages, page: PAGE, places: sequences, dtype }))
+
+    /// What is there behind `layout` whatever the context is: state of delta nets, lists of steps, slots
+    /// for experts.
+    fn fixed(&self, model: &Model<Source>, options: &Options, layout: &Layout) -> Bytes {
+        let mut fixed = layout.clone();
+        let (places, dtype) = (self.sequences, self.dtype);
+        Cache::plan(model, CacheShape { pages: 0, page: PAGE, places, dtype }, &mut fixed);
+        let pages_most = options.context_max.unwrap_or(model.context_max).div_ceil(PAGE);
+        StepSlots::plan(self.rows_max, self.sequences, pages_most, model, &mut fixed);
+        // What alignment takes is seen when everything is laid out; a context that nobody asked for must
+        // not fail then.
+        let alignment = match options.context_max {
+            Some(_) => 0,
+            None => ALIGNMENT * (1 + model.layers.len() as u64),
+        };
+        fixed.bytes() + self.slots_min + Bytes(alignment)
+    }
 }
 
 /// Whether KV pages hold all that the model remembers of a prefix.

@@ -19,6 +19,15 @@ pub fn placement(topology: &Topology, numa: Numa) -> Placement {
     }
 }
 
+/// Refuses what a machine cannot do.
+pub fn fits(machine: &Machine, need: &Need) -> Result<(), StartError> {
+    let findings = check(machine, need);
+    match findings.into_iter().find(|finding| finding.level == Level::Refuse) {
+        Some(finding) => Err(StartError::Refused { sentence: finding.sentence }),
+        None => Ok(()),
+    }
+}
+
 /// The host before anything was allocated.
 #[derive(Clone)]
 pub struct Preflight {
@@ -31,9 +40,8 @@ pub struct Preflight {
 pub struct Held(Option<Bytes>);
 
 impl Preflight {
-    /// Reads the machine.
-    pub fn new(options: &Options) -> Preflight {
-        let machine = Machine::read(&options.machine_root);
+    /// Of a machine that has been read.
+    pub fn new(machine: Machine, options: &Options) -> Preflight {
         let placement = placement(&machine.topology, options.numa);
         Preflight { machine_root: options.machine_root.clone(), machine, placement }
     }
@@ -41,20 +49,6 @@ impl Preflight {
     /// Below which folder the machine's files lie.
     pub fn machine_root(&self) -> &Path {
         &self.machine_root
-    }
-
-    /// Memory that a plan may take, where that can be read.
-    pub fn available(&self) -> Option<Bytes> {
-        self.machine.available()
-    }
-
-    /// Refuses what the machine cannot do.
-    pub fn fits(&self, need: &Need) -> Result<(), StartError> {
-        let findings = check(&self.machine, need);
-        match findings.into_iter().find(|finding| finding.level == Level::Refuse) {
-            Some(finding) => Err(StartError::Refused { sentence: finding.sentence }),
-            None => Ok(()),
-        }
     }
 
     /// Says what makes the machine slower than it could be, and remembers what the process holds.
@@ -88,6 +82,9 @@ impl Preflight {
     /// One line after loading: what stays, where loading's own line has the peak. `planned` are the
     /// weights, which are written by then; KV pages become resident when they are used.
     pub fn compare(&self, held: Held, planned: Bytes) {
+        if planned == Bytes(0) {
+            return;
+        }
         let now = Resident::read(&self.machine_root);
         let (Held(Some(before)), Some(after)) = (held, now.anonymous) else { return };
         let resident = Bytes(after.0.saturating_sub(before.0));

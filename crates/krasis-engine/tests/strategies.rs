@@ -31,7 +31,7 @@ const DECODE: [DecodeStrategy; 4] = [
 fn away(prefill: PrefillStrategy, decode: DecodeStrategy) -> Options {
     Options {
         residency: Residency::Host { prefill, decode },
-        prompt_rows: 12,
+        prompt_rows: Some(12),
         prefill_chunk: 16,
         pass_tokens: 50,
         context_max: Some(320),

@@ -3,6 +3,7 @@
 use crate::bar::Bar;
 use crate::exit::Failure;
 use crate::options::ModelArguments;
+use crate::overrides;
 use crate::submit::{self, Answer};
 use crate::trace;
 use anyhow::Context;
@@ -22,7 +23,7 @@ pub struct Bench {
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LoadFormat::Checkpoint)]
     load_format: LoadFormat,
     /// Changes a field of the config before dummy weights are made, as in num_hidden_layers=12
-    #[arg(long, value_name = "FIELD=JSON", value_parser = field)]
+    #[arg(long, value_name = "FIELD=JSON", value_parser = overrides::field)]
     config_override: Vec<(String, Value)>,
     /// Makes dummy experts unequally popular: the r-th is chosen r^-S times as often as the first
     #[arg(long, value_name = "S")]
@@ -52,13 +53,6 @@ pub struct Bench {
 enum LoadFormat {
     Checkpoint,
     Dummy,
-}
-
-fn field(text: &str) -> Result<(String, Value), String> {
-    let (field, value) =
-        text.split_once('=').ok_or("write FIELD=JSON, as in num_hidden_layers=12")?;
-    let value = serde_json::from_str(value).map_err(|error| format!("{field}: {error}"))?;
-    Ok((field.to_owned(), value))
 }
 
 /// Prompt of a decode run: as short as conversations are long.
@@ -128,12 +122,7 @@ impl Bench {
             return Ok(krasis_engine::start_watched(&self.model.folder()?, &options, &Bar::new())?);
         }
         let mut config = self.model.config()?;
-        for (field, value) in &self.config_override {
-            // A nested text model's fields are where they count.
-            let nested = config.get("text_config").is_some_and(|text| text.get(field).is_some());
-            let section = if nested { &mut config["text_config"] } else { &mut config };
-            section[field] = value.clone();
-        }
+        overrides::apply(&mut config, &self.config_override);
         Ok(krasis_engine::start_dummy(&config, self.expert_skew, &options)?)
     }
 

@@ -5,7 +5,8 @@ use crate::gpus::Gpus;
 use crate::options::ModelArguments;
 use clap::Args;
 use krasis_core::Bytes;
-use krasis_engine::{DeviceKind, Options, StartError, estimate, estimate_dummy};
+use krasis_engine::planner::{Host, Site};
+use krasis_engine::{DeviceKind, Options, StartError, propose, propose_dummy};
 use krasis_machine::{Finding, Level, Machine, Need, What, check};
 use serde_json::{Value, json};
 
@@ -62,14 +63,18 @@ impl Doctor {
     /// What the model takes, if one was named.
     fn need(&self, options: &Options) -> Result<Need, Failure> {
         if self.model.model_path.is_some() && matches!(options.device, DeviceKind::Cuda(_)) {
-            let message = "--device cuda: whether a model fits is told of the CPU only so far; leave \
-                           --device out";
+            let message = "--device cuda: the doctor tells of the CPU only whether a model fits; leave \
+                           --device out, or ask `krasis plan`";
             return Err(Failure::say(Failure::CONFIG, message));
         }
+        let site = Site { card: None, host: Host::read(options) };
+        let need = |proposal: krasis_engine::Proposal| proposal.need;
         let planned: Result<Need, StartError> = match &self.model.model_path {
             None => Ok(bare(options)),
-            Some(path) if path.is_file() => estimate_dummy(&self.model.config()?, options),
-            Some(_) => estimate(&self.model.folder()?, options),
+            Some(path) if path.is_file() => {
+                propose_dummy(&self.model.config()?, options, &site).map(need)
+            }
+            Some(_) => propose(&self.model.folder()?, options, &site).map(need),
         };
         Ok(planned?)
     }

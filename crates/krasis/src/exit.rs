@@ -24,6 +24,8 @@ Exit codes:
   130  interrupted
   137  memory ran out: less than 5 % was left (--no-memory-watchdog)
 
+Planning: CTX_SIZE_OVERRIDE tokens of a context, MAX_TOTAL_TOKENS_OVERRIDE of all together,
+MEM_FRACTION_OVERRIDE of the memory that may be taken, 0.1 to 0.95
 Logging: KRASIS_LOG=info|debug|... (as RUST_LOG)
 KRASIS_HOME: folder whose models/krasis-demo is the default model, whose cache takes the caches of
 models whose own folder cannot be written, and whose kernels/ keeps compiled GPU kernels [default

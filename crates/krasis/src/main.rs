@@ -9,7 +9,10 @@ mod eval;
 mod exit;
 mod gpus;
 mod load;
+mod machine;
 mod options;
+mod overrides;
+mod plan;
 mod run;
 mod serve;
 mod submit;
@@ -47,6 +50,9 @@ enum Command {
     /// Keep the quantised weights of a model, so that it starts at the disk's speed.
     #[command(after_help = exit::CODES)]
     Cache(cache::Cache),
+    /// Say what a model would take of this machine, or of one described in a file, and how fast it would be.
+    #[command(after_help = exit::CODES)]
+    Plan(plan::Plan),
     /// Say what the machine is, what about it is wrong and, with --model-path, whether a model fits.
     #[command(after_help = exit::CODES)]
     Doctor(doctor::Doctor),
@@ -62,7 +68,7 @@ impl Command {
             Command::Eval(eval) => Some(&eval.model),
             Command::Bench(bench) => Some(&bench.model),
             Command::Cache(cache) => cache.model(),
-            Command::Doctor(_) => None,
+            Command::Doctor(_) | Command::Plan(_) => None,
         }
     }
 
@@ -76,6 +82,7 @@ impl Command {
             Command::Bench(bench) => bench.execute(),
             Command::Cache(cache) => cache.execute(),
             Command::Doctor(doctor) => doctor.execute(),
+            Command::Plan(plan) => plan.execute(),
         }
     }
 }

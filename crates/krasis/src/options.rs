@@ -6,6 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use krasis_core::{Bytes, KvDtype};
 use krasis_engine::experts::of_divisor;
+use krasis_engine::plan::PAGE;
 use krasis_engine::{
     Activations, CacheUse, DecodeStrategy, DeviceKind, ExpertBits, Options, Quant, Residency,
     Starts,
@@ -13,6 +14,7 @@ use krasis_engine::{
 use krasis_machine::Numa;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 /// Prompt tokens per step on a GPU unless told otherwise: Qwen3-30B-A3B reads 8,192 tokens at 37,400 a
 /// second of an H200 with it, and at 15,800 in steps of 512.
@@ -46,7 +48,7 @@ pub struct ModelArguments {
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = QuantChoice::Bf16)]
     lm_head_quant: QuantChoice,
     /// Elements of the KV cache
-    #[arg(long, value_name = "TYPE", value_enum, default_value_t = KvChoice::Auto)]
+    #[arg(long, alias = "kv-cache-dtype", value_name = "TYPE", value_enum, default_value_t = KvChoice::Auto)]
     kv_dtype: KvChoice,
     /// Quantise weights again and replace the cache that is kept of them
     #[arg(long)]
@@ -58,7 +60,7 @@ pub struct ModelArguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     krasis_threads: Option<u32>,
     /// Tokens that a conversation may have [default: what model and memory allow]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, alias = "context-length", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     context_max: Option<u32>,
     /// Prompt tokens per step [default: 512, on a GPU 8192]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -74,12 +76,16 @@ pub struct ModelArguments {
     /// Who computes experts in host memory while tokens are written [default: by --expert-divisor]
     #[arg(long, value_name = "NAME", value_enum, requires = "expert_divisor")]
     decode_strategy: Option<DecodeChoice>,
-    /// GPU memory to use, in MiB [default: all that is free]
+    /// GPU memory to use, in MiB, as if the GPU had no more [default: all that is free]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
     gpu_vram_mb: Option<u64>,
+    /// GPU memory to leave alone, in MiB, for what the driver takes by itself [default: 512]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(..=1 << 30))]
+    headroom_mb: Option<u64>,
     /// Prompt tokens from which experts are brought to the GPU; fewer are computed where they lie
-    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
-    gpu_prefill_threshold: u32,
+    /// [default: as many as make that faster]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    gpu_prefill_threshold: Option<u32>,
     /// On machines of several NUMA nodes: memory on all in turn, or where it is first written
     #[arg(long, value_name = "HOW", value_enum, default_value_t = NumaChoice::Interleave)]
     numa: NumaChoice,
@@ -127,7 +133,7 @@ enum DeviceChoice {
     Auto,
     /// Vector loops on all cores
     Cpu,
-    /// The first NVIDIA GPU, which must hold the whole model
+    /// The first NVIDIA GPU; experts that it has no room for stay in host memory
     Cuda,
     /// The same with f32 activations, to compare with the CPU: slower
     CudaF32,
@@ -162,7 +168,19 @@ fn group() -> impl TypedValueParser<Value = u32> {
 impl ModelArguments {
     /// The engine's options. Those of a server keep their defaults.
     pub fn options(&self) -> Result<Options, Failure> {
-        let most = match self.device {
+        self.options_on(self.device)
+    }
+
+    /// The same for a machine that may have a GPU, which is used unless another device was named.
+    pub fn options_with_gpu(&self, has_gpu: bool) -> Result<Options, Failure> {
+        match self.device {
+            DeviceChoice::Auto if has_gpu => self.options_on(DeviceChoice::Cuda),
+            device => self.options_on(device),
+        }
+    }
+
+    fn options_on(&self, device: DeviceChoice) -> Result<Options, Failure> {
+        let most = match device {
             DeviceChoice::Cuda | DeviceChoice::CudaF32 => 1,
             _ => 0,
         };
@@ -173,7 +191,7 @@ impl ModelArguments {
             );
             return Err(Failure::say(Failure::GPU, message));
         }
-        let on_gpu = matches!(self.device, DeviceChoice::Cuda | DeviceChoice::CudaF32);
+        let on_gpu = matches!(device, DeviceChoice::Cuda | DeviceChoice::CudaF32);
         if !on_gpu && (self.expert_divisor.is_some() || self.gpu_vram_mb.is_some()) {
             let message = "--expert-divisor and --gpu-vram-mb say what a GPU holds: add --device cuda, or \
                            leave them out";
@@ -185,8 +203,14 @@ impl ModelArguments {
             QuantChoice::Int4 => Quant::Int4,
         };
         let defaults = Options::default();
+        let context_max = match self.context_max {
+            None => overridden("CTX_SIZE_OVERRIDE")?.filter(|&tokens| tokens > 0),
+            wanted => wanted,
+        };
+        let tokens: Option<u32> = overridden("MAX_TOTAL_TOKENS_OVERRIDE")?;
+        let kv_pages = tokens.map(|tokens| tokens.div_ceil(PAGE));
         Ok(Options {
-            device: match self.device {
+            device: match device {
                 DeviceChoice::Auto | DeviceChoice::Cpu => DeviceKind::Cpu,
                 DeviceChoice::Cuda => DeviceKind::Cuda(Activations::Bf16),
                 DeviceChoice::CudaF32 => DeviceKind::Cuda(Activations::F32),
@@ -199,6 +223,7 @@ impl ModelArguments {
             },
             residency: self.residency(),
             device_bytes: self.gpu_vram_mb.map(|mebibytes| Bytes(mebibytes << 20)),
+            headroom: self.headroom_mb.map_or(defaults.headroom, |mib| Bytes(mib << 20)),
             prompt_rows: self.gpu_prefill_threshold,
             group: self.group_size,
             attention: quant(self.attention_quant),
@@ -223,8 +248,10 @@ impl ModelArguments {
                 NumaChoice::Off => Numa::Off,
             },
             machine_root: self.machine_root.clone(),
-            context_max: self.context_max,
-            prefill_chunk: self.prefill_chunk.unwrap_or(match self.device {
+            context_max,
+            kv_pages,
+            memory_fraction: overridden("MEM_FRACTION_OVERRIDE")?,
+            prefill_chunk: self.prefill_chunk.unwrap_or(match device {
                 // A GPU reads the weights again for every step, and is slow with few rows of an expert.
                 DeviceChoice::Cuda | DeviceChoice::CudaF32 => GPU_PREFILL_CHUNK,
                 _ => defaults.prefill_chunk,
@@ -299,6 +326,14 @@ fn kernel_cache() -> Option<PathBuf> {
 fn user_cache() -> Option<PathBuf> {
     let user = || Some(variable("HOME")?.join(".cache"));
     Some(variable("XDG_CACHE_HOME").or_else(user)?.join("krasis"))
+}
+
+/// A number from the environment.
+fn overridden<T: FromStr>(name: &str) -> Result<Option<T>, Failure> {
+    let Some(text) = variable(name) else { return Ok(None) };
+    let number = text.to_str().and_then(|text| text.parse().ok());
+    let refused = || format!("{name} is {}, which is no number that it may be", text.display());
+    number.map(Some).ok_or_else(|| Failure::say(Failure::CONFIG, refused()))
 }
 
 fn variable(name: &str) -> Option<PathBuf> {

@@ -55,7 +55,7 @@ fn every_failure_has_its_code_and_sentence() {
     refused(&["run", "hi", "--device", "cuda"], 6, "NVIDIA driver");
     let f16 = ["run", "hi", "--device", "cuda", "--kv-dtype", "f16"];
     refused(&f16, 3, "choose --kv-dtype bf16");
-    refused(&["doctor", "--device", "cuda", "--model-path", "."], 3, "the CPU only");
+    refused(&["doctor", "--device", "cuda", "--model-path", "."], 3, "krasis plan");
     refused(&["run", "hi", "--model-path", "/nowhere"], 4, "there is no such folder");
     let empty = tempfile::tempdir().unwrap();
     let empty = empty.path().to_str().unwrap();

@@ -3,8 +3,9 @@
 use super::emulated::{Emulated, Kernels};
 use krasis_core::{Bytes, Layout};
 use krasis_cuda::{Activation, Cuda};
-use krasis_engine::StartError;
 use krasis_engine::device::Home;
+use krasis_engine::planner::{Card, Host, Site};
+use krasis_engine::{Options, StartError};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -14,8 +15,11 @@ pub struct Here<A>(pub Arc<Kernels>, pub PhantomData<fn() -> A>);
 impl<A: Activation> Home for Here<A> {
     type Device = Cuda<A, Emulated>;
 
-    fn available(&self) -> Bytes {
-        Bytes(1 << 30)
+    fn site(&self) -> Site {
+        let (memory, free) = (Bytes(4 << 30), Bytes(2 << 30));
+        let (read, multiply, bus) = (1e12, 100e12, 25e9);
+        let card = Card { name: "emulated".into(), memory, free, read, multiply, bus };
+        Site { card: Some(card), host: Host::read(&Options::default()) }
     }
 
     fn build(self, plan: &Layout) -> Result<Self::Device, StartError> {

@@ -204,6 +204,14 @@ impl Placed {
         leaf.source.class != Class::Embedding && leaf.weight == self.model.embed.weight
     }
 
+    /// Shows every weight but the routed experts, each once.
+    pub fn each_weight(&self, mut see: impl FnMut(Class, &Weight)) {
+        let Ok(_) = self.model.try_map(|leaf| {
+            see(leaf.source.class, &leaf.weight);
+            Ok::<_, Infallible>(())
+        });
+    }
+
     /// Bytes of all weights.
     pub fn bytes(&self) -> Bytes {
         let mut all = Bytes(0);

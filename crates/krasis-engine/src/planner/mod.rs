@@ -1,0 +1,140 @@
+//! Which plan is best: where routed experts lie, who computes them, and how fast that will be. A pure
+//! function of model, wishes and machine; sizes are those of [`Plan`], which is what gets allocated.
+//!
+//! Without wishes everything lies on the GPU, if that leaves room for [`CONTEXT_COMMON`] tokens. Else the
+//! experts lie in host memory: prompts bring what is not hot, layer by layer, if a layer's experts fit,
+//! and else in waves; and answers are computed by whoever is expected to be faster at what is missing.
+
+mod forecast;
+mod nearest;
+mod proposal;
+mod site;
+mod work;
+
+pub use forecast::{Forecast, Rule, Time};
+pub use proposal::Proposal;
+pub use site::{Card, Class, Host, Site, class_multiply, class_of, class_read};
+pub use work::{Count, Work};
+
+use crate::error::StartError;
+use crate::experts::{DecodeStrategy, PrefillStrategy};
+use crate::load::{Placed, Stock};
+use crate::options::{Options, Residency};
+use crate::plan::{CONTEXT_COMMON, CONTEXT_SHORT, Choice, Plan};
+use krasis_core::KvDtype;
+use krasis_model::{CacheShape, Model, Source};
+use std::ops::RangeInclusive;
+
+/// The length of prompt that strategies are compared at.
+const PROMPT: u32 = 8192;
+
+/// Rows from which a pass is a prompt's where nobody has measured or asked for anything.
+const THRESHOLD: u32 = 300;
+
+/// Longer passes bring experts whatever the CPU could do: what it computes takes memory.
+const THRESHOLD_MAX: u32 = 4096;
+
+/// What a plan is made from.
+pub struct Draft<'a, S> {
+    /// The model.
+    pub model: &'a Model<Source>,
+    /// Where its weights come from.
+    pub stock: &'a S,
+    /// What the user wants.
+    pub options: &'a Options,
+    /// Bytes of an activation on its device.
+    pub act_bytes: u32,
+    /// The machine.
+    pub site: &'a Site,
+}
+
+impl<S> Clone for Draft<'_, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<S> Copy for Draft<'_, S> {}
+
+impl<S: Stock> Draft<'_, S> {
+    /// The best plan, or why there is none and what is nearest.
+    pub fn plan(&self) -> Result<Plan, StartError> {
+        self.choose().map_err(|error| self.with_the_nearest(error))
+    }
+
+    /// The best plan.
+    fn choose(&self) -> Result<Plan, StartError> {
+        let all = |context_min| {
+            Plan::of(self, Choice { away: None, context_min, context_most: u32::MAX })
+        };
+        match self.options.residency {
+            Residency::Device => all(1),
+            Residency::Host { prefill, decode } => self.away(prefill, decode, 1..=CONTEXT_COMMON),
+            // Whoever works in host memory has no other to put experts into.
+            Residency::Auto if self.site.card.is_none() => all(1),
+            Residency::Auto => match all(CONTEXT_COMMON) {
+                Err(StartError::Shortfall { .. }) => {
+                    self.best_away().or_else(|error| match error {
+                        // A model without experts to put elsewhere has to do with a shorter context.
+                        StartError::NoExperts | StartError::UnlikeExperts => all(1),
+                        other => Err(other),
+                    })
+                }
+                plan => plan,
+            },
+        }
+    }
+
+    fn away(
+        &self,
+        prefill: PrefillStrategy,
+        decode: DecodeStrategy,
+        context: RangeInclusive<u32>,
+    ) -> Result<Plan, StartError> {
+        let (context_min, context_most) = context.into_inner();
+        Plan::of(self, Choice { away: Some((prefill, decode)), context_min, context_most })
+    }
+
+    /// The best of what experts in host memory leave to choose from. Groups of several layers are never
+    /// better than single ones with hot experts, which need the least memory and send the least. Where
+    /// not even one layer's experts fit, hardly any would stay on the GPU, and the CPU writes answers.
+    fn best_away(&self) -> Result<Plan, StartError> {
+        use {DecodeStrategy as D, PrefillStrategy as P};
+        let layers = |decode| self.away(P::HcsPrefill, decode, CONTEXT_SHORT..=CONTEXT_COMMON);
+        match layers(D::HcsHybrid) {
+            Ok(hybrid) => {
+                let token = |forecast: &Forecast| forecast.token().seconds;
+                // The bus may be faster than the host's memory, and that faster than the GPU's.
+                let best = self.faster(hybrid, layers(D::Lru).ok(), token);
+                Ok(self.faster(best, layers(D::PureCpu).ok(), token))
+            }
+            Err(StartError::Shortfall { .. }) => {
+                let waves = |prefill| self.away(prefill, D::PureCpu, 1..=CONTEXT_SHORT);
+                let prompt = |forecast: &Forecast| forecast.prompt(PROMPT).seconds;
+                Ok(self.faster(waves(P::ActiveOnly)?, waves(P::Chunked).ok(), prompt))
+            }
+            error => error,
+        }
+    }
+
+    /// The second plan if it is faster at something, else the first.
+    fn faster(&self, first: Plan, second: Option<Plan>, at: impl Fn(&Forecast) -> f64) -> Plan {
+        let seconds = |plan: &Plan| at(&Forecast::new(self.model, plan, self.site));
+        match second {
+            Some(second) if seconds(&second) < seconds(&first) => second,
+            _ => first,
+        }
+    }
+
+    /// Rows from which a pass is a prompt's. A whole chunk is, however short the user wants chunks to be.
+    pub(crate) fn threshold(&self, placed: &Placed) -> u32 {
+        let rows = self.options.prompt_rows.unwrap_or_else(|| match &self.site.card {
+            None => THRESHOLD,
+            Some(card) => {
+                let cache = CacheShape { pages: 0, page: 1, places: 0, dtype: KvDtype::Bf16 };
+                let work = Work::of(self.model, placed, cache);
+                Forecast::threshold(&work, card, &self.site.host, THRESHOLD_MAX)
+            }
+        });
+        rows.min(self.options.prefill_chunk).max(1)
+    }
+}

@@ -1,0 +1,126 @@
+//! A plan as people and scripts read it: where memory goes, which strategies, how fast.
+
+use super::forecast::{Forecast, Time};
+use super::site::Site;
+use crate::error::StartError;
+use crate::experts::{DecodeStrategy, PrefillStrategy};
+use crate::load::Stock;
+use crate::options::Options;
+use crate::plan::Plan;
+use krasis_core::{Bytes, KvDtype};
+use krasis_cuda::WORKSPACE_BYTES;
+use krasis_machine::{Need, Numa};
+use krasis_model::{Model, Source};
+
+/// Prompts whose speed is foretold.
+const PROMPTS: [u32; 3] = [2048, 8192, 32_768];
+
+/// What would be done with a model on a machine.
+#[derive(Clone, Debug)]
+pub struct Proposal {
+    /// Memory that a plan may take of the device: the GPU's, or the host's.
+    pub available: Bytes,
+    /// What it takes there.
+    pub device: Vec<(&'static str, Bytes)>,
+    /// What it takes of the host's memory besides.
+    pub host: Vec<(&'static str, Bytes)>,
+    /// All that it takes of the host's, for [`krasis_machine::check`].
+    pub need: Need,
+    /// How that is spread over NUMA nodes; empty where it is not.
+    pub nodes: Vec<(u32, Bytes)>,
+    /// Tokens that a conversation may have.
+    pub context_max: u32,
+    /// Tokens that all conversations may have together.
+    pub kv_tokens: u64,
+    /// How they are kept.
+    pub kv: KvDtype,
+    /// Prompt tokens of a chunk, and of a pass that brings experts once.
+    pub prefill_chunk: u32,
+    /// See there.
+    pub pass_tokens: u32,
+    /// What becomes of experts in host memory; none if they are on the device.
+    pub away: Option<Away>,
+    /// Routed experts of all layers.
+    pub experts: u32,
+    /// Prompts that fit into the context, by length: time to the first token.
+    pub prompts: Vec<(u32, Time)>,
+    /// One token of an answer.
+    pub token: Time,
+}
+
+/// Experts in host memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Away {
+    /// For prompts.
+    pub prefill: PrefillStrategy,
+    /// For answers.
+    pub decode: DecodeStrategy,
+    /// Prompt tokens from which experts are brought.
+    pub threshold: u32,
+    /// Experts that the GPU has room for.
+    pub slots: u32,
+    /// Those of them that stay.
+    pub hot: u32,
+    /// The share of routed tokens that are expected to find their expert there.
+    pub hit: f64,
+}
+
+impl Proposal {
+    /// Plans a model and looks at the result.
+    pub fn new(
+        model: &Model<Source>,
+        stock: &impl Stock,
+        options: &Options,
+        site: &Site,
+    ) -> Result<Proposal, StartError> {
+        let plan = Plan::new(model, stock, options, options.device.act_bytes(), site)?;
+        let forecast = Forecast::new(model, &plan, site);
+        let away = plan.away.as_ref().map(|away| Away {
+            prefill: away.prefill,
+            decode: away.decode,
+            threshold: away.threshold,
+            slots: away.pool.experts,
+            hot: away.hot,
+            hit: forecast.hit(),
+        });
+        let mut device = plan.regions.clone();
+        if site.card.is_some() {
+            device.push(("workspace", WORKSPACE_BYTES));
+        }
+        let lengths = PROMPTS.into_iter().filter(|&tokens| tokens <= plan.context_max);
+        let banks = plan.placed.banks.iter().flatten();
+        let fits = Bytes(site.available(options).0.saturating_add(match &site.card {
+            Some(_) => WORKSPACE_BYTES.0,
+            None => 0,
+        }));
+        Ok(Proposal {
+            available: fits,
+            device,
+            host: plan.host_regions.clone(),
+            need: plan.need,
+            nodes: nodes(site, options, plan.need.total()),
+            context_max: plan.context_max,
+            kv_tokens: u64::from(plan.cache.pages) * u64::from(plan.cache.page),
+            kv: plan.cache.dtype,
+            prefill_chunk: plan.rows_max - plan.cache.places,
+            pass_tokens: plan.pass_tokens,
+            away,
+            experts: banks.map(|bank| bank.experts).sum(),
+            prompts: lengths.map(|tokens| (tokens, forecast.prompt(tokens))).collect(),
+            token: forecast.token(),
+        })
+    }
+
+    /// All that it takes of the device.
+    pub fn device_bytes(&self) -> Bytes {
+        self.device.iter().map(|(_, bytes)| *bytes).sum()
+    }
+}
+
+/// Pages take turns, so that nodes have equal parts.
+fn nodes(site: &Site, options: &Options, host: Bytes) -> Vec<(u32, Bytes)> {
+    let spread = site.host.machine.topology.interleaved();
+    let nodes = spread.filter(|_| options.numa == Numa::Interleave).unwrap_or_default();
+    let count = nodes.len().max(1) as u64;
+    nodes.into_iter().map(|node| (node, Bytes(host.0 / count))).collect()
+}

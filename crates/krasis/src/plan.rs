@@ -1,0 +1,262 @@
+//! `krasis plan`: what a model would take of a machine, how it would run there, and how fast.
+
+use crate::exit::Failure;
+use crate::machine;
+use crate::options::ModelArguments;
+use crate::overrides;
+use clap::Args;
+use krasis_core::Bytes;
+use krasis_engine::planner::{Rule, Site, Time};
+use krasis_engine::{
+    DecodeStrategy, DeviceKind, Options, PrefillStrategy, Proposal, device, propose, propose_dummy,
+};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// Arguments of `krasis plan`.
+#[derive(Args)]
+pub struct Plan {
+    #[command(flatten)]
+    model: ModelArguments,
+    /// A machine described in JSON, in place of this one (fixtures/machines has examples)
+    #[arg(long, value_name = "FILE")]
+    machine: Option<PathBuf>,
+    /// Changes a field of a config before it is planned for, as in num_hidden_layers=12
+    #[arg(long, value_name = "FIELD=JSON", value_parser = overrides::field)]
+    config_override: Vec<(String, Value)>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Without the summary
+    #[arg(long)]
+    quiet: bool,
+}
+
+impl Plan {
+    /// Prints the summary to stderr, and JSON to stdout if it is asked for.
+    pub fn execute(self) -> Result<(), Failure> {
+        let (options, site) = match &self.machine {
+            Some(file) => {
+                let mut site = machine::read(file)?;
+                let options = self.model.options_with_gpu(site.card.is_some())?;
+                if !matches!(options.device, DeviceKind::Cuda(_)) {
+                    site.card = None;
+                } else if site.card.is_none() {
+                    let message = format!(
+                        "--machine {}: there is no GPU there: leave --device out",
+                        file.display()
+                    );
+                    return Err(Failure::say(Failure::GPU, message));
+                }
+                (options, site)
+            }
+            None => {
+                let has_gpu = krasis_cuda::driver::first().is_ok();
+                let options = self.model.options_with_gpu(has_gpu)?;
+                let site = device::site(&options)?;
+                (options, site)
+            }
+        };
+        let proposal = self.propose(&options, &site)?;
+        if !self.quiet {
+            summary(&proposal, &options, &site);
+        }
+        if self.json {
+            println!("{:#}", describe(&proposal, &options, &site));
+        }
+        Ok(())
+    }
+
+    /// A folder is planned for as its weights are stored, a `config.json` alone as if in BF16.
+    fn propose(&self, options: &Options, site: &Site) -> Result<Proposal, Failure> {
+        let alone = match &self.model.model_path {
+            Some(path) if path.is_file() => true,
+            Some(path) => path.is_dir() && !has_weights(path),
+            None => false,
+        };
+        if !alone && self.config_override.is_empty() {
+            return Ok(propose(&self.model.folder()?, options, site)?);
+        }
+        let mut config = self.model.config()?;
+        overrides::apply(&mut config, &self.config_override);
+        Ok(propose_dummy(&config, options, site)?)
+    }
+}
+
+fn has_weights(folder: &std::path::Path) -> bool {
+    let mut files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    files.any(|file| file.path().extension().is_some_and(|end| end == "safetensors"))
+}
+
+fn summary(p: &Proposal, options: &Options, site: &Site) {
+    for line in lines(p, options, site) {
+        eprintln!("{line}");
+    }
+}
+
+/// The plan in words.
+fn lines(p: &Proposal, options: &Options, site: &Site) -> Vec<String> {
+    let parts = |regions: &[(&str, Bytes)]| {
+        let parts: Vec<String> =
+            regions.iter().map(|(name, bytes)| format!("{name} {bytes}")).collect();
+        parts.join(", ")
+    };
+    let mut lines = Vec::new();
+    let place = match &site.card {
+        Some(card) => card.name.clone(),
+        None => "host memory".into(),
+    };
+    let (taken, of) = (p.device_bytes(), p.available);
+    lines.push(format!("{place}: {taken} of {of} ({})", parts(&p.device)));
+    if !p.host.is_empty() {
+        let all: Bytes = p.host.iter().map(|(_, bytes)| *bytes).sum();
+        let of = site.host.machine.available().map_or("?".into(), |bytes| bytes.to_string());
+        lines.push(format!("host memory: {all} of {of} ({})", parts(&p.host)));
+    }
+    if !p.nodes.is_empty() {
+        let nodes: Vec<String> =
+            p.nodes.iter().map(|(node, bytes)| format!("{node}: {bytes}")).collect();
+        lines.push(format!("NUMA nodes: {}", nodes.join(", ")));
+    }
+    lines.push(format!(
+        "context: {} tokens, {} for all conversations together, as {:?}",
+        p.context_max, p.kv_tokens, p.kv
+    ));
+    lines.push(match &p.away {
+        None => format!("experts: all {} where everything else is", p.experts),
+        Some(away) => format!(
+            "experts: {} of {} stay on the GPU, for {:.0} % of what is asked for; prompts bring the \
+             others from {} tokens on ({}, --expert-divisor {}), answers are {}",
+            away.hot,
+            p.experts,
+            100.0 * away.hit,
+            away.threshold,
+            prefill_name(away.prefill),
+            divisor(away.prefill),
+            decode_name(away.decode),
+        ),
+    });
+    lines.push(format!("prompts are read {} tokens at a time", p.prefill_chunk));
+    for (tokens, time) in &p.prompts {
+        let rate = f64::from(*tokens) / time.seconds;
+        lines.push(format!(
+            "prompt of {tokens}: {rate:.0} tok/s, first token after {:.2} s; {}",
+            time.seconds,
+            bounds(time)
+        ));
+    }
+    lines.push(format!("answers: {:.1} tok/s; {}", 1.0 / p.token.seconds, bounds(&p.token)));
+    if matches!(options.device, DeviceKind::Cuda(_)) {
+        lines.push("run it with --device cuda and the same flags".into());
+    }
+    lines
+}
+
+/// Both bounds, and the one that rules.
+fn bounds(time: &Time) -> String {
+    let bus = match time.bus {
+        0.0 => String::new(),
+        bus => format!(", over the bus {}", duration(bus)),
+    };
+    format!(
+        "at least {} for bytes{bus}, {} for operations: {}",
+        duration(time.bytes),
+        duration(time.operations),
+        rule(time.rule())
+    )
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s >= 1.0 => format!("{s:.2} s"),
+        s => format!("{:.2} ms", s * 1e3),
+    }
+}
+
+const fn rule(rule: Rule) -> &'static str {
+    match rule {
+        Rule::Bytes => "bytes rule",
+        Rule::Bus => "the bus rules",
+        Rule::Operations => "operations rule",
+    }
+}
+
+/// The flag's value that stands for a strategy.
+fn divisor(prefill: PrefillStrategy) -> i64 {
+    match prefill {
+        PrefillStrategy::LayerGrouped(groups) => i64::from(groups),
+        PrefillStrategy::Chunked => 0,
+        PrefillStrategy::ActiveOnly => -1,
+        PrefillStrategy::HcsPrefill => -3,
+    }
+}
+
+const fn prefill_name(prefill: PrefillStrategy) -> &'static str {
+    match prefill {
+        PrefillStrategy::LayerGrouped(_) => "layer_grouped",
+        PrefillStrategy::Chunked => "chunked",
+        PrefillStrategy::ActiveOnly => "active_only",
+        PrefillStrategy::HcsPrefill => "hcs_prefill",
+    }
+}
+
+const fn decode_name(decode: DecodeStrategy) -> &'static str {
+    match decode {
+        DecodeStrategy::PureCpu => "pure_cpu",
+        DecodeStrategy::HcsHybrid => "hcs_hybrid",
+        DecodeStrategy::Compact => "compact",
+        DecodeStrategy::Lru => "lru",
+    }
+}
+
+/// The plan for scripts: sizes in bytes, times in seconds.
+fn describe(p: &Proposal, options: &Options, site: &Site) -> Value {
+    let regions = |regions: &[(&str, Bytes)]| -> Value {
+        regions.iter().map(|(name, bytes)| json!({"region": name, "bytes": bytes.0})).collect()
+    };
+    let time = |time: &Time| {
+        json!({"seconds": time.seconds, "bytes_bound": time.bytes, "bus_bound": time.bus,
+               "operations_bound": time.operations, "rule": rule(time.rule())})
+    };
+    let prompts = p.prompts.iter().map(|(tokens, of)| {
+        json!({"tokens": tokens, "tokens_per_second": f64::from(*tokens) / of.seconds,
+               "ttft": time(of)})
+    });
+    let card = site.card.as_ref().map(|card| {
+        json!({"name": card.name, "memory": card.memory.0, "free": card.free.0,
+               "read_bytes_per_second": card.read, "operations_per_second": card.multiply,
+               "bus_bytes_per_second": card.bus})
+    });
+    let host = json!({
+        "available": site.host.machine.available().map(|bytes| bytes.0),
+        "threads": site.host.threads,
+        "read_bytes_per_second": site.host.read,
+        "operations_per_second": site.host.multiply,
+    });
+    let away = p.away.as_ref().map(|away| {
+        json!({"prefill": prefill_name(away.prefill), "decode": decode_name(away.decode),
+               "expert_divisor": divisor(away.prefill), "gpu_prefill_threshold": away.threshold,
+               "slots": away.slots, "hot": away.hot, "hit": away.hit})
+    });
+    let nodes: Vec<Value> =
+        p.nodes.iter().map(|(node, bytes)| json!({"node": node, "bytes": bytes.0})).collect();
+    json!({
+        "machine": {"gpu": card, "host": host},
+        "device": format!("{:?}", options.device),
+        "available": p.available.0,
+        "regions": regions(&p.device),
+        "device_bytes": p.device_bytes().0,
+        "host_regions": regions(&p.host),
+        "host_bytes": p.need.total().0,
+        "nodes": nodes,
+        "context_max": p.context_max,
+        "kv_tokens": p.kv_tokens,
+        "kv_dtype": format!("{:?}", p.kv),
+        "prefill_chunk": p.prefill_chunk,
+        "pass_tokens": p.pass_tokens,
+        "experts": p.experts,
+        "strategy": away,
+        "prefill": prompts.collect::<Vec<_>>(),
+        "decode": {"tokens_per_second": 1.0 / p.token.seconds, "token": time(&p.token)},
+    })
+}
