@@ -328,3 +328,36 @@ fn hostile_rules_neither_hang_nor_crash() {
     }
     assert!(kept > 15 && refused > 15, "{kept} kept, {refused} refused");
 }
+
+/// As many tools as coding agents send, with what their schemas hold: 100 KB of them.
+#[test]
+fn an_agents_whole_tool_box_can_be_demanded() {
+    let grammars = Grammars::new(demo());
+    let tool = |index: usize| {
+        let kinds = [
+            json!({"type": "string", "description": "x".repeat(1500)}),
+            json!({"type": "string", "maxLength": 524_288}),
+            json!({"type": "array", "items": {"type": "string", "format": "uri"}, "uniqueItems": true}),
+            json!({"type": "integer", "default": 0, "exclusiveMinimum": 0, "maximum": 9_007_199_254_740_991u64}),
+            json!({"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {}}),
+            json!({"anyOf": [{"type": "string", "enum": ["a", "b"]}, {"type": "null"}]}),
+            json!({"description": "x".repeat(900)}),
+        ];
+        let properties =
+            kinds.into_iter().enumerate().map(|(n, kind)| (format!("property_{n}"), kind));
+        let properties: serde_json::Map<String, Value> = properties.take(index % 8).collect();
+        let required: Vec<&String> = properties.keys().take(2).collect();
+        json!({"type": "function", "function": {"name": format!("mcp__server__tool_{index}"), "parameters": {
+            "$schema": "http://json-schema.org/draft-07/schema#", "type": "object",
+            "required": required, "properties": properties, "additionalProperties": false}}})
+    };
+    let tools: Vec<Value> = (0..58).map(tool).collect();
+    assert!(Value::from(tools.clone()).to_string().len() > 100_000);
+    for name in ToolFormat::names() {
+        let format = Format { tools: ToolFormat::named(name), reasoning: None };
+        let demand = Demand::Call { opening: "", number: 0 };
+        let rules = Rules { format, tools: &tools, demand, ..Rules::FREE };
+        let grammar = grammars.compile(&rules).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(!may_end(&mut grammar.unwrap().begin()));
+    }
+}
