@@ -163,7 +163,7 @@ fn id(call: &Call) -> String {
 /// Anthropic counts the tokens of the prompt that were read apart from those that were found.
 fn usage(tally: Tally) -> Value {
     json!({
-        "input_tokens": tally.prompt - tally.cached,
+        "input_tokens": tally.prompt.saturating_sub(tally.cached),
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": tally.cached,
         "output_tokens": tally.completion,
