@@ -26,7 +26,8 @@ def main():
             Path(sys.executable).parent / "schemathesis", "run", f"{url}/openapi.json",
             "--include-method", "POST", "--phases", "fuzzing", "--checks", CHECKS,
             "--max-examples", str(arguments.cases), "--seed", "1", "--no-color",
-            # Other programs are at work on the machine too.
+            # Other programs may be at work on the machine: slow is not wrong.
+            "--request-timeout", "120",
             "--suppress-health-check", "all",
         ]
         subprocess.run(command, check=True)
