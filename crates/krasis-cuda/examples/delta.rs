@@ -47,7 +47,12 @@ fn measure(tokens: u32) -> Result<(), CudaError> {
     gpu.allocate(Device::arena_bytes(&case.layout))?;
     for upload in &case.uploads {
         match upload.acts {
-            true => gpu.write(upload.start, &bf16::encode(bytemuck::cast_slice(&upload.bytes))),
+            true => {
+                let numbers: &[f32] = bytemuck::cast_slice(&upload.bytes);
+                let mut bytes = vec![0; 2 * numbers.len()];
+                bf16::encode(numbers, &mut bytes);
+                gpu.write(upload.start, &bytes);
+            }
             false => gpu.write(upload.start, &upload.bytes),
         }
     }

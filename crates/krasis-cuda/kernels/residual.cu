@@ -1,7 +1,7 @@
 // What joins the residual stream, and the norm that follows. One block per row; squares are added in
 // f32. Rows that begin at 16 bytes are read by a thread for each eight columns, and all that a thread
 // needs is on its way at once: a read takes most of a microsecond, and few rows are nothing but that.
-#include <types.cuh>
+#include <eights.cuh>
 
 // Threads of a block, and so an eighth of the columns that a row in eights may have: more would leave a
 // thread too few registers.
@@ -31,27 +31,6 @@ extern "C" __global__ void add_rms_norm(const act *add, u32 add_stride, act *res
     // Every thread reads what it has written itself.
     for (u32 col = threadIdx.x; col < cols; col += blockDim.x)
         out[col] = rounded<act>(value(residual[col]) * scale * w[col]);
-}
-
-// Weights of a thread's columns; nobody writes them.
-__device__ inline Eight weights_of(const float *w, u32 col, u32 cols) {
-    Eight of = {};
-    if (col >= cols) return of;
-#pragma unroll
-    for (u32 i = 0; i < 8; i++) of.x[i] = w[col + i];
-    return of;
-}
-
-__device__ inline Eight rounded_eight(Eight x) {
-#pragma unroll
-    for (u32 i = 0; i < 8; i++) x.x[i] = value(rounded<act>(x.x[i]));
-    return x;
-}
-
-__device__ inline Eight sum_of(Eight x, const Eight &add) {
-#pragma unroll
-    for (u32 i = 0; i < 8; i++) x.x[i] += add.x[i];
-    return x;
 }
 
 // The norm of a row of which this thread has columns from `col` on, zeros beyond the last.

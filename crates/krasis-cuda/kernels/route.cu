@@ -1,7 +1,7 @@
 // Routing: scores, the best groups, the best experts in order, their weights. One warp per token;
 // lane `l` looks after experts l, l + 32, … so that up to 1024 fit a mask of 32 bits.
 #include <arrive.cuh>
-#include <types.cuh>
+#include <eights.cuh>
 
 #define WARPS 4
 
@@ -103,17 +103,26 @@ __device__ inline float read_past(const volatile float *at) { return *at; }
 
 __device__ inline u32 word_of(const uint4 &x, u32 i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
 
+// What a block of router multiplies and chooses; `w` is BF16 in rows, and rows begin at 16 bytes.
+struct Router {
+    const bf16 *w;
+    u32 cols;
+    act *logits;
+    u32 stride;
+    Routing how;
+    u32 *chosen;
+    float *weights;
+    u32 rows, *arrivals;
+};
+
 // Logits of WARPS rows by a warp for each expert, and the choice by the last block to arrive: grid
-// [experts / TOGETHER, rows / WARPS]. `w` is BF16 in rows; rows begin at 16 bytes. Dynamic shared memory as
-// of `route`. Weights are on their way before the rows are there.
-extern "C" __global__ void __launch_bounds__(TOGETHER * 32)
-    router(const act *x, u32 x_stride, const bf16 *w, u32 cols, act *logits, u32 stride, const float *bias,
-           u32 experts, u32 softmax, u32 groups, u32 kept, u32 two_largest, u32 top_k, u32 renormalise,
-           u32 *chosen, float *weights, u32 rows, u32 *arrivals) {
-    DYNAMIC_SHARED(float, shared);
-    let_later_start();
-    u32 expert = blockIdx.x * TOGETHER + warp(), first = blockIdx.y * WARPS, count = min(rows - first, (u32)WARPS);
-    const bf16 *own = w + (u64)min(expert, experts - 1) * cols;
+// [experts / TOGETHER, rows / WARPS]. Weights are on their way before the rows are there, which is so
+// behind `before`; then `input(row, column)` has eight of their columns. The last block does `last` too.
+template <class Before, class Input, class Last>
+__device__ inline void route_rows(const Router &of, float *shared, Before before, Input input, Last last) {
+    u32 experts = of.how.experts, cols = of.cols;
+    u32 expert = blockIdx.x * TOGETHER + warp(), first = blockIdx.y * WARPS, count = min(of.rows - first, (u32)WARPS);
+    const bf16 *own = of.w + (u64)min(expert, experts - 1) * cols;
     uint4 parts[EIGHTS];
     auto load = [&](u32 start) {
 #pragma unroll
@@ -123,8 +132,7 @@ extern "C" __global__ void __launch_bounds__(TOGETHER * 32)
         }
     };
     load(0);
-    wait_for_earlier();
-    x += (u64)first * x_stride;
+    before();
     float sums[WARPS] = {};
     for (u32 start = 0; start < cols; start += COLS) {
         if (start > 0) load(start);
@@ -135,7 +143,7 @@ extern "C" __global__ void __launch_bounds__(TOGETHER * 32)
 #pragma unroll
             for (u32 i = 0; i < EIGHTS; i++) {
                 u32 col = start + (i * 32 + lane()) * 8;
-                inputs[i] = col < cols ? load_eight(x + (u64)r * x_stride + col) : Eight{};
+                inputs[i] = col < cols ? input(r, col) : Eight{};
             }
 #pragma unroll
             for (u32 i = 0; i < EIGHTS; i++)
@@ -150,14 +158,87 @@ extern "C" __global__ void __launch_bounds__(TOGETHER * 32)
 #pragma unroll
     for (u32 r = 0; r < WARPS; r++) {
         float sum = warp_sum(sums[r]);
-        if (r < count && expert < experts && lane() == 0) logits[(u64)(first + r) * stride + expert] = rounded<act>(sum);
+        if (r < count && expert < experts && lane() == 0)
+            of.logits[(u64)(first + r) * of.stride + expert] = rounded<act>(sum);
     }
-    if (!last_to_arrive(arrivals + blockIdx.y, gridDim.x, shared)) return;
+    if (!last_to_arrive(of.arrivals + blockIdx.y, gridDim.x, shared)) return;
     __syncthreads();
+    last();
     if (warp() >= count) return;
     u32 row = first + warp();
-    const volatile act *fresh = logits + (u64)row * stride;
+    const volatile act *fresh = of.logits + (u64)row * of.stride;
+    choose(of.how, [&](u32 e) { return value(read_past(fresh + e)); }, shared + warp() * 2 * experts,
+           of.chosen + (u64)row * of.how.top_k, of.weights + (u64)row * of.how.top_k);
+}
+
+// Dynamic shared memory as of `route`.
+extern "C" __global__ void __launch_bounds__(TOGETHER * 32)
+    router(const act *x, u32 x_stride, const bf16 *w, u32 cols, act *logits, u32 stride, const float *bias,
+           u32 experts, u32 softmax, u32 groups, u32 kept, u32 two_largest, u32 top_k, u32 renormalise,
+           u32 *chosen, float *weights, u32 rows, u32 *arrivals) {
+    DYNAMIC_SHARED(float, shared);
+    let_later_start();
     Routing how{bias, experts, softmax, groups, kept, two_largest, top_k, renormalise};
-    choose(how, [&](u32 e) { return value(read_past(fresh + e)); }, shared + warp() * 2 * experts,
-           chosen + (u64)row * top_k, weights + (u64)row * top_k);
+    x += (u64)blockIdx.y * WARPS * x_stride;
+    route_rows(
+        Router{w, cols, logits, stride, how, chosen, weights, rows, arrivals}, shared, [] { wait_for_earlier(); },
+        [&](u32 r, u32 col) { return load_eight(x + (u64)r * x_stride + col); }, [] {});
+}
+
+// `add_rms_norm_eights`, and `router` of what it makes: every block norms its rows by itself, in the same
+// order of additions, and the last one to arrive writes them, when nobody reads the residual any more.
+// Dynamic shared memory as of `route`, then the squares of 256 columns each [WARPS][cols / 256], then the
+// rows [WARPS][cols].
+extern "C" __global__ void __launch_bounds__(TOGETHER * 32)
+    norm_router(const act *add, u32 add_stride, act *residual, u32 residual_stride, const float *norm, float eps,
+                act *out, u32 out_stride, const bf16 *w, u32 cols, act *logits, u32 stride, const float *bias,
+                u32 experts, u32 softmax, u32 groups, u32 kept, u32 two_largest, u32 top_k, u32 renormalise,
+                u32 *chosen, float *weights, u32 rows, u32 *arrivals) {
+    DYNAMIC_SHARED(float, shared);
+    let_later_start();
+    u32 first = blockIdx.y * WARPS, count = min(rows - first, (u32)WARPS), pieces = (cols + 255) / 256;
+    float *squares = shared + WARPS * 2 * experts;
+    act *normed = (act *)(squares + (WARPS * pieces + 3) / 4 * 4);
+    auto joined = [&](u32 r, u32 col) {
+        Eight x = load_eight(residual + (u64)(first + r) * residual_stride + col);
+        return rounded_eight(sum_of(x, load_eight(add + (u64)(first + r) * add_stride + col)));
+    };
+    auto make_rows = [&] {
+        wait_for_earlier();
+        for (u32 i = warp(); i < count * pieces; i += TOGETHER) {
+            u32 r = i / pieces, col = i % pieces * 256 + lane() * 8;
+            Eight x = col < cols ? joined(r, col) : Eight{};
+            float sum = 0.0f;
+#pragma unroll
+            for (u32 j = 0; j < 8; j++) sum += x.x[j] * x.x[j];
+            sum = warp_sum(sum);
+            if (lane() == 0) squares[i] = sum;
+            if (col < cols) store_eight(normed + r * cols + col, x);
+        }
+        __syncthreads();
+        for (u32 i = warp(); i < count * pieces; i += TOGETHER) {
+            u32 r = i / pieces, col = i % pieces * 256 + lane() * 8;
+            if (col >= cols) continue;
+            float total = 0.0f;
+            for (u32 piece = 0; piece < pieces; piece++) total += squares[r * pieces + piece];
+            float scale = 1.0f / sqrtf(total / cols + eps);
+            Eight x = load_eight(normed + r * cols + col), own = weights_of(norm, col, cols);
+#pragma unroll
+            for (u32 j = 0; j < 8; j++) x.x[j] = x.x[j] * scale * own.x[j];
+            store_eight(normed + r * cols + col, x);
+        }
+        __syncthreads();
+    };
+    auto write_rows = [&] {
+        for (u32 i = warp(); i < count * pieces; i += TOGETHER) {
+            u32 r = i / pieces, col = i % pieces * 256 + lane() * 8;
+            if (col >= cols) continue;
+            store_eight(residual + (u64)(first + r) * residual_stride + col, joined(r, col));
+            store_eight(out + (u64)(first + r) * out_stride + col, load_eight(normed + r * cols + col));
+        }
+    };
+    Routing how{bias, experts, softmax, groups, kept, two_largest, top_k, renormalise};
+    route_rows(
+        Router{w, cols, logits, stride, how, chosen, weights, rows, arrivals}, shared, make_rows,
+        [&](u32 r, u32 col) { return load_eight(normed + r * cols + col); }, write_rows);
 }

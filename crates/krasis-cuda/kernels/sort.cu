@@ -3,6 +3,9 @@
 
 #define EXPERTS_MAX 1024
 
+// Pairs of a block of `place`; `PLACED` of src/ops.rs.
+#define PLACED 1024
+
 // Rows of each of an expert's tiles but the last: as few tiles as `tile_rows` allows, all of one
 // height, as products in lines take what their steps of 16 rows take, and unpack weights once for each
 // tile. Tiles of less than such a step are as high as they may be.
@@ -62,4 +65,26 @@ extern "C" __global__ void sort_rows(u32 rows, u32 tile_rows, u32 *sorted, u32 *
     tiles[1 + 3 * tile] = 0;
     tiles[2 + 3 * tile] = row;
     tiles[3 + 3 * tile] = min(rows - row, height);
+}
+
+// out[i] = slots[chosen[i]], and counts[chosen[i]] grows if there is one. Each block counts its own pairs first: hundreds
+// of additions to one place in memory would wait for each other.
+extern "C" __global__ void place(const u32 *chosen, u32 pairs, const u32 *slots, u32 *counts, u32 experts,
+                                 u32 *out) {
+    let_later_start();
+    wait_for_earlier();
+    __shared__ u32 mine[EXPERTS_MAX];
+    bool together = counts && experts <= EXPERTS_MAX;
+    for (u32 e = threadIdx.x; together && e < experts; e += blockDim.x) mine[e] = 0;
+    __syncthreads();
+    for (u32 i = 0; i < PLACED; i += blockDim.x) {
+        u32 pair = blockIdx.x * PLACED + i + threadIdx.x;
+        if (pair >= pairs) break;
+        u32 expert = chosen[pair];
+        out[pair] = slots[expert];
+        if (counts) atomicAdd(together ? &mine[expert] : &counts[expert], 1u);
+    }
+    __syncthreads();
+    for (u32 e = threadIdx.x; together && e < experts; e += blockDim.x)
+        if (mine[e]) atomicAdd(&counts[e], mine[e]);
 }

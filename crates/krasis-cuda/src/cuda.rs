@@ -1,10 +1,10 @@
 //! The device: slots of an arena on a machine, and a workspace behind them.
 
 use crate::activation::Activation;
-use crate::machine::{Arg, Kernel, Machine, Shape};
+use crate::machine::{Arg, Kernel, Machine, Shape, Taken};
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use krasis_core::{Act, Bytes, Layout, Mat, Slot, Weight};
-use krasis_ops::{Keep, Memory};
+use krasis_ops::{Aide, Keep, Memory, Question};
 use std::collections::HashMap;
 use std::marker::PhantomData;
 
@@ -24,12 +24,21 @@ pub(crate) const WORK_BYTES: u64 = WORKSPACE_BYTES.0 - 4 * ARRIVALS;
 /// Activations of type `A`, kernels on machine `M`.
 pub struct Cuda<A, M: Machine> {
     /// What is repeated, by its key: nothing yet if it ran but once. Goes before the machine does.
-    repeated: HashMap<u32, Option<M::Recording>>,
+    repeated: HashMap<u32, Option<Repeated<M>>>,
+    /// Questions since a recording has begun, while that is so.
+    asking: Option<Vec<Question>>,
+    /// Bytes of the largest question and of the largest answer so far.
+    room: [usize; 2],
     machine: M,
+    /// Activations on their way, as the machine has them.
+    bytes: Vec<u8>,
     /// Where the workspace begins in the arena.
     workspace: u64,
     activation: PhantomData<fn() -> A>,
 }
+
+/// What is replayed, and what it asks.
+type Repeated<M> = (<M as Machine>::Recording, Vec<Question>);
 
 /// Threads of blocks whose kernels take any number.
 pub(crate) const BLOCK: u32 = 256;
@@ -42,9 +51,17 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
 
     /// A device over a machine whose arena has [`Self::arena_bytes`] of `plan`.
     pub fn new(plan: &Layout, mut machine: M) -> Cuda<A, M> {
-        let (repeated, workspace) = (HashMap::new(), plan.bytes().0);
+        let workspace = plan.bytes().0;
         machine.write(workspace + WORK_BYTES, &[0; 4 * ARRIVALS as usize]);
-        Cuda { repeated, machine, workspace, activation: PhantomData }
+        Cuda {
+            repeated: HashMap::new(),
+            asking: None,
+            room: [0; 2],
+            machine,
+            bytes: Vec::new(),
+            workspace,
+            activation: PhantomData,
+        }
     }
 
     /// The machine, for another plan.
@@ -119,21 +136,47 @@ impl<A: Activation, M: Machine> Memory for Cuda<A, M> {
 
     /// The first time launches are queued one by one, so that every kernel is there; the second time
     /// they are recorded, and from then on replayed.
-    fn repeat(&mut self, key: u32, body: impl FnOnce(&mut Self)) {
-        match self.repeated.get(&key) {
-            None => {
-                body(self);
-                self.repeated.insert(key, None);
-            }
-            Some(None) => {
-                self.machine.record();
-                body(self);
-                let recording = self.machine.recorded();
-                self.machine.replay(&recording);
-                self.repeated.insert(key, Some(recording));
-            }
-            Some(Some(recording)) => self.machine.replay(recording),
+    fn repeat<H: Aide>(&mut self, key: u32, aide: &mut H, body: impl FnOnce(&mut Self, &mut H)) {
+        let Some(known) = self.repeated.remove(&key) else {
+            body(self, aide);
+            self.repeated.insert(key, None);
+            return;
+        };
+        let repeated = known.unwrap_or_else(|| {
+            self.machine.record(self.room);
+            self.asking = Some(Vec::new());
+            body(self, aide);
+            let asked = self.asking.take().expect("nothing is recorded in a recording");
+            (self.machine.recorded(), asked)
+        });
+        self.machine.replay(&repeated.0, &mut |number, question, room| {
+            answer::<A, H>(&repeated.1[number], question, aide, room);
+        });
+        self.repeated.insert(key, Some(repeated));
+    }
+
+    fn ask<H: Aide>(&mut self, aide: &mut H, question: &Question) {
+        let Question { routes, x, out, .. } = *question;
+        let words = |bytes: u64| (bytes / 4) as u32;
+        let x_bytes = x.whole().len * u64::from(A::BYTES);
+        if let Some(asked) = &mut self.asking {
+            asked.push(*question);
+            let routes = (routes.start, routes.len as u32);
+            return self.machine.ask(routes, (x.at.start, words(x_bytes)));
         }
+        let sizes = [4 * routes.len + x_bytes, out.whole().len * u64::from(A::BYTES)];
+        self.room = [0, 1].map(|i| self.room[i].max(sizes[i] as usize));
+        let (to, numbers) = aide.desk();
+        self.download_with_act(routes, to, x, numbers);
+    }
+
+    fn answered<H: Aide>(&mut self, aide: &mut H, question: &Question) {
+        let Question { places, out, .. } = *question;
+        if self.asking.is_none() {
+            return krasis_ops::memory::answered(self, aide, question);
+        }
+        let (to, places) = (out.at.start, places.start);
+        self.machine.take(Taken { to, places, rows: out.rows, row: out.cols * A::BYTES });
     }
 
     fn bring(&mut self, to: Slot<u8>, from: &[u8], keep: &Keep) {
@@ -147,21 +190,57 @@ impl<A: Activation, M: Machine> Memory for Cuda<A, M> {
 
     fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
         assert!(values.len() as u64 <= to.whole().len, "{} values for {to:?}", values.len());
-        self.machine.write(to.at.start, &A::encode(values));
+        self.bytes.resize(values.len() * A::BYTES as usize, 0);
+        A::encode(values, &mut self.bytes);
+        self.machine.write(to.at.start, &self.bytes);
     }
 
     fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>) {
-        to.clear();
+        self.download_with_act(Slot::new(0, 0), &mut Vec::new(), from, to);
+    }
+
+    fn download_with_act(
+        &mut self,
+        at: Slot<u32>,
+        to: &mut Vec<u32>,
+        from: Mat<Act>,
+        numbers: &mut Vec<f32>,
+    ) {
+        numbers.clear();
         if from.is_empty() {
-            return;
+            return self.download_to(at, to);
         }
+        to.clear();
+        to.resize(at.len as usize, 0);
         let (first, end) = (from.row_range(0).start, from.row_range(from.rows - 1).end);
-        let mut bytes = vec![0; (end - first) * A::BYTES as usize];
-        self.machine.read(from.at.start + (first * A::BYTES as usize) as u64, &mut bytes);
-        let all = A::decode(&bytes);
+        self.bytes.resize((end - first) * A::BYTES as usize, 0);
+        let start = from.at.start + (first * A::BYTES as usize) as u64;
+        self.machine.read_both((at.start, cast_slice_mut(to)), (start, &mut self.bytes));
         for row in 0..from.rows {
             let range = from.row_range(row);
-            to.extend_from_slice(&all[range.start - first..range.end - first]);
+            let bytes = [range.start, range.end].map(|at| (at - first) * A::BYTES as usize);
+            A::decode(&self.bytes[bytes[0]..bytes[1]], numbers);
         }
+    }
+}
+
+/// Has `aide` answer what a recording asks, in the machine's activations.
+fn answer<A: Activation, H: Aide>(
+    asked: &Question,
+    question: &[u8],
+    aide: &mut H,
+    room: &mut [u8],
+) {
+    let (routes, x) = question.split_at(4 * asked.routes.len as usize);
+    let (to, numbers) = aide.desk();
+    to.clear();
+    to.extend(routes.as_chunks().0.iter().map(|route| u32::from_le_bytes(*route)));
+    numbers.clear();
+    A::decode(x, numbers);
+    let answer = aide.answer(asked.number);
+    let (cols, row) = (asked.out.cols as usize, (asked.out.cols * A::BYTES) as usize);
+    for run in answer.runs() {
+        let rows = &answer.rows[run.start * cols..run.end * cols];
+        A::encode(rows, &mut room[run.start * row..run.end * row]);
     }
 }

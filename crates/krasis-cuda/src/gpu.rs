@@ -3,9 +3,11 @@
 use crate::activation::Activation;
 use crate::beside::Beside;
 use crate::compile::{self, Cubin, Target};
+use crate::desk::Desk;
 use crate::driver::{self, Found, answer, failed};
 use crate::error::CudaError;
-use crate::machine::{Arg, Kernel, Limits, Machine, Shape};
+use crate::machine::{Arg, Kernel, Limits, Machine, Shape, Taken};
+use crate::mail::{self, Mail, Part};
 use crate::programs::{Build, Signatures};
 use crate::staging::Staging;
 use cudarc::driver::result::{self, DriverError};
@@ -16,6 +18,7 @@ use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::ffi::CString;
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Launches that are remembered, to be named when the GPU reports a fault.
 const REMEMBERED: usize = 24;
@@ -53,20 +56,34 @@ pub struct Gpu {
     bytes: u64,
     staging: Staging,
     beside: Beside,
+    mail: Mail,
     kernels: HashMap<Kernel, sys::CUfunction>,
     modules: Vec<sys::CUmodule>,
     signatures: Signatures,
     checking: Checking,
     starts: Starts,
+    /// The next kernel finds what was uploaded only behind the kernel that copies it.
+    in_turn: bool,
     recent: VecDeque<Kernel>,
     /// What has been launched since [`Machine::record`], while that is so.
-    recording: Option<Vec<Kernel>>,
+    recording: Option<Recorded>,
+    /// Where graphs ask, once one does.
+    desk: Option<Arc<Mutex<Desk>>>,
 }
 
-/// A graph that is ready to be launched, and the kernels in it.
+/// What is known of a graph besides what the driver knows.
+#[derive(Default)]
+struct Recorded {
+    kernels: Vec<Kernel>,
+    /// Bytes of each question and of its answer.
+    asked: Vec<[usize; 2]>,
+    desk: Option<Arc<Mutex<Desk>>>,
+}
+
+/// A graph that is ready to be launched.
 pub struct Recording {
     graph: sys::CUgraphExec,
-    kernels: Vec<Kernel>,
+    of: Recorded,
 }
 
 // SAFETY: as for the GPU itself, which it is used with.
@@ -117,6 +134,7 @@ impl Gpu {
             bytes: 0,
             staging: Staging::new().map_err(failed("allocate pinned memory"))?,
             beside: Beside::new().map_err(failed("make a queue for copies"))?,
+            mail: Mail::new().map_err(failed("allocate pinned memory"))?,
             kernels: HashMap::new(),
             modules: Vec::new(),
             signatures: Signatures::read(),
@@ -126,8 +144,10 @@ impl Gpu {
             } else {
                 Starts::InTurn
             },
+            in_turn: false,
             recent: VecDeque::with_capacity(REMEMBERED),
             recording: None,
+            desk: None,
             found,
         };
         for cubin in &cubins {
@@ -232,6 +252,53 @@ impl Gpu {
     }
 }
 
+fn locked(desk: &Mutex<Desk>) -> MutexGuard<'_, Desk> {
+    desk.lock().expect("nobody panics with a desk")
+}
+
+fn desk_of(recorded: &Recorded) -> MutexGuard<'_, Desk> {
+    locked(recorded.desk.as_ref().expect("a recording with questions has a desk"))
+}
+
+/// The answers that a graph waits for.
+struct Answers<'a> {
+    desk: MutexGuard<'a, Desk>,
+    asked: &'a [[usize; 2]],
+    given: usize,
+}
+
+impl<'a> Answers<'a> {
+    /// Before the graph is launched.
+    fn new(desk: &'a Mutex<Desk>, asked: &'a [[usize; 2]]) -> Answers<'a> {
+        let desk = desk.lock().unwrap_or_else(PoisonError::into_inner);
+        desk.clear(asked.len());
+        Answers { desk, asked, given: 0 }
+    }
+
+    fn give(
+        &mut self,
+        stream: sys::CUstream,
+        answer: &mut dyn FnMut(usize, &[u8], &mut [u8]),
+    ) -> Result<(), DriverError> {
+        while self.given < self.asked.len() {
+            // SAFETY: the stream of a GPU that is alive.
+            unsafe { self.desk.wait(self.given, stream)? };
+            let (question, room) = self.desk.parts(self.asked[self.given]);
+            answer(self.given, question, room);
+            self.desk.answered(self.given);
+            self.given += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Whoever panics leaves no GPU behind that waits for ever.
+impl Drop for Answers<'_> {
+    fn drop(&mut self) {
+        (self.given..self.asked.len()).for_each(|number| self.desk.answered(number));
+    }
+}
+
 /// The attribute of a launch that may begin before the one before it has ended.
 fn early_start() -> sys::CUlaunchAttribute {
     use sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION as EARLY;
@@ -262,7 +329,8 @@ impl Machine for Gpu {
         assert!(args.len() <= places.len(), "{} arguments for {}", args.len(), kernel.entry);
         self.remember(kernel);
         let mut early = early_start();
-        let waits = self.starts == Starts::Early && self.signatures.waits(kernel);
+        let in_turn = std::mem::take(&mut self.in_turn) || self.starts == Starts::InTurn;
+        let waits = !in_turn && self.signatures.waits(kernel);
         let [x, y, z] = shape.grid;
         let config = sys::CUlaunchConfig {
             gridDimX: x,
@@ -286,24 +354,53 @@ impl Machine for Gpu {
         self.check(kernel.entry, launched);
         self.beside.queued();
         match &mut self.recording {
-            Some(kernels) => kernels.push(kernel),
+            Some(recorded) => recorded.kernels.push(kernel),
             None => self.check_launch(kernel.entry),
         }
     }
 
-    fn record(&mut self) {
+    fn record(&mut self, room: [usize; 2]) {
         self.enter();
         assert!(self.recording.is_none(), "one recording at a time");
+        // Nothing is allocated while a stream is captured.
+        let holds = |desk: &Arc<Mutex<Desk>>| locked(desk).holds(room);
+        if room != [0; 2] && !self.desk.as_ref().is_some_and(holds) {
+            let desk = Desk::new(room);
+            self.check("allocating pinned memory", desk.as_ref().map(drop).map_err(|e| *e));
+            self.desk = desk.ok().map(|desk| Arc::new(Mutex::new(desk)));
+        }
         // Other threads may do as they like, and this one must not wait or allocate meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is alive, and not the default one, which cannot be captured.
         self.check("a recording", unsafe { result::stream::begin_capture(self.stream, mode) });
-        self.recording = Some(Vec::new());
+        self.recording = Some(Recorded { desk: self.desk.clone(), ..Recorded::default() });
+    }
+
+    fn ask(&mut self, (first, words): (u64, u32), (second, more): (u64, u32)) {
+        let recorded = self.recording.as_mut().expect("a recording has begun");
+        let [to, sign, ..] = desk_of(recorded).addresses(recorded.asked.len());
+        recorded.asked.push([4 * (words + more) as usize, 0]);
+        let [first, second] = [first, second].map(|at| Arg::pointer(self.arena + at));
+        let [to, sign] = [to, sign].map(Arg::pointer);
+        let args = [first, words.into(), second, more.into(), to, sign, 1.into()];
+        self.launch(mail::TO_HOST, mail::TO_HOST_SHAPE, &args);
+    }
+
+    fn take(&mut self, Taken { to, places, rows, row }: Taken) {
+        let recorded = self.recording.as_mut().expect("a recording has begun");
+        let number = recorded.asked.len() - 1;
+        let [.., from, sign] = desk_of(recorded).addresses(number);
+        recorded.asked[number][1] = (rows * row) as usize;
+        let [to, places] = [to, places].map(|at| Arg::pointer(self.arena + at));
+        let [from, sign] = [from, sign].map(Arg::pointer);
+        let pieces = Arg::from(row / 16);
+        let shape = Shape { grid: [rows, 1, 1], block: 256, shared: 0 };
+        self.launch(mail::TAKE_ANSWERS, shape, &[to, pieces, from, pieces, places, sign]);
     }
 
     fn recorded(&mut self) -> Recording {
         self.enter();
-        let kernels = self.recording.take().expect("a recording has begun");
+        let of = self.recording.take().expect("a recording has begun");
         // SAFETY: the stream is being captured; the graph is not needed once it is instantiated.
         let made = unsafe {
             result::stream::end_capture(self.stream).and_then(|graph| {
@@ -311,22 +408,36 @@ impl Machine for Gpu {
                 result::graph::destroy(graph).and(made)
             })
         };
-        let recording = made.map(|graph| Recording { graph, kernels });
-        self.check("a recording", recording.as_ref().map(drop).map_err(|error| *error));
-        let recording = recording.expect("checked above");
+        self.check("a recording", made.as_ref().map(drop).map_err(|error| *error));
+        let recording = Recording { graph: made.expect("checked above"), of };
         // SAFETY: both are alive.
         let uploaded = unsafe { result::graph::upload(recording.graph, self.stream) };
         self.check("a recording", uploaded);
         recording
     }
 
-    fn replay(&mut self, recording: &Recording) {
+    fn replay(&mut self, recording: &Recording, answer: &mut dyn FnMut(usize, &[u8], &mut [u8])) {
         self.enter();
-        let last = recording.kernels.len().saturating_sub(REMEMBERED);
-        recording.kernels[last..].iter().for_each(|kernel| self.remember(*kernel));
+        let Recorded { kernels, asked, desk } = &recording.of;
+        let last = kernels.len().saturating_sub(REMEMBERED);
+        kernels[last..].iter().for_each(|kernel| self.remember(*kernel));
+        if !asked.is_empty() {
+            // The last graph may still look at its signs.
+            // SAFETY: the stream is alive.
+            self.check("a replay", unsafe { result::stream::synchronize(self.stream) });
+        }
+        let mut answers =
+            desk.iter().filter(|_| !asked.is_empty()).map(|desk| Answers::new(desk, asked));
+        let answers = answers.next();
+        // The first of a graph waits for all that was queued before.
+        self.in_turn = false;
         // SAFETY: both are alive.
         self.check("a replay", unsafe { result::graph::launch(recording.graph, self.stream) });
         self.beside.queued();
+        if let Some(mut answers) = answers {
+            let answered = answers.give(self.stream, answer);
+            self.check("a question", answered);
+        }
         self.check_launch("a replay");
     }
 
@@ -334,9 +445,18 @@ impl Machine for Gpu {
         self.enter();
         assert!(at + bytes.len() as u64 <= self.bytes, "an upload ends behind the arena");
         assert!(self.recording.is_none(), "an upload in the middle of a recording");
-        // SAFETY: inside the arena by the assertion; context and stream are ours.
-        let copied = unsafe { self.staging.copy(self.arena + at, bytes, self.stream) };
-        self.check("an upload", copied);
+        let Some(shape) = mail::outgoing(self.arena + at, bytes.len()) else {
+            // SAFETY: inside the arena by the assertion; context and stream are ours.
+            let copied = unsafe { self.staging.copy(self.arena + at, bytes, self.stream) };
+            return self.check("an upload", copied);
+        };
+        // SAFETY: the stream is ours, and the only one that anything staged here is read on.
+        let staged = unsafe { self.staging.stage(bytes, bytes.len(), self.stream) };
+        self.check("an upload", staged.map(drop));
+        let [to, from] = [self.arena + at, staged.map_or(0, |bytes| bytes.as_ptr() as u64)];
+        let words = (bytes.len() / 4) as u32;
+        self.launch(mail::FROM_HOST, shape, &[Arg::pointer(to), Arg::pointer(from), words.into()]);
+        self.in_turn = true;
     }
 
     fn bring(&mut self, at: u64, bytes: &[u8], keep: &Keep) {
@@ -355,12 +475,23 @@ impl Machine for Gpu {
         self.check("waiting for copies", joined);
     }
 
-    fn read(&mut self, at: u64, bytes: &mut [u8]) {
+    fn read_both(&mut self, first: Part, second: Part) {
         self.enter();
-        assert!(at + bytes.len() as u64 <= self.bytes, "a download ends behind the arena");
+        let inside = |(at, bytes): &Part| at + bytes.len() as u64 <= self.bytes;
+        assert!(inside(&first) && inside(&second), "a download ends behind the arena");
         assert!(self.recording.is_none(), "a download in the middle of a recording");
-        // SAFETY: inside the arena by the assertion; context and stream are ours.
-        let copied = unsafe { self.staging.copy_back(self.arena + at, bytes, self.stream) };
+        let [first, second] = [first, second].map(|(at, bytes)| (self.arena + at, bytes));
+        let copied = match self.mail.back(&first, &second) {
+            Some(args) => {
+                self.launch(mail::TO_HOST, mail::TO_HOST_SHAPE, &args);
+                // SAFETY: the stream is ours, and the kernel was launched just now.
+                unsafe { self.mail.receive(first.1, second.1, self.stream) }
+            }
+            // SAFETY: inside the arena by the assertion; context and stream are ours.
+            None => [first, second].into_iter().try_for_each(|(at, bytes)| unsafe {
+                self.staging.copy_back(at, bytes, self.stream)
+            }),
+        };
         self.check("a download", copied);
     }
 }
@@ -374,6 +505,8 @@ impl Drop for Gpu {
             let _ = result::stream::synchronize(self.stream);
             self.beside.free();
             self.staging.free();
+            self.mail.free();
+            self.desk = None;
             if self.arena != 0 {
                 let _ = result::free_sync(self.arena);
             }

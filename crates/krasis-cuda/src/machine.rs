@@ -84,6 +84,19 @@ pub struct Limits {
     pub shared_max: u32,
 }
 
+/// An answer of rows that lie one behind the other in `room`, as they do in the arena.
+#[derive(Clone, Copy, Debug)]
+pub struct Taken {
+    /// Where they go.
+    pub to: u64,
+    /// A number for each of them: only those are taken whose number is `ABSENT`.
+    pub places: u64,
+    /// How many.
+    pub rows: u32,
+    /// Bytes of one, a multiple of 16.
+    pub row: u32,
+}
+
 /// Memory of one arena and a queue of kernels over it. Work is done in order; only
 /// [`Machine::read`] waits for it.
 ///
@@ -98,12 +111,21 @@ pub trait Machine {
     /// Queues a kernel, or records it.
     fn launch(&mut self, kernel: Kernel, shape: Shape, args: &[Arg]);
     /// From here on launches are recorded in place of being queued. Nothing is written or read until
-    /// [`Machine::recorded`].
-    fn record(&mut self);
+    /// [`Machine::recorded`]. There will be questions and answers of up to `room` bytes.
+    fn record(&mut self, room: [usize; 2]);
+    /// Records a question: `words` of four bytes each from both places, one behind the other.
+    fn ask(&mut self, first: (u64, u32), second: (u64, u32));
+    /// Records that the answer to the last question is taken in.
+    fn take(&mut self, answer: Taken);
     /// What was launched since [`Machine::record`].
     fn recorded(&mut self) -> Self::Recording;
-    /// Queues all launches of a recording.
-    fn replay(&mut self, recording: &Self::Recording);
+    /// Queues all launches of a recording, and has its questions answered in turn: `answer(number,
+    /// question, room)`.
+    fn replay(
+        &mut self,
+        recording: &Self::Recording,
+        answer: &mut dyn FnMut(usize, &[u8], &mut [u8]),
+    );
     /// Queues a copy of `bytes` to `at` of the arena; `bytes` may change at once.
     fn write(&mut self, at: u64, bytes: &[u8]);
     /// Queues a copy of `bytes`, which stay as they are, to `at`, behind the kernels that are queued but
@@ -112,5 +134,9 @@ pub trait Machine {
     /// Has what is queued from now on wait for what was brought.
     fn brought(&mut self);
     /// Waits for everything queued, then copies from `at` of the arena.
-    fn read(&mut self, at: u64, bytes: &mut [u8]);
+    fn read(&mut self, at: u64, bytes: &mut [u8]) {
+        self.read_both((at, bytes), (0, &mut []));
+    }
+    /// [`Machine::read`] of two places, waiting once.
+    fn read_both(&mut self, first: (u64, &mut [u8]), second: (u64, &mut [u8]));
 }

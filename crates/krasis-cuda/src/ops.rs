@@ -32,10 +32,18 @@ const EIGHTS_MAX: u32 = 896;
 /// Columns of a block: `PIECE` of `kernels/largest.cu`.
 const LOGIT_PIECE: u32 = 2048;
 
+/// Pairs of a block of `place`; `PLACED` of `kernels/sort.cu`.
+const PLACED: u32 = 1024;
+
 /// Rows that a block chooses for, a warp each, and experts whose logits a block of `router` makes: `WARPS`
 /// and `TOGETHER` of `kernels/route.cu`.
 const ROUTED: u32 = 4;
 const ROUTER_EXPERTS: u32 = 8;
+
+/// Rows up to which each block of the router norms them by itself, which saves a launch, and the shared
+/// memory in which it may: what every GPU has.
+const NORMED_ROWS: u32 = 8;
+const NORMED_BYTES: u32 = 64 << 10;
 
 /// Scores and choices of a block's rows.
 fn routing_bytes(experts: u32) -> u32 {
@@ -543,6 +551,53 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
         self.launch(one("router"), shape, &args);
     }
 
+    fn norm_router(
+        &mut self,
+        add: Mat<Act>,
+        residual: Mat<Act>,
+        norm: &Weight,
+        eps: f32,
+        x: Mat<Act>,
+        w: &Weight,
+        bias: Option<&Weight>,
+        how: &Routing,
+        logits: Mat<Act>,
+        out: Routes,
+    ) {
+        let shared = routing_bytes(w.rows)
+            + 4 * (ROUTED * w.cols.div_ceil(256)).next_multiple_of(4)
+            + ROUTED * w.cols * A::BYTES;
+        let served = w.format == Format::Float(DType::Bf16)
+            && x.rows <= NORMED_ROWS
+            && shared <= NORMED_BYTES
+            && self.in_eights(&[add, residual, x]).is_some();
+        if !served {
+            return route::normed_router(
+                self, add, residual, norm, eps, x, w, bias, how, logits, out,
+            );
+        }
+        assert_eq!((w.rows, w.cols), (logits.cols, x.cols), "weight [experts, inputs]");
+        assert_eq!((residual.cols, norm.cols), (x.cols, x.cols), "columns alike");
+        let mut args = vec![
+            self.mat(add),
+            add.stride.into(),
+            self.mat(residual),
+            residual.stride.into(),
+            self.vector(norm),
+            eps.into(),
+            self.mat(x),
+            x.stride.into(),
+            self.slot(w.data),
+            w.cols.into(),
+            self.mat(logits),
+            logits.stride.into(),
+        ];
+        args.extend(self.routing_args(logits, bias, how, out));
+        let grid = [w.rows.div_ceil(ROUTER_EXPERTS), x.rows.div_ceil(ROUTED), 1];
+        args.push(self.arrivals(grid[1]));
+        self.launch(one("norm_router"), Shape { grid, block: ROUTER_EXPERTS * 32, shared }, &args);
+    }
+
     fn experts(
         &mut self,
         x: Mat<Act>,
@@ -637,6 +692,20 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
         let to = self.slot(out.whole());
         let args = [keys, sums, pieces.into(), scales, k.into(), to, out.cols.into()];
         self.launch(one("largest_merge"), shape([x.rows, 1, 1], BLOCK), &args);
+    }
+
+    fn place(&mut self, experts: Mat<u32>, slots: Slot<u32>, counts: Slot<u32>, out: Slot<u32>) {
+        let pairs = experts.whole();
+        let args = [
+            self.slot(pairs),
+            (pairs.len as u32).into(),
+            self.slot(slots),
+            self.slot(counts),
+            (slots.len as u32).into(),
+            self.slot(out),
+        ];
+        let blocks = (pairs.len as u32).div_ceil(PLACED);
+        self.launch(one("place"), shape([blocks, 1, 1], BLOCK), &args);
     }
 
     fn gqa_heads(

@@ -106,12 +106,13 @@ pub struct Program {
 }
 
 /// Name and text of what programs include.
-pub const HEADERS: [(&str, &str); 12] = [
+pub const HEADERS: [(&str, &str); 13] = [
     ("absent.cuh", include_str!("../kernels/absent.cuh")),
     ("arrive.cuh", include_str!("../kernels/arrive.cuh")),
     ("ptx.cuh", include_str!("../kernels/ptx.cuh")),
     ("order.cuh", include_str!("../kernels/order.cuh")),
     ("types.cuh", include_str!("../kernels/types.cuh")),
+    ("eights.cuh", include_str!("../kernels/eights.cuh")),
     ("weights.cuh", include_str!("../kernels/weights.cuh")),
     ("product.cuh", include_str!("../kernels/product.cuh")),
     ("kv.cuh", include_str!("../kernels/kv.cuh")),
@@ -135,7 +136,7 @@ macro_rules! program {
 use Variants::{Blocks, Chunks, Few, Formats, KvDtypes, Lined, Merges, One};
 
 /// All of them. The longest compilations come first.
-pub const PROGRAMS: [Program; 22] = [
+pub const PROGRAMS: [Program; 23] = [
     program!("moe/moe_gemm", Lined, ["moe_gate_up", "moe_down"]),
     program!("experts", Formats, ["gate_up_vector", "down_vector", "gate_up_tile", "down_tile"]),
     program!("vector/linear", Few, ["linear_few", "linear_more"]),
@@ -155,12 +156,13 @@ pub const PROGRAMS: [Program; 22] = [
         One,
         ["add_rms_norm", "add_rms_norm_eights", "combine", "combine_rms_norm"]
     ),
-    program!("route", One, ["route", "router"]),
+    program!("route", One, ["route", "router", "norm_router"]),
     program!("embed", Formats, ["embed"]),
-    program!("sort", One, ["sort_pairs", "sort_rows"]),
+    program!("sort", One, ["sort_pairs", "sort_rows", "place"]),
     program!("kv", KvDtypes, ["kv_append", "gqa_heads", "mla_heads"]),
     program!("largest", One, ["largest_pieces", "largest_merge"]),
     program!("limits", One, ["read_all"]),
+    program!("mail", One, ["from_host", "to_host", "take_answers"]),
     program!("attend/merge", Merges, ["attend_merge"]),
 ];
 

@@ -1,5 +1,5 @@
 //! Pinned host memory through which everything is uploaded, so that no upload waits for the GPU
-//! unless it is a whole half behind; and a little of it for what comes back.
+//! unless it is a whole half behind.
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -8,14 +8,9 @@ use std::ffi::c_void;
 /// Bytes of a half: 16 MiB copies reach the link's speed (55 GB/s on PCIe 5).
 const HALF: usize = 16 << 20;
 
-/// Bytes that come back through pinned memory: what a decode step brings. More would be copied twice.
-const LANDING: usize = 64 << 10;
-
 /// Two halves; while one is copied, the other is filled.
 pub struct Staging {
     memory: *mut c_void,
-    /// Of [`LANDING`] bytes.
-    landing: *mut c_void,
     /// Recorded behind the last copy out of each half.
     copied: [sys::CUevent; 2],
     half: usize,
@@ -29,9 +24,37 @@ impl Staging {
         let copied = [result::event::create(flags)?, result::event::create(flags)?];
         // SAFETY: freed in `free`.
         let memory = unsafe { result::malloc_host(2 * HALF, 0)? };
-        // SAFETY: freed in `free`.
-        let landing = unsafe { result::malloc_host(LANDING, 0)? };
-        Ok(Staging { memory, landing, copied, half: 0, filled: 0 })
+        Ok(Staging { memory, copied, half: 0, filled: 0 })
+    }
+
+    /// Puts at most `bytes` into a half, at a multiple of 16 bytes: what it takes of them, where it stays
+    /// until the GPU has done all that is queued on `stream` before the half's turn comes again. `least`
+    /// bytes or more.
+    ///
+    /// # Safety
+    /// The stream is alive, and all that reads what was staged before is queued on it.
+    pub unsafe fn stage(
+        &mut self,
+        bytes: &[u8],
+        least: usize,
+        stream: sys::CUstream,
+    ) -> Result<&'static [u8], DriverError> {
+        if HALF - self.filled < least {
+            // SAFETY: event and stream are alive.
+            unsafe { result::event::record(self.copied[self.half], stream)? };
+            (self.half, self.filled) = (1 - self.half, 0);
+            // SAFETY: as above. An event that was never recorded counts as passed.
+            unsafe { result::event::synchronize(self.copied[self.half])? };
+        }
+        let piece = &bytes[..bytes.len().min(HALF - self.filled)];
+        // SAFETY: inside the half by the line above, and nothing that reads it is pending.
+        let staged = unsafe {
+            let at = self.memory.cast::<u8>().add(self.half * HALF + self.filled);
+            std::ptr::copy_nonoverlapping(piece.as_ptr(), at, piece.len());
+            std::slice::from_raw_parts(at, piece.len())
+        };
+        self.filled = (self.filled + piece.len()).next_multiple_of(16).min(HALF);
+        Ok(staged)
     }
 
     /// Queues a copy of `bytes` to device memory at `to`.
@@ -46,26 +69,12 @@ impl Staging {
     ) -> Result<(), DriverError> {
         let mut done = 0;
         while done < bytes.len() {
-            if self.filled == HALF {
-                // SAFETY: event and stream are alive.
-                unsafe { result::event::record(self.copied[self.half], stream)? };
-                (self.half, self.filled) = (1 - self.half, 0);
-                // SAFETY: as above. An event that was never recorded counts as passed.
-                unsafe { result::event::synchronize(self.copied[self.half])? };
-            }
-            let piece = &bytes[done..bytes.len().min(done + HALF - self.filled)];
-            // SAFETY: inside the half by the line above, and no copy out of it is pending.
-            let staged = unsafe {
-                let at = self.memory.cast::<u8>().add(self.half * HALF + self.filled);
-                std::ptr::copy_nonoverlapping(piece.as_ptr(), at, piece.len());
-                std::slice::from_raw_parts(at, piece.len())
-            };
-            // SAFETY: the target is the caller's promise; the source stays until the event.
+            // SAFETY: the target is the caller's promise; the source stays until the copy is done.
             unsafe {
+                let staged = self.stage(&bytes[done..], 1, stream)?;
                 result::memcpy_htod_async(to + done as sys::CUdeviceptr, staged, stream)?;
+                done += staged.len();
             }
-            done += piece.len();
-            self.filled += piece.len();
         }
         Ok(())
     }
@@ -80,22 +89,9 @@ impl Staging {
         bytes: &mut [u8],
         stream: sys::CUstream,
     ) -> Result<(), DriverError> {
-        let small = bytes.len() <= LANDING;
-        // SAFETY: pinned memory of so many bytes, used by nothing else: every copy is waited for.
-        let landed = small.then(|| unsafe {
-            std::slice::from_raw_parts_mut(self.landing.cast::<u8>(), bytes.len())
-        });
         // SAFETY: the source is the caller's promise, and the target is waited for.
         unsafe {
-            match landed {
-                None => result::memcpy_dtoh_async(bytes, from, stream)?,
-                Some(landed) => {
-                    result::memcpy_dtoh_async(landed, from, stream)?;
-                    result::stream::synchronize(stream)?;
-                    bytes.copy_from_slice(landed);
-                    return Ok(());
-                }
-            }
+            result::memcpy_dtoh_async(bytes, from, stream)?;
             result::stream::synchronize(stream)
         }
     }
@@ -108,7 +104,6 @@ impl Staging {
         // SAFETY: allocated in `new`; errors on the way out interest nobody.
         unsafe {
             let _ = result::free_host(self.memory);
-            let _ = result::free_host(self.landing);
             for event in self.copied {
                 let _ = result::event::destroy(event);
             }

@@ -1,6 +1,9 @@
 //! What the engine's thread counts while it works, for whoever wants to look from outside.
 
+use crate::experts::{DecodeStrategy, PrefillStrategy, Traffic};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// Numbers that the engine's thread writes after each step and others read at any time. Each is true
 /// by itself; two of them may come from different steps.
@@ -24,11 +27,103 @@ pub struct Census {
     pub preemptions: AtomicU64,
     /// Forward passes.
     pub steps: AtomicU64,
+    /// Those that read prompts, with what was decoded beside them.
+    pub prompts: Pace,
+    /// Those that only decoded.
+    pub decodes: Pace,
+    /// The routed experts, once there is a model.
+    pub experts: OnceLock<Arc<ExpertCensus>>,
+}
+
+/// How much was computed in how much time.
+#[derive(Debug, Default)]
+pub struct Pace {
+    /// Tokens.
+    pub tokens: AtomicU64,
+    /// Time of the passes that they were in.
+    pub nanoseconds: AtomicU64,
+}
+
+/// Where routed experts lie and who of them is asked for.
+#[derive(Debug)]
+pub struct ExpertCensus {
+    /// What becomes of experts in host memory, for prompts and for few rows; none if all lie on the
+    /// device.
+    pub strategies: Option<(PrefillStrategy, DecodeStrategy)>,
+    /// Experts that the device has room for, where they lie in host memory.
+    pub slots: u32,
+    /// Experts copied to the device.
+    pub brought: AtomicU64,
+    /// Pairs of tokens and experts in host memory that were computed on the device.
+    pub on_the_device: AtomicU64,
+    /// Those that the CPU computed.
+    pub on_the_cpu: AtomicU64,
+    /// `[layer][expert]`, nothing for dense layers; empty where nobody looks.
+    asked: Vec<Vec<AtomicU64>>,
 }
 
 impl Census {
     /// A number as it is now.
     pub fn read(number: &AtomicU64) -> u64 {
         number.load(Ordering::Relaxed)
+    }
+}
+
+impl Pace {
+    /// A pass is over.
+    pub(crate) fn add(&self, tokens: usize, time: Duration) {
+        self.tokens.fetch_add(tokens as u64, Ordering::Relaxed);
+        self.nanoseconds.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+    }
+}
+
+impl ExpertCensus {
+    /// `experts` of each layer are counted; none of any where looking would keep the device waiting.
+    pub fn new(
+        strategies: Option<(PrefillStrategy, DecodeStrategy)>,
+        slots: u32,
+        experts: impl Iterator<Item = u32>,
+    ) -> ExpertCensus {
+        ExpertCensus {
+            strategies,
+            slots,
+            brought: AtomicU64::new(0),
+            on_the_device: AtomicU64::new(0),
+            on_the_cpu: AtomicU64::new(0),
+            asked: experts.map(|n| (0..n).map(|_| AtomicU64::new(0)).collect()).collect(),
+        }
+    }
+
+    /// How many tokens were routed to each expert since the start, by layers that have experts; none
+    /// where nobody looks.
+    pub fn asked(&self) -> Option<impl Iterator<Item = (usize, Vec<u64>)>> {
+        let layers = self.asked.iter().enumerate().filter(|(_, experts)| !experts.is_empty());
+        let counts =
+            layers.map(|(layer, experts)| (layer, experts.iter().map(Census::read).collect()));
+        (!self.asked.is_empty()).then_some(counts)
+    }
+
+    /// Notes who was asked for in a layer. There is one writer, so nothing has to be locked.
+    pub(crate) fn note(&self, layer: usize, chosen: &[u32]) {
+        let layer = &self.asked[layer];
+        for &expert in chosen {
+            let count = &layer[expert as usize];
+            count.store(Census::read(count) + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes how often each expert of a layer was asked for.
+    pub(crate) fn note_counts(&self, layer: usize, counts: &[u32]) {
+        for (count, &more) in self.asked[layer].iter().zip(counts) {
+            count.store(Census::read(count) + u64::from(more), Ordering::Relaxed);
+        }
+    }
+
+    /// What was copied and computed where, up to now.
+    pub(crate) fn moved(&self, traffic: Traffic) {
+        let Traffic { brought, on_the_device, on_the_cpu, .. } = traffic;
+        self.brought.store(brought, Ordering::Relaxed);
+        self.on_the_device.store(on_the_device, Ordering::Relaxed);
+        self.on_the_cpu.store(on_the_cpu, Ordering::Relaxed);
     }
 }

@@ -1,10 +1,10 @@
 //! The step, and the thread that makes it.
 
-use crate::census::Census;
+use crate::census::{Census, ExpertCensus};
 use crate::device::{self, Home, Watched, allocate};
 use crate::dummy::{self, Dummy};
 use crate::error::StartError;
-use crate::experts::{Away, Experts};
+use crate::experts::{Asked, Away, Experts};
 use crate::handle::{Facts, Handle, Submission};
 use crate::kv::Pages;
 use crate::load::{Built, Peak, PeakMeter, Placed, Shelf, Stock, Unwatched, Watch};
@@ -21,7 +21,7 @@ use krasis_checkpoint::{Checkpoint, compressed_tensors};
 use krasis_core::{Bytes, Layout};
 use krasis_cpu::{Arena, Team};
 use krasis_machine::Need;
-use krasis_model::{Config, Model, Source, describe};
+use krasis_model::{Config, Ffn, Model, Source, describe};
 use krasis_ops::{Cpu, Memory, Ops};
 use std::path::Path;
 use std::sync::Arc;
@@ -279,10 +279,20 @@ impl<D: Ops + Memory> Engine<D> {
             peak: meter.stop(placed.fill_peak(stock, cache.is_some())?),
         };
         loading.log();
+        // Looking at routes costs nothing where they lie in host memory, or have to come there.
+        let looks = preflight.is_some() || plan.away.is_some();
         if let (Some(preflight), Some(held)) = (preflight, held) {
             preflight.compare(held, plan.need.weights);
         }
-        Ok(Engine::assemble(device, host, model, source, plan, loading, options))
+        let away = plan.away.as_ref();
+        let counted =
+            placed.banks.iter().filter(|_| looks).map(|bank| bank.map_or(0, |bank| bank.experts));
+        let counts = ExpertCensus::new(
+            away.map(|away| (away.prefill, away.decode)),
+            away.map_or(0, |away| away.pool.experts),
+            counted,
+        );
+        Ok(Engine::assemble(device, host, model, source, plan, counts, loading, options))
     }
 
     fn assemble(
@@ -291,6 +301,7 @@ impl<D: Ops + Memory> Engine<D> {
         model: Model<krasis_core::Weight>,
         source: &Model<Source>,
         plan: Plan,
+        counts: ExpertCensus,
         loading: Loading,
         options: &Options,
     ) -> Loaded<D> {
@@ -307,14 +318,20 @@ impl<D: Ops + Memory> Engine<D> {
         let seeds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
         let decode_bytes = plan.placed.decode_bytes();
         let banks = plan.placed.banks;
+        let counts = Arc::new(counts);
+        let _ = handle.census.experts.set(counts.clone());
         let experts = match (plan.away, host) {
             (Some(plan), Some(arena)) => {
                 let host = Cpu::new(arena, Team::new(options.threads));
-                let mut away = Away::new(plan, host, banks);
+                let mut away = Away::new(plan, host, banks, counts);
                 away.warm_up(&mut device);
                 Experts::Away(Box::new(away))
             }
-            _ => Experts::Device(banks),
+            _ => {
+                let pairs = plan.rows_max * top_k(&model);
+                let asked = counts.asked().is_some().then(|| Asked::new(counts.clone(), pairs));
+                Experts::Device(banks, asked)
+            }
         };
         let network = Network { model, caches: plan.caches, buffers: plan.buffers };
         let runner = Runner {
@@ -349,8 +366,15 @@ impl<D: Ops + Memory> Engine<D> {
         }
         let step = self.census.steps.fetch_add(1, Ordering::Relaxed);
         assert!(self.fault != Some(step), "step {step} fails, as --fault-at-step wishes");
+        let start = Instant::now();
         let hear = |index, known: Known| scheduler.hear(batch, index, known);
         self.runner.forward(&batch.input, &batch.chosen, hear);
+        // Before anybody hears of the step, so that whoever has heard of it finds it counted.
+        let pace = if batch.reads() { &self.census.prompts } else { &self.census.decodes };
+        pace.add(batch.input.tokens.len(), start.elapsed());
+        if let Some(experts) = self.census.experts.get() {
+            experts.moved(self.runner.experts.traffic());
+        }
         scheduler.commit(batch);
         scheduler.count();
     }
@@ -378,6 +402,15 @@ impl<D: Ops + Memory> Engine<D> {
         }
         true
     }
+}
+
+/// Experts per token, at most.
+fn top_k(model: &Model<krasis_core::Weight>) -> u32 {
+    let of = |layer: &krasis_model::Layer<_>| match &layer.ffn {
+        Ffn::Moe(moe) => moe.routing.top_k,
+        Ffn::Dense(_) => 0,
+    };
+    model.layers.iter().map(of).max().unwrap_or(0)
 }
 
 impl Loading {

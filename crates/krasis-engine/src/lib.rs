@@ -23,7 +23,7 @@ pub mod sequence;
 pub mod skew;
 pub mod step;
 
-pub use census::Census;
+pub use census::{Census, ExpertCensus};
 pub use engine::{
     Engine, Loaded, Loading, Running, build_cache, estimate, estimate_dummy, start, start_dummy,
     start_watched,

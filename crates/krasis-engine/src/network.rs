@@ -5,7 +5,7 @@ use crate::step::{ChosenPlaces, StepSlots};
 use krasis_core::Weight;
 use krasis_model::blocks::{self, Step, moe};
 use krasis_model::{Buffers, Cache, Ffn, Model};
-use krasis_ops::{Memory, Ops};
+use krasis_ops::{Memory, Nobody, Ops};
 use std::ops::Range;
 
 /// What a forward pass is made of besides its input and its routed experts.
@@ -60,7 +60,7 @@ impl Network {
                 }
             };
             match repeat {
-                Repeat::From(key) => d.repeat(key + part, body),
+                Repeat::From(key) => d.repeat(key + part, &mut Nobody, |d, _| body(d)),
                 Repeat::Never => body(d),
             }
             let Some(layer) = next else { return };

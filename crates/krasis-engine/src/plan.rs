@@ -151,6 +151,9 @@ impl Plan {
             }
             None => None,
         };
+        if away.is_some() {
+            regions.push(("experts in host memory", host.bytes()));
+        }
         Ok(Plan {
             layout,
             placed,
@@ -229,6 +232,8 @@ impl<'a> Pool<'a> {
         let Bank { gate_up, down, experts, inter } = self.bank;
         let each = (bytes_of(gate_up) + bytes_of(down)).0 / u64::from(*experts);
         let places = layout.slot(u64::from(room.rows_max) * u64::from(self.top_k));
+        let tables = layout.slot(u64::from(self.layers * experts));
+        let counts = layout.slot(u64::from(self.layers * experts));
         let left = Bytes(room.available.0.saturating_sub(layout.bytes().0));
         let all = self.layers * experts;
         // What alignment takes is seen when they are laid out.
@@ -267,6 +272,8 @@ impl<'a> Pool<'a> {
             threshold,
             pool: self.place(fit, layout),
             places,
+            tables,
+            counts,
             hot: if keeps { fit - moving.min(fit) } else { 0 },
             desk: Desk::plan(desk_rows, self.hidden, self.top_k, *inter, host),
         })

@@ -1,6 +1,6 @@
 //! One forward pass over all layers, on one device and what helps it.
 
-use crate::experts::Experts;
+use crate::experts::{Experts, Repeats};
 use crate::network::{Network, Repeat};
 use crate::sample::{Known, Largest};
 use crate::step::{Chosen, ChosenPlaces, LOGIT_ROWS, Places, StepInput, StepSlots};
@@ -91,16 +91,21 @@ impl<D: Ops + Memory> Runner<D> {
         };
         // Steps that only decode are alike but for what was uploaded, and all sequences are chosen.
         let decodes = step.rows == step.seqs.count && input.tokens.len() == first;
-        let on_the_device = matches!(experts, Experts::Device(_));
-        let all = |d: &mut D, repeat| {
+        let all = |d: &mut D, experts: &mut Experts, repeat| {
             network.layers(d, experts, layers, (&step, &b), repeat, end);
         };
-        match (decodes, on_the_device) {
-            (true, true) => device.repeat(step.rows, |d| all(d, Repeat::Never)),
-            (true, false) if step.rows <= ROWS_REMEMBERED => {
-                all(device, Repeat::From(step.rows << 16));
+        let few = step.rows <= ROWS_REMEMBERED;
+        match experts.repeats() {
+            Repeats::Step if decodes => {
+                device.repeat(step.rows, experts, |d, e| all(d, e, Repeat::Never));
             }
-            _ => all(device, Repeat::Never),
+            Repeats::StepOfFew if decodes && few && network.model.hidden.is_multiple_of(8) => {
+                device.repeat(step.rows, experts, |d, e| all(d, e, Repeat::Never));
+            }
+            Repeats::Between if decodes && few => {
+                all(device, experts, Repeat::From(step.rows << 16));
+            }
+            _ => all(device, experts, Repeat::Never),
         }
         first
     }

@@ -240,6 +240,11 @@ impl Scheduler {
 }
 
 impl Batch {
+    /// Whether it reads a prompt, or only decodes.
+    pub fn reads(&self) -> bool {
+        self.parts.iter().any(|&rows| rows > 1)
+    }
+
     /// Keeps the memory: a decode step allocates nothing.
     fn clear(&mut self) {
         let StepInput { tokens, positions, row_seq, first_row, pages, state } = &mut self.input;

@@ -48,6 +48,11 @@ impl Cpu {
         self.arena.slice(at)
     }
 
+    /// Numbers where they lie: whole rows.
+    pub fn floats(&self, mat: Mat<Act>) -> &[f32] {
+        self.arena.slice(mat.whole().floats())
+    }
+
     /// Has its memory outlive it.
     pub fn keep(&self) -> Keep {
         self.arena.keep()
@@ -263,5 +268,8 @@ impl Ops for Cpu {
     }
     fn largest(&mut self, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>) {
         largest::cpu(self, x, scales, out);
+    }
+    fn place(&mut self, experts: Mat<u32>, slots: Slot<u32>, counts: Slot<u32>, out: Slot<u32>) {
+        place::cpu(self, experts, slots, counts, out);
     }
 }

@@ -30,6 +30,7 @@ pub mod largest;
 pub mod linear;
 pub mod linear_heads;
 pub mod mla_attend;
+pub mod place;
 pub mod rope;
 pub mod route;
 pub mod sigmoid_gate;
@@ -42,7 +43,7 @@ pub use experts::{ABSENT, Bank};
 pub use heads::Turns;
 pub use krasis_cpu::Keep;
 pub use largest::LARGEST_MAX;
-pub use memory::Memory;
+pub use memory::{Aide, Answer, Memory, Nobody, Question};
 pub use reference::Reference;
 pub use route::{GroupScore, Groups, Routes, Routing, Score};
 pub use step::{KvStore, Seqs, StateStore};
@@ -140,6 +141,8 @@ pub trait Ops {
     fn gather(&mut self, x: Mat<Act>, rows: Slot<u32>, out: Mat<Act>);
     /// The largest of each row in order, where they stand, and the sum of all weights.
     fn largest(&mut self, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>);
+    /// `out[i] = slots[experts[i]]`, each counted if there is room for that.
+    fn place(&mut self, experts: Mat<u32>, slots: Slot<u32>, counts: Slot<u32>, out: Slot<u32>);
 
     /// The router's logits, and [`Ops::route`] of them.
     fn router(
@@ -152,6 +155,22 @@ pub trait Ops {
         out: Routes,
     ) {
         route::router(self, x, w, bias, how, logits, out);
+    }
+    /// [`Ops::add_rms_norm`], and [`Ops::router`] of its `x`.
+    fn norm_router(
+        &mut self,
+        add: Mat<Act>,
+        residual: Mat<Act>,
+        norm: &Weight,
+        eps: f32,
+        x: Mat<Act>,
+        w: &Weight,
+        bias: Option<&Weight>,
+        how: &Routing,
+        logits: Mat<Act>,
+        out: Routes,
+    ) {
+        route::normed_router(self, add, residual, norm, eps, x, w, bias, how, logits, out);
     }
     /// [`Ops::combine`], what it makes joins the residual stream, and the norm that follows; what is
     /// left in `block` is nobody's.

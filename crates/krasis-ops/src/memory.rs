@@ -1,13 +1,71 @@
 //! Getting numbers into a device and out of it.
 
+use crate::ABSENT;
 use bytemuck::Pod;
 use krasis_core::{Act, Mat, Slot, from_a_page};
 use krasis_cpu::{Arena, Keep, Team};
+use std::ops::Range;
 use std::sync::Mutex;
 
 /// Threads that fill memory are at least so many: they mostly wait for a disk, which wants several
 /// requests at once, and two threads on a busy machine often leave it without any.
 const WAITING: usize = 4;
+
+/// What a device asks of somebody else in the middle of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Question {
+    /// Which one of the step's.
+    pub number: usize,
+    /// What it is about.
+    pub routes: Slot<u32>,
+    /// And with which numbers: whole rows, one behind the other.
+    pub x: Mat<Act>,
+    /// For each row of `out` that is asked for [`ABSENT`]; the others are the device's own.
+    pub places: Slot<u32>,
+    /// Where the answer goes.
+    pub out: Mat<Act>,
+}
+
+/// Somebody who answers.
+pub trait Aide {
+    /// Where a question's routes and numbers are put.
+    fn desk(&mut self) -> (&mut Vec<u32>, &mut Vec<f32>);
+    /// The answer to what lies there.
+    fn answer(&mut self, number: usize) -> Answer<'_>;
+}
+
+/// Rows for a device.
+pub struct Answer<'a> {
+    /// Rows one behind the other.
+    pub rows: &'a [f32],
+    /// For each row [`ABSENT`] if it says nothing: those are the device's own.
+    pub mine: &'a [u32],
+}
+
+impl Answer<'_> {
+    /// Ranges of rows that say something.
+    pub fn runs(&self) -> impl Iterator<Item = Range<usize>> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let first = at + self.mine[at..].iter().position(|&mine| mine != ABSENT)?;
+            let rest = &self.mine[first..];
+            at = first + rest.iter().position(|&mine| mine == ABSENT).unwrap_or(rest.len());
+            Some(first..at)
+        })
+    }
+}
+
+/// Who helps where nobody is asked.
+pub struct Nobody;
+
+impl Aide for Nobody {
+    fn desk(&mut self) -> (&mut Vec<u32>, &mut Vec<f32>) {
+        unreachable!("nobody is asked")
+    }
+    fn answer(&mut self, _number: usize) -> Answer<'_> {
+        unreachable!("nobody is asked")
+    }
+}
 
 /// A device's memory, seen from the host.
 pub trait Memory {
@@ -45,14 +103,38 @@ pub trait Memory {
         values
     }
 
-    /// Runs `body`, which under one `key` asks for the same operations on the same slots every time;
-    /// what differs is what the slots hold. So a device may remember them and leave `body` uncalled.
-    /// Nothing is uploaded or downloaded in between.
-    fn repeat(&mut self, _key: u32, body: impl FnOnce(&mut Self))
+    /// Copies numbers and activations to the host, as both functions do alone, and waits but once.
+    fn download_with_act(
+        &mut self,
+        at: Slot<u32>,
+        to: &mut Vec<u32>,
+        from: Mat<Act>,
+        numbers: &mut Vec<f32>,
+    ) {
+        self.download_to(at, to);
+        self.download_act_to(from, numbers);
+    }
+
+    /// Asks `aide`, who may be at work on the answer until [`Self::answered`], while the device is at
+    /// work on what comes in between.
+    fn ask<H: Aide>(&mut self, aide: &mut H, question: &Question) {
+        let (routes, x) = aide.desk();
+        self.download_with_act(question.routes, routes, question.x, x);
+    }
+
+    /// From here on the rows of `out` that were asked for are there.
+    fn answered<H: Aide>(&mut self, aide: &mut H, question: &Question) {
+        answered(self, aide, question);
+    }
+
+    /// Runs `body`, which under one `key` asks for the same operations on the same slots, and the same
+    /// questions, every time; what differs is what the slots hold. So a device may remember them and leave
+    /// `body` uncalled. Nothing else is uploaded or downloaded in between.
+    fn repeat<H: Aide>(&mut self, _key: u32, aide: &mut H, body: impl FnOnce(&mut Self, &mut H))
     where
         Self: Sized,
     {
-        body(self);
+        body(self, aide);
     }
 
     /// Has `write` fill slots that lie one behind the other, `piece` bytes at a time: it is given the
@@ -75,6 +157,17 @@ pub trait Memory {
                 self.upload(Slot::new(slot.start + first, len), bytes);
             }
         }
+    }
+}
+
+/// Asks for an answer and uploads it.
+pub fn answered<D: Memory + ?Sized, H: Aide>(d: &mut D, aide: &mut H, question: &Question) {
+    let (answer, out) = (aide.answer(question.number), question.out);
+    for run in answer.runs() {
+        let to = out.from_row(run.start as u32, u64::from(D::ACT_BYTES));
+        let cols = out.cols as usize;
+        let rows = &answer.rows[run.start * cols..run.end * cols];
+        d.upload_act(to.first(run.len() as u32), rows);
     }
 }
 

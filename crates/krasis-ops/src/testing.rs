@@ -78,6 +78,7 @@ pub fn all() -> Vec<Named> {
         linear::cases::ALL,
         linear_heads::cases::ALL,
         route::cases::ALL,
+        place::cases::ALL,
         largest::cases::ALL,
         kv_append::cases::ALL,
         attend::cases::ALL,

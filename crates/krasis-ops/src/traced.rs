@@ -54,6 +54,15 @@ impl<D: Memory> Memory for Traced<D> {
     fn download_to<T: Pod>(&mut self, at: Slot<T>, to: &mut Vec<T>) {
         self.time("download", at.len as u32, |d| d.download_to(at, to));
     }
+    fn download_with_act(
+        &mut self,
+        at: Slot<u32>,
+        to: &mut Vec<u32>,
+        from: Mat<Act>,
+        numbers: &mut Vec<f32>,
+    ) {
+        self.time("download", from.rows, |d| d.download_with_act(at, to, from, numbers));
+    }
     fn bring(&mut self, to: Slot<u8>, from: &[u8], keep: &Keep) {
         self.time("bring", from.len() as u32, |d| d.bring(to, from, keep));
     }
@@ -185,6 +194,9 @@ impl<D: Ops> Ops for Traced<D> {
     fn largest(&mut self, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>) {
         self.time("largest", out.rows, |d| d.largest(x, scales, out));
     }
+    fn place(&mut self, experts: Mat<u32>, slots: Slot<u32>, counts: Slot<u32>, out: Slot<u32>) {
+        self.time("place", experts.rows, |d| d.place(experts, slots, counts, out));
+    }
     fn router(
         &mut self,
         x: Mat<Act>,
@@ -195,6 +207,23 @@ impl<D: Ops> Ops for Traced<D> {
         out: Routes,
     ) {
         self.time("router", x.rows, |d| d.router(x, w, bias, how, logits, out));
+    }
+    fn norm_router(
+        &mut self,
+        add: Mat<Act>,
+        residual: Mat<Act>,
+        norm: &Weight,
+        eps: f32,
+        x: Mat<Act>,
+        w: &Weight,
+        bias: Option<&Weight>,
+        how: &Routing,
+        logits: Mat<Act>,
+        out: Routes,
+    ) {
+        self.time("norm_router", x.rows, |d| {
+            d.norm_router(add, residual, norm, eps, x, w, bias, how, logits, out)
+        });
     }
     fn combine_rms_norm(
         &mut self,

@@ -367,17 +367,16 @@ impl Kind {
     }
 }
 
-const STYLE: &str = "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}\
-    code{font-size:15px}td{padding:0 1em 0 0;vertical-align:top}summary{cursor:pointer}";
-
-/// The page.
-pub(crate) fn page() -> String {
+/// The page. Whether keys are wanted is all that it says of this server, and any refusal says it too.
+pub(crate) fn page(keys: bool) -> String {
+    let with = if keys { ", with a key" } else { "" };
     let mut page = format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Krasis</title>\
-         <style>{STYLE}</style><h1>Krasis {}</h1><p>OpenAI's and Anthropic's APIs over a model on this machine; for \
-         programs, <a href=\"openapi.json\">openapi.json</a>. Fields that are not listed are \
-         ignored.</p>",
-        env!("CARGO_PKG_VERSION")
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>Krasis: routes</title>\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <link rel=\"icon\" href=\"page/icon.svg\"><link rel=\"stylesheet\" href=\"page/page.css\"></head>\
+         <body class=\"docs\"><h1>Krasis</h1><p>OpenAI's and Anthropic's APIs over a model on this machine; for programs, \
+         <a href=\"openapi.json\">openapi.json</a>{with}. To chat, <a href=\".\">the page</a>. Fields that \
+         are not listed are ignored.</p>"
     );
     for route in &ROUTES {
         let (path, (fields, required)) = (public(route.path), fields(route.path));
@@ -398,6 +397,7 @@ pub(crate) fn page() -> String {
         }
         page += "</table></details>";
     }
+    page += "</body></html>";
     page
 }
 

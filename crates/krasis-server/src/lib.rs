@@ -23,6 +23,7 @@ mod metrics;
 mod noise;
 mod openai;
 mod paced;
+mod page;
 mod responses;
 mod routes;
 mod serve;

@@ -21,8 +21,11 @@ fn ask(server: &Server, method: &str, path: &str, headers: &[(&str, &str)]) -> R
     server.send(method, path, &headers, if method == "POST" { b"{}" } else { b"" })
 }
 
+/// What tells nothing of this server but whether it is well: probes, and files that are built in.
+const OPEN: [&str; 5] = ["/health", "/readyz", "/docs", "/", "/page/tiny"];
+
 #[test]
-fn every_route_but_the_probes_wants_a_key() {
+fn every_route_but_the_probes_and_the_page_wants_a_key() {
     let server = with(keyed("first-key\nsecond-key"));
     let loading = Server::with(Script::saying("x"), keyed("first-key"), Limits::default());
     let wrong = [
@@ -42,7 +45,7 @@ fn every_route_but_the_probes_wants_a_key() {
     // What does not exist is not told without a key either.
     for (method, path) in routes.chain([("GET", "/nowhere"), ("DELETE", "/v1/models")]) {
         let path = path.replace("{*id}", "tiny");
-        let open = matches!(path.as_str(), "/health" | "/readyz");
+        let open = OPEN.contains(&path.as_str());
         for headers in wrong {
             for server in [&server, &loading] {
                 let reply = ask(server, method, &path, headers);
@@ -67,14 +70,15 @@ fn every_route_but_the_probes_wants_a_key() {
         .filter(|route| route.entry == krasis_server::Entry::Open)
         .map(|route| route.path)
         .collect();
-    assert_eq!(public, ["/health", "/readyz"]);
+    let public: Vec<String> = public.iter().map(|path| path.replace("{*id}", "tiny")).collect();
+    assert_eq!(public, OPEN);
 }
 
 #[test]
 fn keys_are_nowhere_to_be_read() {
     let server = with(keyed("very-secret"));
     let key = [("Authorization", "Bearer very-secret")];
-    for path in ["/v1/status", "/metrics", "/openapi.json", "/docs", "/v1/models"] {
+    for path in ["/v1/status", "/metrics", "/openapi.json", "/docs", "/v1/models", "/"] {
         let reply = ask(&server, "GET", path, &key);
         assert_eq!(reply.status, 200, "{path}");
         assert!(!format!("{reply:?}").contains("secret"), "{path}");

@@ -3,8 +3,10 @@
 mod common;
 
 use common::{CONTEXT, EOS, Script, Server};
-use krasis_server::ROUTES;
+use krasis_engine::{DecodeStrategy, ExpertCensus, PrefillStrategy};
+use krasis_server::{Access, Keys, Limits, ROUTES};
 use serde_json::{Value, json};
+use std::sync::atomic::Ordering;
 
 const TEXT: &str = "/v1/completions";
 
@@ -104,11 +106,75 @@ fn the_description_has_every_route() {
         assert_eq!(operation["security"].is_array(), secured, "{path}");
         assert!(page.body.contains(&format!("{} {path}</code>", route.method)), "{path}");
     }
-    // A page without a network: it may load nothing, and names nothing to load.
+    // It loads nothing from elsewhere, and runs nothing.
     assert!(page.header("content-security-policy").contains("default-src 'none'"));
-    for remote in ["http:", "https:", "<script", "src="] {
+    for remote in ["http:", "https:", "<script", "src=", "style=", "<style"] {
         assert!(!page.body.contains(remote), "{remote}");
     }
+}
+
+/// With keys too: a browser that comes by itself has none.
+#[test]
+fn the_page_and_its_files_are_served_with_their_types_and_policy() {
+    let keys = Keys::read(None, Some("a-key")).unwrap();
+    let access = Access { keys, ..Access::local() };
+    let server = Server::with(Script::saying("x"), access, Limits::default());
+    let page = server.get("/");
+    assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
+    let scripts = ["api", "chat", "dom", "draw", "main", "markdown", "settings", "status"];
+    let files = scripts.map(|name| (format!("/page/{name}.js"), "text/javascript; charset=utf-8"));
+    for (path, kind) in files.into_iter().chain([
+        ("/".into(), "text/html; charset=utf-8"),
+        ("/docs".into(), "text/html; charset=utf-8"),
+        ("/page/page.css".into(), "text/css; charset=utf-8"),
+        ("/page/icon.svg".into(), "image/svg+xml"),
+    ]) {
+        let file = server.get(&path);
+        assert_eq!((file.status, file.header("content-type")), (200, kind), "{path}");
+        let policy = file.header("content-security-policy");
+        for rule in ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"] {
+            assert!(policy.split("; ").any(|part| part == rule), "{rule} of {path}");
+        }
+        assert!(!policy.contains("unsafe") && !policy.contains("http"), "{path}: {policy}");
+        assert_eq!(file.header("x-content-type-options"), "nosniff", "{path}");
+        assert_eq!(file.header("referrer-policy"), "no-referrer", "{path}");
+        assert_eq!(file.header("x-frame-options"), "DENY", "{path}");
+        assert!(!file.body.contains("a-key") && !file.body.contains("tiny"), "{path}");
+    }
+    for path in
+        ["/page/index.html", "/page/", "/page/../chat.js", "/page/%2e%2e/main.js", "/page/x"]
+    {
+        assert_ne!(server.get(path).status, 200, "{path}");
+    }
+}
+
+#[test]
+fn experts_are_told_as_the_engine_counts_them() {
+    let server = Server::start(Script::saying("x"));
+    assert_eq!(server.get("/v1/status").json()["experts"], Value::Null);
+    assert_eq!(server.get("/v1/status/experts").json(), json!({"layers": []}));
+    let census = &server.app.loaded().unwrap().handle.census;
+    let (prefill, decode) = (PrefillStrategy::LayerGrouped(4), DecodeStrategy::HcsHybrid);
+    let experts = ExpertCensus::new(Some((prefill, decode)), 5, [0, 2].into_iter());
+    experts.on_the_cpu.store(7, Ordering::Relaxed);
+    census.experts.set(experts.into()).unwrap();
+    census.decodes.tokens.store(6, Ordering::Relaxed);
+    census.decodes.nanoseconds.store(1_500_000_000, Ordering::Relaxed);
+    let status = server.get("/v1/status").json();
+    assert_eq!(status["pace"]["decodes"], json!({"tokens": 6, "seconds": 1.5}));
+    assert_eq!(
+        status["experts"],
+        json!({
+            "strategies": {"prefill": "layer_grouped_4", "decode": "hcs_hybrid"},
+            "slots": 5,
+            "brought": 0,
+            "computed_on_the_device": 0,
+            "computed_on_the_cpu": 7,
+            "counted": true,
+        })
+    );
+    let layers = json!({"layers": [{"layer": 1, "asked": [0, 0]}]});
+    assert_eq!(server.get("/v1/status/experts").json(), layers);
 }
 
 /// What is described is read: a value of a wrong type is refused in the field's name.

@@ -4,7 +4,10 @@ use half::bf16;
 use krasis_core::{Act, DType, Format, Mat, Slot};
 use krasis_cuda::{Activation, Cuda, Machine, WORKSPACE_BYTES};
 use krasis_ops::testing::{Case, Judge, all};
-use krasis_ops::{Bank, DeltaHeads, Memory, Ops, Reference, Routes, Routing, Score, Turns};
+use krasis_ops::{
+    ABSENT, Aide, Answer, Bank, DeltaHeads, Memory, Ops, Question, Reference, Routes, Routing,
+    Score, Turns,
+};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -32,7 +35,7 @@ pub fn device_with<A: Activation, M: Machine>(case: &Case, mut machine: M) -> Cu
     machine.write(0, &vec![0xff; case.layout.bytes().0 as usize]);
     for upload in &case.uploads {
         if upload.acts {
-            machine.write(upload.start, &A::encode(bytemuck::cast_slice(&upload.bytes)));
+            machine.write(upload.start, &encoded::<A>(bytemuck::cast_slice(&upload.bytes)));
         } else {
             machine.write(upload.start, &upload.bytes);
         }
@@ -135,6 +138,42 @@ pub fn largest_are_those_of_the_reference<A: Activation, M: Machine>(mut machine
     machine
 }
 
+/// Activations as the machine has them.
+fn encoded<A: Activation>(values: &[f32]) -> Vec<u8> {
+    let mut bytes = vec![0; values.len() * A::BYTES as usize];
+    A::encode(values, &mut bytes);
+    bytes
+}
+
+/// Rows that somebody else computes: sums of what they are asked about.
+#[derive(Default)]
+struct Summing {
+    routes: Vec<u32>,
+    x: Vec<f32>,
+    rows: Vec<f32>,
+    asked: Vec<usize>,
+}
+
+impl Aide for Summing {
+    fn desk(&mut self) -> (&mut Vec<u32>, &mut Vec<f32>) {
+        (&mut self.routes, &mut self.x)
+    }
+
+    /// Odd experts are somebody else's.
+    fn answer(&mut self, number: usize) -> Answer<'_> {
+        self.asked.push(number);
+        let hidden = self.x.len() / (self.routes.len() / 2);
+        self.rows.clear();
+        for (pair, route) in self.routes.iter_mut().enumerate() {
+            let x = &self.x[pair / 2 * hidden..][..hidden];
+            let sums = x.iter().zip(x.iter().rev());
+            self.rows.extend(sums.map(|(a, b)| a + b * *route as f32 + number as f32));
+            *route = if *route % 2 == 0 { ABSENT } else { 0 };
+        }
+        Answer { rows: &self.rows, mine: &self.routes }
+    }
+}
+
 /// Steps of three sequences through a small layer: plain launches, and what is repeated.
 pub fn repeats_give_what_plain_launches_do<A: Activation, M: Machine>(machine: M) {
     let mut case = Case::new(77);
@@ -166,7 +205,16 @@ pub fn repeats_give_what_plain_launches_do<A: Activation, M: Machine>(machine: M
     let how = Routing { score: Score::Softmax, groups: None, top_k: 2, renormalise: true };
     let scales = case.floats_of(1, rows, &[1.0, 0.5, 0.0]).at;
     let found = case.floats_of(rows, 129, &[0.0; 3 * 129]);
-    let body = |d: &mut Cuda<A, M>| {
+    let slots: Vec<u32> = (0..experts).map(|e| if e % 2 == 0 { e } else { ABSENT }).collect();
+    let (slots, places) = (case.u32s(&slots), Mat::new(case.u32s(&[0; 6]), rows, 2));
+    let question = |number| Question {
+        number,
+        routes: routes.experts.whole(),
+        x: normed,
+        places: places.whole(),
+        out: pairs,
+    };
+    let body = |d: &mut Cuda<A, M>, aide: &mut Summing| {
         d.linear(x, &qkv_weight, None, qkv);
         let parts = [(0, 4), (4, 2), (6, 2)].map(|(at, n)| qkv.cols(at * dim, n * dim));
         let stores = [&stores[0], &stores[1]];
@@ -176,29 +224,37 @@ pub fn repeats_give_what_plain_launches_do<A: Activation, M: Machine>(machine: M
         d.add_rms_norm(Some(block), x, &norm, 1e-6, normed);
         d.linear(normed, &router, None, scores);
         d.route(scores, None, &how, routes);
-        d.experts(normed, routes, &bank, inner, pairs);
+        d.ask(aide, &question(3));
+        d.place(routes.experts, slots, Slot::new(0, 0), places.whole());
+        d.experts(normed, Routes { experts: places, ..routes }, &bank, inner, pairs);
+        d.answered(aide, &question(3));
+        d.combine(pairs, routes, 1.0, None, block);
+        d.add_rms_norm(Some(block), x, &norm, 1e-6, normed);
+        d.ask(aide, &question(4));
+        d.answered(aide, &question(4));
         d.combine(pairs, routes, 1.0, None, block);
         d.linear(block, &head, None, logits);
         d.largest(logits, scales, found);
     };
-    let steps = |machine: M, run: &dyn Fn(&mut Cuda<A, M>)| {
-        let mut device = device_with::<A, M>(&case, machine);
+    let steps = |machine: M, run: &dyn Fn(&mut Cuda<A, M>, &mut Summing)| {
+        let (mut device, mut aide) = (device_with::<A, M>(&case, machine), Summing::default());
         let mut all = Vec::new();
         for step in 0..5u32 {
             device.upload(seqs.positions, &[30 + step, 1 + 3 * step, 17 - step]);
             device.upload(Slot::new(scales.start, 3), &[1.0, 0.5, step as f32]);
             let numbers: Vec<f32> =
                 (0..rows * hidden).map(|i| ((i * 7 + step) % 11) as f32 - 5.0).collect();
-            let bytes = A::encode(&numbers);
+            let bytes = encoded::<A>(&numbers);
             device.upload(Slot::new(x.at.start, bytes.len() as u64), &bytes);
-            run(&mut device);
+            run(&mut device, &mut aide);
             let found: Vec<u32> = device.download(found.at).iter().map(|x| x.to_bits()).collect();
             all.push((found, device.download_act(x), device.download_act(block)));
         }
+        assert_eq!(aide.asked, [3, 4].repeat(5), "each question is answered once");
         (all, device.into_machine())
     };
-    let (plain, machine) = steps(machine, &|device| body(device));
-    let (repeated, _) = steps(machine, &|device| device.repeat(3, body));
+    let (plain, machine) = steps(machine, &body);
+    let (repeated, _) = steps(machine, &|device, aide| device.repeat(3, aide, body));
     assert!(plain.windows(2).all(|pair| pair[0] != pair[1]), "steps differ");
     assert!(plain == repeated, "repeated launches compute something else");
 }

@@ -223,6 +223,7 @@ inline unsigned __reduce_min_sync(unsigned mask, unsigned x) {
 }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline void __threadfence() {}
+inline void __threadfence_system() {}
 inline unsigned atomicAdd(unsigned *at, unsigned add) {
     unsigned before = *at;
     *at += add;

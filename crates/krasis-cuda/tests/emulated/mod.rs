@@ -3,9 +3,9 @@
 
 use krasis_core::Bytes;
 use krasis_cuda::Activation;
-use krasis_cuda::machine::{Arg, Kernel, Limits, Machine, Shape};
+use krasis_cuda::machine::{Arg, Kernel, Limits, Machine, Shape, Taken};
 use krasis_cuda::programs::{Build, HEADERS, Signatures, builds};
-use krasis_ops::Keep;
+use krasis_ops::{ABSENT, Keep};
 use libloading::Library;
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
@@ -36,11 +36,17 @@ pub struct Emulated {
     memory: Vec<Line>,
     /// What is on its way to the arena.
     coming: Vec<(u64, Vec<u8>)>,
-    recording: Option<Vec<Launch>>,
+    recording: Option<Vec<Recorded>>,
 }
 
-/// A launch with its arguments as they were: replays show whether anything else would have changed.
-pub type Launch = (Kernel, Shape, Vec<Arg>);
+/// What is recorded, with its arguments as they were: replays show whether anything else would have
+/// changed.
+pub enum Recorded {
+    Launch(Kernel, Shape, Vec<Arg>),
+    /// Where a question lies, and how many words it has there.
+    Ask([(u64, u32); 2]),
+    Take(Taken),
+}
 
 /// An H200 of fewer multiprocessors: enough for several splits, and for a step that has none.
 pub const LARGE: Limits = Limits { processors: 24, shared_max: 227 << 10 };
@@ -132,10 +138,15 @@ impl Emulated {
         let memory = vec![Line([0xff; 64]); bytes.0.div_ceil(64) as usize];
         Emulated { kernels: kernels.clone(), memory, coming: Vec::new(), recording: None }
     }
+
+    fn bytes(&self, at: u64, len: u32) -> Vec<u8> {
+        let memory: &[u8] = bytemuck::cast_slice(&self.memory);
+        memory[at as usize..][..len as usize].to_vec()
+    }
 }
 
 impl Machine for Emulated {
-    type Recording = Vec<Launch>;
+    type Recording = Vec<Recorded>;
 
     fn base(&self) -> u64 {
         self.memory.as_ptr() as u64
@@ -148,7 +159,7 @@ impl Machine for Emulated {
     fn launch(&mut self, kernel: Kernel, shape: Shape, args: &[Arg]) {
         self.kernels.signatures.check(kernel, args.iter().map(|arg| arg.kind));
         if let Some(recording) = &mut self.recording {
-            return recording.push((kernel, shape, args.to_vec()));
+            return recording.push(Recorded::Launch(kernel, shape, args.to_vec()));
         }
         let mut places = [std::ptr::null_mut::<c_void>(); 24];
         places.iter_mut().zip(args).for_each(|(place, arg)| *place = arg.place());
@@ -158,16 +169,47 @@ impl Machine for Emulated {
         unsafe { entry(shape.grid.as_ptr(), shape.block, shape.shared, places.as_ptr()) };
     }
 
-    fn record(&mut self) {
+    fn record(&mut self, _room: [usize; 2]) {
         assert!(self.recording.replace(Vec::new()).is_none(), "one recording at a time");
     }
 
-    fn recorded(&mut self) -> Vec<Launch> {
+    fn ask(&mut self, first: (u64, u32), second: (u64, u32)) {
+        self.recording.as_mut().unwrap().push(Recorded::Ask([first, second]));
+    }
+
+    fn take(&mut self, answer: Taken) {
+        self.recording.as_mut().unwrap().push(Recorded::Take(answer));
+    }
+
+    fn recorded(&mut self) -> Vec<Recorded> {
         self.recording.take().expect("a recording has begun")
     }
 
-    fn replay(&mut self, recording: &Vec<Launch>) {
-        recording.iter().for_each(|(kernel, shape, args)| self.launch(*kernel, *shape, args));
+    /// Who is asked answers as late as may be, of what was there when it was asked.
+    fn replay(
+        &mut self,
+        recording: &Vec<Recorded>,
+        answer: &mut dyn FnMut(usize, &[u8], &mut [u8]),
+    ) {
+        let (mut question, mut number) = (Vec::new(), 0);
+        for recorded in recording {
+            match recorded {
+                Recorded::Launch(kernel, shape, args) => self.launch(*kernel, *shape, args),
+                Recorded::Ask(parts) => {
+                    question = parts.map(|(at, words)| self.bytes(at, 4 * words)).concat();
+                }
+                Recorded::Take(Taken { to, places, rows, row }) => {
+                    let mut room = vec![0xff; (rows * row) as usize];
+                    answer(number, &question, &mut room);
+                    number += 1;
+                    for (at, bytes) in (0..).zip(room.chunks_exact(*row as usize)) {
+                        if self.bytes(places + 4 * at, 4) == ABSENT.to_le_bytes() {
+                            self.write(to + at * u64::from(*row), bytes);
+                        }
+                    }
+                }
+            }
+        }
     }
 
     /// Later than anybody may rely on: until then there is nothing.
@@ -188,9 +230,11 @@ impl Machine for Emulated {
         memory[at as usize..][..bytes.len()].copy_from_slice(bytes);
     }
 
-    fn read(&mut self, at: u64, bytes: &mut [u8]) {
+    fn read_both(&mut self, first: (u64, &mut [u8]), second: (u64, &mut [u8])) {
         assert!(self.recording.is_none(), "a download in the middle of a recording");
         let memory: &[u8] = bytemuck::cast_slice(&self.memory);
-        bytes.copy_from_slice(&memory[at as usize..][..bytes.len()]);
+        for (at, bytes) in [first, second] {
+            bytes.copy_from_slice(&memory[at as usize..][..bytes.len()]);
+        }
     }
 }

@@ -1,13 +1,15 @@
 //! Experts in host memory, and the slots of the device that hold some of them.
 
-use super::Work;
 use super::heat::Heat;
 use super::slots::Slots;
 use super::strategy::{DecodeStrategy, Missing, PrefillStrategy};
+use super::{Repeats, Work};
+use crate::census::ExpertCensus;
 use krasis_core::{Act, Layout, Mat, Slot};
 use krasis_cpu::Keep;
-use krasis_ops::{ABSENT, Bank, Cpu, Memory, Ops, Routes};
+use krasis_ops::{ABSENT, Aide, Answer, Bank, Cpu, Memory, Ops, Question, Routes};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// How much hotter an expert has to be than one that is kept: copies are not for nothing.
 const HOTTER: f32 = 1.25;
@@ -24,6 +26,10 @@ pub struct AwayPlan {
     pub pool: Bank,
     /// `[rows, top_k]` on the device: routes to slots.
     pub places: Slot<u32>,
+    /// `[layers, experts]` on the device: the slots of all experts, as far as the device computes them.
+    pub tables: Slot<u32>,
+    /// How often each expert of each layer has been asked for since the host last looked, on the device.
+    pub counts: Slot<u32>,
     /// Slots that stay filled with the hottest experts.
     pub hot: u32,
     /// Host memory for what the CPU computes.
@@ -88,17 +94,27 @@ pub struct Away {
     prompt: bool,
     /// Experts are on their way that may be asked for before the next group of layers.
     pending: bool,
+    /// Layers with experts in order.
+    moe: Vec<usize>,
+    /// What lies where has changed since the device heard of it.
+    moved: bool,
     /// Who each pair of the layer at work is routed to; absent once it is computed.
     left: Vec<u32>,
     /// Experts on their way, with their slots.
     brought: Vec<(u32, u32)>,
     numbers: Vec<f32>,
     traffic: Traffic,
+    census: Arc<ExpertCensus>,
 }
 
 impl Away {
-    /// `banks` lie in the memory of `host` and are filled.
-    pub fn new(plan: AwayPlan, host: Cpu, banks: Vec<Option<Bank>>) -> Away {
+    /// `banks` lie in the memory of `host` and are filled; who is asked for is counted in `census`.
+    pub fn new(
+        plan: AwayPlan,
+        host: Cpu,
+        banks: Vec<Option<Bank>>,
+        census: Arc<ExpertCensus>,
+    ) -> Away {
         let is_moe: Vec<bool> = banks.iter().map(Option::is_some).collect();
         let before = is_moe.iter().scan(0, |count, &moe| {
             *count += u32::from(moe);
@@ -113,6 +129,8 @@ impl Away {
             heat: Heat::new(moe, experts),
             prompt: false,
             pending: false,
+            moe: (0..banks.len()).filter(|&layer| is_moe[layer]).collect(),
+            moved: true,
             left: Vec::new(),
             brought: Vec::new(),
             numbers: Vec::new(),
@@ -121,6 +139,7 @@ impl Away {
             keep: host.keep(),
             host,
             banks,
+            census,
         }
     }
 
@@ -134,8 +153,8 @@ impl Away {
 
     /// Fills the slots that are to be hot, before anyone knows who is: of each layer the first.
     pub fn warm_up<D: Memory>(&mut self, d: &mut D) {
-        let layers: Vec<usize> =
-            (0..self.banks.len()).filter(|&l| self.banks[l].is_some()).collect();
+        d.upload(self.plan.counts, &vec![0; self.plan.counts.len as usize]);
+        let layers = self.moe.clone();
         let each = self.plan.hot.div_ceil(layers.len().max(1) as u32);
         for (first, layer) in (0..self.plan.hot).step_by(each.max(1) as usize).zip(layers) {
             self.brought.clear();
@@ -159,8 +178,13 @@ impl Away {
 
     pub(super) fn enter<D: Memory>(&mut self, d: &mut D, group: usize) -> Range<usize> {
         if !self.takes_groups() {
+            if self.asks_the_cpu() {
+                self.receive(d);
+                self.tell(d);
+            }
             return 0..self.banks.len();
         }
+        self.moved = true;
         let layers = self.groups[group].clone();
         self.bring_layers(d, layers.clone(), layers.clone());
         self.pending = true;
@@ -225,19 +249,21 @@ impl Away {
     }
 
     pub(super) fn run<D: Ops + Memory>(&mut self, d: &mut D, layer: usize, work: Work) {
-        let Some(bank) = self.banks[layer] else { return };
+        if self.banks[layer].is_none() {
+            return;
+        }
         let index = self.before[layer];
+        if self.takes_groups() {
+            return self.compute_all_here(d, index, work);
+        }
+        if self.asks_the_cpu() {
+            return self.compute_together(d, index, work);
+        }
         d.download_to(work.routes.experts.whole(), &mut self.left);
         self.heat.note(index, &self.left);
-        let missing = match self.prompt {
-            true => self.plan.prefill.missing(),
-            false => self.plan.decode.missing(),
-        };
-        if self.prompt || self.plan.decode != DecodeStrategy::PureCpu {
-            self.compute_here(d, index, work);
-        }
-        match missing {
-            Missing::ForTheCpu => self.compute_on_the_cpu(d, &bank, work),
+        self.census.note(layer, &self.left);
+        self.compute_here(d, index, work);
+        match if self.prompt { self.plan.prefill.missing() } else { Missing::Routed } {
             Missing::Routed => {
                 while self.bring_routed(d, layer) {
                     self.compute_here(d, index, work);
@@ -252,9 +278,105 @@ impl Away {
         }
         let forgotten = self.left.iter().filter(|&&expert| expert != ABSENT).count();
         assert_eq!(forgotten, 0, "pairs of layer {layer} that nobody has computed");
-        if self.prompt {
+        if self.prompt && self.plan.hot > 0 {
             self.promote(index);
         }
+    }
+
+    /// Has the device compute a layer that is all there. It looks up by itself where experts lie, so that
+    /// nobody waits for it, unless some are to become hot.
+    fn compute_all_here<D: Ops + Memory>(&mut self, d: &mut D, index: u32, work: Work) {
+        let (routes, bank) = (work.routes, self.plan.pool);
+        let tables = self.of_layers(self.plan.tables, index..index + 1);
+        let table: Vec<u32> = (0..tables.len as u32)
+            .map(|expert| self.slots.find(index, expert).expect("the whole layer was brought"))
+            .collect();
+        d.upload(tables, &table);
+        let counts = self.of_layers(self.plan.counts, index..index + 1);
+        let places = self.places(&routes);
+        d.place(routes.experts, tables, counts, places.whole());
+        d.experts(work.x, Routes { experts: places, ..routes }, &bank, work.inner, work.out);
+        self.traffic.on_the_device += places.whole().len;
+        if self.plan.hot > 0 {
+            self.hear_counts(d, index..index + 1);
+            self.promote(index);
+        }
+    }
+
+    /// The part of a list of all experts that is about some layers.
+    fn of_layers(&self, all: Slot<u32>, layers: Range<u32>) -> Slot<u32> {
+        let each = all.len / u64::from(self.groups_of_slots());
+        let start = all.start + u64::from(layers.start) * each * 4;
+        Slot::new(start, u64::from(layers.end - layers.start) * each)
+    }
+
+    /// Whether the CPU computes what the device does not.
+    fn asks_the_cpu(&self) -> bool {
+        !self.prompt && self.plan.decode.asks_the_cpu()
+    }
+
+    pub(super) fn repeats(&self) -> Repeats {
+        if self.asks_the_cpu() { Repeats::StepOfFew } else { Repeats::Between }
+    }
+
+    /// Where the device computes an expert; nowhere if the CPU does.
+    fn here(&self, index: u32, expert: u32) -> Option<u32> {
+        let slot = self.slots.find(index, expert);
+        slot.filter(|_| self.plan.decode == DecodeStrategy::HcsHybrid)
+    }
+
+    /// Tells the device what it computes, if that has changed.
+    fn tell<D: Memory>(&mut self, d: &mut D) {
+        if !std::mem::take(&mut self.moved) {
+            return;
+        }
+        let layers = self.groups_of_slots();
+        let each = self.plan.tables.len as u32 / layers;
+        let all = (0..layers).flat_map(|index| (0..each).map(move |expert| (index, expert)));
+        let places = all.map(|(index, expert)| self.here(index, expert).unwrap_or(ABSENT));
+        let places: Vec<u32> = places.collect();
+        d.upload(self.plan.tables, &places);
+    }
+
+    /// Has the device compute what lies there, and the CPU the rest meanwhile. Nothing here depends on
+    /// where experts lie or on what is asked for, so that the device can remember all of it.
+    fn compute_together<D: Ops + Memory>(&mut self, d: &mut D, index: u32, work: Work) {
+        let (routes, places) = (work.routes, self.places(&work.routes));
+        let question = Question {
+            number: index as usize,
+            routes: routes.experts.whole(),
+            x: work.x,
+            places: places.whole(),
+            out: work.out,
+        };
+        d.ask(self, &question);
+        let table = self.of_layers(self.plan.tables, index..index + 1);
+        d.place(routes.experts, table, Slot::new(0, 0), places.whole());
+        if self.plan.decode == DecodeStrategy::HcsHybrid {
+            let here = Routes { experts: places, ..routes };
+            d.experts(work.x, here, &self.plan.pool, work.inner, work.out);
+        }
+        d.answered(self, &question);
+    }
+
+    /// Notes what the device has counted, which begins again at nothing.
+    fn hear_counts<D: Memory>(&mut self, d: &mut D, layers: Range<u32>) {
+        let at = self.of_layers(self.plan.counts, layers.clone());
+        d.download_to(at, &mut self.left);
+        self.heat.note_counts(layers.start, &self.left);
+        let each = self.left.len() / layers.len();
+        for (index, counts) in layers.zip(self.left.chunks_exact(each)) {
+            self.census.note_counts(self.moe[index as usize], counts);
+        }
+        self.left.fill(0);
+        d.upload(at, &self.left);
+        self.left.clear();
+    }
+
+    /// Routes of a step as slots.
+    fn places(&self, routes: &Routes) -> Mat<u32> {
+        let Mat { rows, cols, .. } = routes.experts;
+        Mat::new(Slot::new(self.plan.places.start, u64::from(rows * cols)), rows, cols)
     }
 
     /// Has the device compute what is left and lies there.
@@ -278,53 +400,10 @@ impl Away {
         if here > 0 {
             self.receive(d);
             let routes = work.routes;
-            let experts = Mat::new(
-                Slot::new(self.plan.places.start, places.len() as u64),
-                routes.experts.rows,
-                routes.experts.cols,
-            );
+            let experts = self.places(&routes);
             d.upload(self.plan.places, &places);
             d.experts(work.x, Routes { experts, ..routes }, &self.plan.pool, work.inner, work.out);
         }
-    }
-
-    /// Has the CPU compute what is left.
-    fn compute_on_the_cpu<D: Memory>(&mut self, d: &mut D, bank: &Bank, work: Work) {
-        if self.left.iter().all(|&expert| expert == ABSENT) {
-            return;
-        }
-        let Desk { x, experts, weights, inner, out } = self.plan.desk;
-        let (rows, top_k) = (work.routes.experts.rows, work.routes.experts.cols);
-        let pairs = rows * top_k;
-        let list = |start| Slot::new(start, u64::from(pairs));
-        d.download_act_to(work.x, &mut self.numbers);
-        self.host.upload_act(x.first(rows), &self.numbers);
-        self.host.upload(experts, &self.left);
-        let routes = Routes {
-            experts: Mat::new(list(experts.start), rows, top_k),
-            weights: Mat::new(Slot::new(weights.start, u64::from(pairs)), rows, top_k),
-        };
-        let hidden = out.cols as usize;
-        let whole = |mat: Mat<Act>| {
-            let len = u64::from(pairs) * u64::from(mat.cols);
-            Mat::new(Slot::new(mat.at.start, len), pairs, mat.cols)
-        };
-        self.host.experts(x.first(rows), routes, bank, whole(inner), whole(out));
-        self.host.download_act_to(whole(out), &mut self.numbers);
-        let computed = |pair: usize| self.left[pair] != ABSENT;
-        let mut pair = 0;
-        while pair < pairs as usize {
-            let end =
-                (pair..pairs as usize).find(|&pair| !computed(pair)).unwrap_or(pairs as usize);
-            if pair < end {
-                let to = work.out.from_row(pair as u32, u64::from(D::ACT_BYTES));
-                let to = to.first((end - pair) as u32);
-                d.upload_act(to, &self.numbers[pair * hidden..end * hidden]);
-            }
-            pair = end + 1;
-        }
-        self.traffic.on_the_cpu += self.left.iter().filter(|&&left| left != ABSENT).count() as u64;
-        self.left.fill(ABSENT);
     }
 
     /// Brings experts that pairs are left for, as many as there are slots; false if none is.
@@ -443,6 +522,9 @@ impl Away {
         if self.plan.hot > 0 && !self.prompt && self.plan.decode == DecodeStrategy::HcsHybrid {
             self.swap_one(d);
         }
+        if self.takes_groups() && self.plan.hot == 0 {
+            self.hear_counts(d, 0..self.groups_of_slots());
+        }
         self.heat.cool();
     }
 
@@ -460,6 +542,47 @@ impl Away {
         self.slots.put(slot, index, expert);
         self.brought.clear();
         self.brought.push((expert, slot));
+        self.moved = true;
         self.copy(d, layer);
+    }
+}
+
+/// The CPU's part of a step.
+impl Aide for Away {
+    fn desk(&mut self) -> (&mut Vec<u32>, &mut Vec<f32>) {
+        (&mut self.left, &mut self.numbers)
+    }
+
+    fn answer(&mut self, number: usize) -> Answer<'_> {
+        let index = number as u32;
+        self.heat.note(index, &self.left);
+        self.census.note(self.moe[number], &self.left);
+        let mut left = std::mem::take(&mut self.left);
+        for expert in &mut left {
+            if let Some(slot) = self.here(index, *expert) {
+                self.slots.touch(slot);
+                *expert = ABSENT;
+            }
+        }
+        self.left = left;
+        let mine = self.left.iter().filter(|&&expert| expert != ABSENT).count() as u64;
+        self.traffic.on_the_cpu += mine;
+        self.traffic.on_the_device += self.left.len() as u64 - mine;
+        let Desk { x, experts, weights, inner, out } = self.plan.desk;
+        let top_k = out.rows / x.rows;
+        let pairs = self.left.len() as u32;
+        let rows = pairs / top_k;
+        if mine > 0 {
+            let list = |start| Slot::new(start, u64::from(pairs));
+            self.host.upload_act(x.first(rows), &self.numbers);
+            self.host.upload(experts, &self.left);
+            let routes = Routes {
+                experts: Mat::new(list(experts.start), rows, top_k),
+                weights: Mat::new(Slot::new(weights.start, u64::from(pairs)), rows, top_k),
+            };
+            let bank = self.banks[self.moe[number]].expect("a layer with experts");
+            self.host.experts(x.first(rows), routes, &bank, inner.first(pairs), out.first(pairs));
+        }
+        Answer { rows: self.host.floats(out.first(pairs)), mine: &self.left }
     }
 }

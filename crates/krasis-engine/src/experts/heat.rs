@@ -21,6 +21,12 @@ impl Heat {
         chosen.iter().for_each(|&expert| layer[expert as usize] += 1.0);
     }
 
+    /// Notes how often each expert of some layers has been asked for, from layer `first` on.
+    pub fn note_counts(&mut self, first: u32, counts: &[u32]) {
+        let heat = &mut self.heat[first as usize * self.experts..][..counts.len()];
+        heat.iter_mut().zip(counts).for_each(|(heat, &count)| *heat += count as f32);
+    }
+
     /// A pass is over.
     pub fn cool(&mut self) {
         self.heat.iter_mut().for_each(|heat| *heat *= KEPT);
@@ -63,5 +69,7 @@ mod tests {
         let other = heat.hottest(|layer, _| layer == 1).unwrap();
         assert_eq!((other.0, other.1), (1, 2));
         assert_eq!(heat.of(1, 1), 0.0);
+        heat.note_counts(1, &[0, 5, 0]);
+        assert_eq!(heat.of(1, 1), 5.0);
     }
 }

@@ -35,8 +35,6 @@ pub enum DecodeStrategy {
 /// What is brought for a layer's rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Missing {
-    /// Nothing: the CPU computes it.
-    ForTheCpu,
     /// What the rows are routed to, into the given slots.
     Routed,
     /// Everything, wanted or not: one long copy instead of many short ones.
@@ -88,11 +86,9 @@ impl PrefillStrategy {
 }
 
 impl DecodeStrategy {
-    pub(super) fn missing(self) -> Missing {
-        match self {
-            DecodeStrategy::PureCpu | DecodeStrategy::HcsHybrid => Missing::ForTheCpu,
-            DecodeStrategy::Compact | DecodeStrategy::Lru => Missing::Routed,
-        }
+    /// Whether the CPU computes what does not lie on the device.
+    pub(super) const fn asks_the_cpu(self) -> bool {
+        matches!(self, DecodeStrategy::PureCpu | DecodeStrategy::HcsHybrid)
     }
 }
 

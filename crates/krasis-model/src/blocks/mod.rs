@@ -50,10 +50,12 @@ pub fn before_experts<O: Ops>(
         }
         _ => unreachable!("caches are planned from the same layers"),
     }
-    o.add_rms_norm(Some(b.block), b.residual, &layer.ffn_norm, eps, b.normed);
     match &layer.ffn {
-        Ffn::Dense(m) => dense::dense(o, m, b.normed, b.block, b),
-        Ffn::Moe(m) => moe::route_and_share(o, m, b),
+        Ffn::Dense(m) => {
+            o.add_rms_norm(Some(b.block), b.residual, &layer.ffn_norm, eps, b.normed);
+            dense::dense(o, m, b.normed, b.block, b);
+        }
+        Ffn::Moe(m) => moe::route_and_share(o, m, &layer.ffn_norm, eps, b),
     }
 }
 

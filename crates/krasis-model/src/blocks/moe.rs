@@ -6,11 +6,13 @@ use crate::model::Moe;
 use krasis_core::{Mat, Weight};
 use krasis_ops::{Ops, Routes, SharedExpert};
 
-/// Chooses experts for `b.normed` and runs the shared one.
-pub fn route_and_share<O: Ops>(o: &mut O, m: &Moe<Weight>, b: &Buffers) {
+/// Norms the residual stream with what the mixer adds to it, chooses experts for that and runs the shared
+/// one.
+pub fn route_and_share<O: Ops>(o: &mut O, m: &Moe<Weight>, norm: &Weight, eps: f32, b: &Buffers) {
     let logits = b.router.mat(b.normed.rows, m.experts.count);
     let bias = m.router_bias.as_ref();
-    o.router(b.normed, &m.router, bias, &m.routing, logits, routes(m, b));
+    let (how, routes) = (&m.routing, routes(m, b));
+    o.norm_router(b.block, b.residual, norm, eps, b.normed, &m.router, bias, how, logits, routes);
     if let Some(shared) = &m.shared {
         dense(o, &shared.mlp, b.normed, b.shared, b);
         if let Some(gate) = &shared.gate {

@@ -90,6 +90,24 @@ pub fn router<O: Ops + ?Sized>(
     o.route(logits, bias, how, out);
 }
 
+/// [`Ops::norm_router`] from its parts.
+pub fn normed_router<O: Ops + ?Sized>(
+    o: &mut O,
+    add: Mat<Act>,
+    residual: Mat<Act>,
+    norm: &Weight,
+    eps: f32,
+    x: Mat<Act>,
+    w: &Weight,
+    bias: Option<&Weight>,
+    how: &Routing,
+    logits: Mat<Act>,
+    out: Routes,
+) {
+    o.add_rms_norm(Some(add), residual, norm, eps, x);
+    o.router(x, w, bias, how, logits, out);
+}
+
 /// Floats that [`choose`] works in.
 pub fn choose_floats(how: &Routing, experts: u32) -> usize {
     2 * experts as usize + how.groups.map_or(0, |groups| groups.count as usize)
@@ -220,7 +238,7 @@ pub(crate) mod cases {
     use crate::testing::{Case, Judge, as_mat};
     use krasis_core::{DType, Format, Slot};
 
-    cases![choices_and_weights, with_the_product_before_it, its_logits];
+    cases![choices_and_weights, with_the_product_before_it, its_logits, with_the_norm_before_that];
 
     /// Logits are few different numbers, so that ties are decided; who was chosen is read back by
     /// gathering rows that hold their own index.
@@ -294,6 +312,24 @@ pub(crate) mod cases {
             let weights = case.floats_of(rows, 2, &vec![0.0; 2 * rows as usize]);
             case.agree(on, &[logits], 1e-4, |ops| {
                 ops.router(x, &w, None, &how, logits, Routes { experts, weights });
+            });
+        }
+    }
+
+    /// More rows than a block has, and columns that are no multiple of what a warp reads.
+    fn with_the_norm_before_that(on: &mut dyn Judge) {
+        for (rows, cols) in [(1, 2048), (3, 776), (7, 40), (9, 264), (2, 7168)] {
+            let mut case = Case::new(25);
+            let (add, residual, x) =
+                (case.act(rows, cols), case.act(rows, cols), case.blank(rows, cols));
+            let (norm, logits) = (case.vector(cols), case.blank(rows, 30));
+            let w = case.weight(30, cols, Format::Float(DType::Bf16));
+            let how = Routing { score: Score::Sigmoid, groups: None, top_k: 2, renormalise: false };
+            let experts = Mat::new(case.u32s(&vec![0; 2 * rows as usize]), rows, 2);
+            let weights = case.floats_of(rows, 2, &vec![0.0; 2 * rows as usize]);
+            let routes = Routes { experts, weights };
+            case.agree(on, &[residual, x, logits], 1e-4, |ops| {
+                ops.norm_router(add, residual, &norm, 1e-5, x, &w, None, &how, logits, routes);
             });
         }
     }

@@ -14,7 +14,7 @@ mod tokens;
 use crate::App;
 use crate::dialect::Dialect;
 use crate::error::ApiError;
-use crate::{flight, guard, json};
+use crate::{flight, guard, json, page};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
@@ -81,7 +81,7 @@ const fn works(
 
 /// All of them: what is not here is 404, and what is here is described in `/openapi.json` and tested
 /// without a key.
-pub const ROUTES: [Route; 20] = [
+pub const ROUTES: [Route; 23] = [
     works("/v1/chat/completions", "Answer a conversation", || post(chat::chat)),
     works("/v1/completions", "Continue texts", || post(completions::completions)),
     works("/v1/responses", "Answer a conversation, as items", || post(responses::create)),
@@ -110,9 +110,15 @@ pub const ROUTES: [Route; 20] = [
     tells("/metrics", "Counts and times, in Prometheus' format", || get(status::metrics)),
     tells("/v1/status", "Model, memory, queue and limits", || get(status::status)),
     tells("/status", "The same", || get(status::status)),
+    tells("/v1/status/experts", "How often each expert was asked for", || get(status::experts)),
     tells("/version", "The version of the server", || get(status::version)),
     tells("/openapi.json", "A description of these routes, for programs", || get(docs::json)),
-    tells("/docs", "A description of these routes, for people", || get(docs::page)),
+    Route {
+        entry: Entry::Open,
+        ..tells("/docs", "A description of these routes, for people", || get(docs::page))
+    },
+    Route { entry: Entry::Open, ..tells("/", "The web page", || get(page::index)) },
+    Route { entry: Entry::Open, ..tells("/page/{*id}", "Its files", || get(page::asset)) },
 ];
 
 impl Route {

@@ -5,7 +5,8 @@ use crate::{App, json};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use krasis_engine::Census;
+use krasis_engine::census::Pace;
+use krasis_engine::{Census, DecodeStrategy, ExpertCensus, PrefillStrategy};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -39,6 +40,8 @@ pub(super) async fn status(State(app): State<Arc<App>>) -> Response {
         "model": model(&app),
         "requests": requests(&app),
         "kv_pages": pages(&app),
+        "pace": app.loaded().map(|loaded| pace(&loaded.handle.census)),
+        "experts": counted(&app).map(whereabouts),
         "keys": app.access.keys.wanted(),
         "limits": app.limits.listed(),
     });
@@ -81,4 +84,49 @@ fn pages(app: &App) -> Value {
         "prefix_tokens_looked_for": Census::read(&census.prefix_queries),
         "prefix_tokens_found": Census::read(&census.prefix_hits),
     })
+}
+
+/// What the engine has computed, and what time it took: between two looks, how fast it was.
+fn pace(census: &Census) -> Value {
+    let of = |Pace { tokens, nanoseconds }: &Pace| json!({"tokens": Census::read(tokens), "seconds": Census::read(nanoseconds) as f64 / 1e9});
+    json!({"prompts": of(&census.prompts), "decodes": of(&census.decodes)})
+}
+
+fn counted(app: &App) -> Option<&ExpertCensus> {
+    app.loaded()?.handle.census.experts.get().map(|experts| &**experts)
+}
+
+/// Where routed experts lie, and who computes them.
+fn whereabouts(experts: &ExpertCensus) -> Value {
+    let strategies = experts.strategies.map(|(prefill, decode)| {
+        let prefill = match prefill {
+            PrefillStrategy::LayerGrouped(groups) => format!("layer_grouped_{groups}"),
+            PrefillStrategy::Chunked => "chunked".into(),
+            PrefillStrategy::ActiveOnly => "active_only".into(),
+            PrefillStrategy::HcsPrefill => "hcs_prefill".into(),
+        };
+        let decode = match decode {
+            DecodeStrategy::PureCpu => "pure_cpu",
+            DecodeStrategy::HcsHybrid => "hcs_hybrid",
+            DecodeStrategy::Compact => "compact",
+            DecodeStrategy::Lru => "lru",
+        };
+        json!({"prefill": prefill, "decode": decode})
+    });
+    json!({
+        "strategies": strategies,
+        "slots": experts.slots,
+        "brought": Census::read(&experts.brought),
+        "computed_on_the_device": Census::read(&experts.on_the_device),
+        "computed_on_the_cpu": Census::read(&experts.on_the_cpu),
+        "counted": experts.asked().is_some(),
+    })
+}
+
+/// `GET /v1/status/experts`: a picture's worth of numbers, so it is apart. No layers where nobody looks.
+pub(super) async fn experts(State(app): State<Arc<App>>) -> Response {
+    let asked = counted(&app).and_then(ExpertCensus::asked);
+    let layers =
+        asked.into_iter().flatten().map(|(layer, asked)| json!({"layer": layer, "asked": asked}));
+    json::response(StatusCode::OK, &json!({"layers": layers.collect::<Vec<_>>()}))
 }
