@@ -123,8 +123,8 @@ fn random<D: Memory>(device: &mut D, weight: &Weight, seed: u64, size: f32) {
         device.upload(to, &piece[..bytes as usize]);
         at += bytes;
     }
-    // Integers from -7 to 7 have a deviation of 4.3, those of 8 bits 74.
-    let spread = if four { 4.3 } else { 74.0 };
+    // Those integers have a deviation of 4.2, of 8 bits 74.
+    let spread = if four { 4.2 } else { 74.0 };
     if !weight.scales.is_empty() {
         device.upload(
             weight.scales,
@@ -133,10 +133,10 @@ fn random<D: Memory>(device: &mut D, weight: &Weight, seed: u64, size: f32) {
     }
 }
 
-/// Two integers of 4 bits without the lowest, -8, so that their mean is nothing. With it, every product
+/// Two integers of 4 bits with zeros in place of the lowest, -8, so that their mean is nothing. With it, every product
 /// would have a part in common, which grows from layer to layer until all tokens look alike and are
 /// routed alike: caches of hot experts, and batches, would be too fast.
 fn symmetric(byte: u8) -> u8 {
-    let one = |nibble: u8| 1 + nibble % 15;
+    let one = |nibble: u8| if nibble == 0 { 8 } else { nibble };
     one(byte & 15) | one(byte >> 4) << 4
 }

@@ -33,9 +33,9 @@ pub enum Activations {
 pub enum Quant {
     /// In the checkpoint's own type.
     AsStored,
-    /// INT8 weights with a scale per group; activations stay as they are.
+    /// INT8 weights in lines: the CPU rounds what they meet to INT8, per 128 inputs.
     Int8,
-    /// INT4 weights in lines, for speed: activations are rounded to INT8 per group.
+    /// INT4 weights in lines, the same way.
     Int4,
 }
 

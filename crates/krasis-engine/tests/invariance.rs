@@ -208,10 +208,10 @@ fn every_format_runs_and_stays_near() {
         let bf16 = Options { kv: Some(KvDtype::Bf16), ..common::defaults() };
         let f16 = Options { kv: Some(KvDtype::F16), ..common::defaults() };
         let fp8 = Options { kv: Some(KvDtype::F8E4M3), ..common::defaults() };
-        // For experts in lines the CPU rounds activations to INT8, the reference does not.
+        // For weights in lines the CPU rounds activations to INT8, the reference does not.
         for (name, options, limit, between) in [
-            ("INT8 beside the experts", beside, 0.3, 0.01),
-            ("INT8", eight, 0.3, 0.15),
+            ("INT8 beside the experts", beside, 0.3, 0.25),
+            ("INT8", eight, 0.3, 0.25),
             ("INT4", four, 0.8, 0.15),
             ("BF16 KV", bf16, 0.1, 0.01),
             ("F16 KV", f16, 0.1, 0.01),

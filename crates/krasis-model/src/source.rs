@@ -66,7 +66,9 @@ pub enum Class {
     SharedExpert,
     /// Output matrix: `--lm-head-quant`.
     Head,
-    /// Routers, gates, absorbed projections, convolutions: as stored, whatever is asked for.
+    /// Projections that latent attention absorbs: with attention's, see `krasis-engine/src/load`.
+    Absorbed,
+    /// Routers, gates, convolutions: as stored, whatever is asked for.
     Exact,
     /// Norms, biases, decay rates: kept in f32.
     Vector,

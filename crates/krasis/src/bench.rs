@@ -8,7 +8,7 @@ use crate::trace;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use krasis_core::random::SplitMix64;
-use krasis_engine::{Handle, Options, Request, Running, Sampling, Span};
+use krasis_engine::{Census, Handle, Options, Request, Running, Sampling, Span};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
@@ -95,6 +95,7 @@ impl Bench {
             all.push(Measured { test: format!("prefill {tokens}"), rates, token_bytes: None });
         }
         if self.decode > 1 {
+            let before = pairs(&running.handle);
             let rates = self.measure(
                 &running.handle,
                 self.batch,
@@ -106,6 +107,12 @@ impl Bench {
                         / answer.usage.decode.as_secs_f64()
                 },
             )?;
+            let now = pairs(&running.handle);
+            let [here, cpu] = [0, 1].map(|i| (now[i] - before[i]) as f64);
+            if here + cpu > 0.0 {
+                let share = 100.0 * here / (here + cpu);
+                eprintln!("decoding, the device computed {share:.1} % of what experts were asked");
+            }
             let test = format!("decode {} x {}", self.decode, self.batch);
             let token_bytes = (self.batch == 1).then_some(running.decode_bytes.0);
             all.push(Measured { test, rates, token_bytes });
@@ -229,4 +236,10 @@ fn print_table(all: &[Measured], bandwidth: f64) {
 
 fn cpu_name() -> String {
     krasis_machine::Processor::read(Path::new("/")).name.unwrap_or("CPU".into())
+}
+
+/// Pairs of tokens and experts in host memory that the device and the CPU have computed.
+fn pairs(handle: &Handle) -> [u64; 2] {
+    let experts = handle.census.experts.get();
+    experts.map_or([0; 2], |of| [&of.on_the_device, &of.on_the_cpu].map(Census::read))
 }

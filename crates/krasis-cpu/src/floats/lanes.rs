@@ -1,5 +1,8 @@
 //! A vector register of floats, as a type.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 /// As many floats as a register holds.
 ///
 /// # Safety
@@ -19,6 +22,13 @@ pub trait Lanes: Copy {
     unsafe fn store(self, to: *mut f32);
     /// `self · b + sum`, rounded once where the machine can.
     unsafe fn madd(self, b: Self, sum: Self) -> Self;
+    /// The four words of 16 bytes of [`Lanes::COUNT`] rows that begin `stride` bytes apart: word `i` of
+    /// all rows. Bytes, not floats, lie there.
+    unsafe fn words(from: *const u8, stride: usize) -> [Self; 4];
+    /// The BF16 numbers in the lower halves of words.
+    unsafe fn lower_bf16(self) -> Self;
+    /// Those in the upper halves.
+    unsafe fn upper_bf16(self) -> Self;
 }
 
 /// For any machine; the compiler finds vectors that hold it.
@@ -46,44 +56,162 @@ impl Lanes for Plain {
         (0..8).for_each(|i| sum[i] += self[i] * b[i]);
         sum
     }
+    #[inline(always)]
+    unsafe fn words(from: *const u8, stride: usize) -> [Plain; 4] {
+        let mut words = [[0.0; 8]; 4];
+        for row in 0..8 {
+            // SAFETY: promised by the caller.
+            let four = unsafe { from.add(row * stride).cast::<[f32; 4]>().read_unaligned() };
+            (0..4).for_each(|word| words[word][row] = four[word]);
+        }
+        words
+    }
+    #[inline(always)]
+    unsafe fn lower_bf16(self) -> Plain {
+        self.map(|x| f32::from_bits(x.to_bits() << 16))
+    }
+    #[inline(always)]
+    unsafe fn upper_bf16(self) -> Plain {
+        self.map(|x| f32::from_bits(x.to_bits() & 0xffff_0000))
+    }
 }
 
-/// One register type and its instructions.
+/// One register type and its instructions. `$rows` says how rows are brought to the 16-byte parts of a
+/// register.
 #[cfg(target_arch = "x86_64")]
 macro_rules! lanes {
-    ($register:ident, $count:literal, $rows:literal, $splat:ident, $load:ident, $store:ident, $madd:ident) => {
-        impl Lanes for std::arch::x86_64::$register {
+    (
+        $register:ident, $count:literal, $rows:literal, $splat:ident, $load:ident, $store:ident, $madd:ident,
+        $four_rows:ident, $low:ident, $high:ident, $low_pair:ident, $high_pair:ident,
+        $bits:ident, $floats:ident, $shift:ident, $and:ident, $all:ident
+    ) => {
+        impl Lanes for $register {
             const COUNT: usize = $count;
             const ROWS: usize = $rows;
             #[inline(always)]
             unsafe fn splat(x: f32) -> Self {
                 // SAFETY: promised by the caller.
-                unsafe { std::arch::x86_64::$splat(x) }
+                unsafe { $splat(x) }
             }
             #[inline(always)]
             unsafe fn load(from: *const f32) -> Self {
                 // SAFETY: promised by the caller.
-                unsafe { std::arch::x86_64::$load(from) }
+                unsafe { $load(from) }
             }
             #[inline(always)]
             unsafe fn store(self, to: *mut f32) {
                 // SAFETY: promised by the caller.
-                unsafe { std::arch::x86_64::$store(to, self) }
+                unsafe { $store(to, self) }
             }
             #[inline(always)]
             unsafe fn madd(self, b: Self, sum: Self) -> Self {
                 // SAFETY: promised by the caller.
-                unsafe { std::arch::x86_64::$madd(self, b, sum) }
+                unsafe { $madd(self, b, sum) }
+            }
+            #[inline(always)]
+            unsafe fn words(from: *const u8, stride: usize) -> [Self; 4] {
+                // SAFETY: promised by the caller.
+                unsafe {
+                    let (a, b) = ($four_rows(from, stride), $four_rows(from.add(stride), stride));
+                    let (c, d) = (
+                        $four_rows(from.add(2 * stride), stride),
+                        $four_rows(from.add(3 * stride), stride),
+                    );
+                    let (ab, cd) = ($low(a, b), $low(c, d));
+                    let (ab_high, cd_high) = ($high(a, b), $high(c, d));
+                    [
+                        $floats($low_pair(ab, cd)),
+                        $floats($high_pair(ab, cd)),
+                        $floats($low_pair(ab_high, cd_high)),
+                        $floats($high_pair(ab_high, cd_high)),
+                    ]
+                }
+            }
+            #[inline(always)]
+            unsafe fn lower_bf16(self) -> Self {
+                // SAFETY: promised by the caller.
+                unsafe { $floats($shift::<16>($bits(self))) }
+            }
+            #[inline(always)]
+            unsafe fn upper_bf16(self) -> Self {
+                // SAFETY: promised by the caller.
+                unsafe { $floats($and($bits(self), $all(!0xffff))) }
             }
         }
     };
 }
 
 #[cfg(target_arch = "x86_64")]
-lanes!(__m256, 8, 6, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps);
+lanes!(
+    __m256,
+    8,
+    6,
+    _mm256_set1_ps,
+    _mm256_loadu_ps,
+    _mm256_storeu_ps,
+    _mm256_fmadd_ps,
+    two_rows_apart,
+    _mm256_unpacklo_epi32,
+    _mm256_unpackhi_epi32,
+    _mm256_unpacklo_epi64,
+    _mm256_unpackhi_epi64,
+    _mm256_castps_si256,
+    _mm256_castsi256_ps,
+    _mm256_slli_epi32,
+    _mm256_and_si256,
+    _mm256_set1_epi32
+);
 
 #[cfg(target_arch = "x86_64")]
-lanes!(__m512, 16, 8, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps);
+lanes!(
+    __m512,
+    16,
+    8,
+    _mm512_set1_ps,
+    _mm512_loadu_ps,
+    _mm512_storeu_ps,
+    _mm512_fmadd_ps,
+    four_rows_apart,
+    _mm512_unpacklo_epi32,
+    _mm512_unpackhi_epi32,
+    _mm512_unpacklo_epi64,
+    _mm512_unpackhi_epi64,
+    _mm512_castps_si512,
+    _mm512_castsi512_ps,
+    _mm512_slli_epi32,
+    _mm512_and_si512,
+    _mm512_set1_epi32
+);
+
+/// 16 bytes of rows 0 and 4.
+///
+/// # Safety
+/// They are there, and the machine has AVX2.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn two_rows_apart(from: *const u8, stride: usize) -> __m256i {
+    // SAFETY: promised by the caller.
+    unsafe {
+        let first = _mm_loadu_si128(from.cast());
+        _mm256_set_m128i(_mm_loadu_si128(from.add(4 * stride).cast()), first)
+    }
+}
+
+/// 16 bytes of rows 0, 4, 8 and 12: from memory they come to their parts of a register without a shuffle.
+///
+/// # Safety
+/// They are there, and the machine has AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn four_rows_apart(from: *const u8, stride: usize) -> __m512i {
+    // SAFETY: promised by the caller.
+    unsafe {
+        let rows = _mm512_castsi128_si512(_mm_loadu_si128(from.cast()));
+        let rows = _mm512_inserti32x4::<1>(rows, _mm_loadu_si128(from.add(4 * stride).cast()));
+        let rows = _mm512_inserti32x4::<2>(rows, _mm_loadu_si128(from.add(8 * stride).cast()));
+        _mm512_inserti32x4::<3>(rows, _mm_loadu_si128(from.add(12 * stride).cast()))
+    }
+}
 
 /// Compiles `$body::<Lanes>` for each instruction set; `isa` says which one runs.
 macro_rules! for_each_isa {

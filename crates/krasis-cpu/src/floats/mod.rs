@@ -3,12 +3,14 @@
 //! Every loop is written once over [`Lanes`], which is a vector register of one instruction set, and
 //! compiled for each of them.
 
+mod bf16;
 mod lanes;
 mod prefetch;
 mod product;
 mod state;
 mod transpose;
 
+pub use bf16::{BF16_INPUTS, bf16_rows};
 pub use lanes::Lanes;
 pub use prefetch::prefetch;
 pub use product::{Block, add_product};

@@ -8,7 +8,7 @@
 //! word of a token 6 times: 10 loads for 24 `vpdpbusd`.
 
 use super::panel::{PANEL_BLOCKS, PANEL_ROWS, Panel, Sums, WORDS};
-use super::prefetch::{prefetch, prefetch_panel};
+use super::prefetch::{Ahead, prefetch, prefetch_scales};
 use super::{Matrix, Span, Tokens};
 use crate::isa::Avx512Vnni;
 use half::bf16;
@@ -149,8 +149,8 @@ fn panel_body<const STORED: usize, const SCALES: usize>(
 ) {
     let groups = w.cols.div_ceil(COLS);
     for group in 0..groups {
+        prefetch_scales(w, blocks.end, group, groups);
         for (pair, first) in blocks.clone().step_by(2).enumerate() {
-            prefetch_panel(w, blocks.end, 4 * group + pair, 4 * groups);
             // An odd block stands in for the one that is missing; nobody looks at its rows.
             let second = (first + 1).min(blocks.end - 1);
             let part = |block| {
@@ -165,18 +165,21 @@ fn panel_body<const STORED: usize, const SCALES: usize>(
                 to[1] = bytemuck::must_cast(floats(&b.1[s]));
             }
         }
+        let mut ahead = Ahead::of(w, &blocks, group);
         let mut at = 0;
         while at < tokens.len() {
             // The last two tiles share what is left: a small one waits for its own sums.
             at += match tokens.len() - at {
-                6 | 11.. => tile::<6, SCALES>(x, tokens, group, at, panel),
-                5 | 9 | 10 => tile::<5, SCALES>(x, tokens, group, at, panel),
-                4 | 7 | 8 => tile::<4, SCALES>(x, tokens, group, at, panel),
-                3 => tile::<3, SCALES>(x, tokens, group, at, panel),
-                2 => tile::<2, SCALES>(x, tokens, group, at, panel),
-                _ => tile::<1, SCALES>(x, tokens, group, at, panel),
+                6 | 11.. => tile::<6, SCALES>(x, tokens, group, at, &ahead, panel),
+                5 | 9 | 10 => tile::<5, SCALES>(x, tokens, group, at, &ahead, panel),
+                4 | 7 | 8 => tile::<4, SCALES>(x, tokens, group, at, &ahead, panel),
+                3 => tile::<3, SCALES>(x, tokens, group, at, &ahead, panel),
+                2 => tile::<2, SCALES>(x, tokens, group, at, &ahead, panel),
+                _ => tile::<1, SCALES>(x, tokens, group, at, &ahead, panel),
             };
+            ahead.next();
         }
+        ahead.rest();
     }
 }
 
@@ -238,6 +241,7 @@ fn tile<const T: usize, const SCALES: usize>(
     tokens: &[u32],
     group: usize,
     at: usize,
+    ahead: &Ahead,
     panel: &mut Panel,
 ) -> usize {
     let x: [&Span; T] = std::array::from_fn(|t| &x.row(tokens[at + t] as usize)[group]);
@@ -251,6 +255,7 @@ fn tile<const T: usize, const SCALES: usize>(
         // Unrolled, sums would be kept in memory: the compiler shall not know how often.
         for i in 0..black_box(WORDS / SCALES) {
             let word = i / slabs * 4 + s * slabs + i % slabs;
+            ahead.line(s * (WORDS / SCALES) + i);
             let rows = panel.words[word].0.as_chunks::<16>().0;
             let w = [words(&rows[0]), words(&rows[1]), words(&rows[2]), words(&rows[3])];
             for t in 0..T {

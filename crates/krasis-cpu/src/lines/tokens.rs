@@ -101,9 +101,13 @@ fn quantise(isa: Isa, lines: Lines, x: &[f32], out: &mut [Span]) {
         fn with_avx2(lines: Lines, x: &[f32], out: &mut [Span]) {
             quantise_body(lines, x, out);
         }
-        if !matches!(isa, Isa::Plain) {
+        match isa.vectors() {
+            Isa::Plain => {}
+            Isa::Avx512Vnni(proof) => {
+                return in_spans(x, out, |x, out| *out = avx512::span(proof, lines, x));
+            }
             // SAFETY: the other variants hold a proof of AVX2.
-            return unsafe { with_avx2(lines, x, out) };
+            _ => return unsafe { with_avx2(lines, x, out) },
         }
     }
     let _ = isa;
@@ -112,14 +116,20 @@ fn quantise(isa: Isa, lines: Lines, x: &[f32], out: &mut [Span]) {
 
 #[inline(always)]
 fn quantise_body(lines: Lines, x: &[f32], out: &mut [Span]) {
+    in_spans(x, out, |x, out| *out = span(lines, x));
+}
+
+/// Cuts a row into spans, the last one filled up with zeros.
+#[inline(always)]
+fn in_spans(x: &[f32], out: &mut [Span], fill: impl Fn(&[f32; COLS], &mut Span)) {
     let (whole, rest) = x.as_chunks::<COLS>();
     for (x, out) in whole.iter().zip(&mut *out) {
-        *out = span(lines, x);
+        fill(x, out);
     }
     if !rest.is_empty() {
         let mut last = [0.0; COLS];
         last[..rest.len()].copy_from_slice(rest);
-        out[whole.len()] = span(lines, &last);
+        fill(&last, &mut out[whole.len()]);
     }
 }
 
@@ -127,9 +137,7 @@ fn quantise_body(lines: Lines, x: &[f32], out: &mut [Span]) {
 fn span(lines: Lines, x: &[f32; COLS]) -> Span {
     // As bits, so that an infinity or a NaN is the largest and becomes the scale: it must show.
     let largest = x.iter().fold(0, |max, x| max.max(x.to_bits() as i32 & i32::MAX));
-    let largest = f32::from_bits(largest as u32);
-    let (scale, inverse) =
-        if largest < SMALLEST { (0.0, 0.0) } else { (largest / 127.0, 127.0 / largest) };
+    let (scale, inverse) = scale_of(f32::from_bits(largest as u32));
     // 1.5 · 2²³ leaves the rounded number in the lowest bits, in two's complement.
     let integers = x.map(|x| (x * inverse + 12_582_912.0).to_bits() as i8);
 
@@ -137,13 +145,24 @@ fn span(lines: Lines, x: &[f32; COLS]) -> Span {
     for (sum, slab) in sums.iter_mut().zip(integers.as_chunks::<32>().0) {
         *sum = slab.iter().map(|&q| i32::from(q)).sum();
     }
-    let offset = i32::from(lines.zero());
-    let corrections = match lines.line_scales() {
+    Span { integers: in_line_order(&integers), corrections: corrections(lines, sums), scale }
+}
+
+/// The scale of a span whose largest number is this one, and what numbers are multiplied with.
+#[inline(always)]
+fn scale_of(largest: f32) -> (f32, f32) {
+    if largest < SMALLEST { (0.0, 0.0) } else { (largest / 127.0, 127.0 / largest) }
+}
+
+/// From the sums of the integers of each slab.
+#[inline(always)]
+fn corrections(lines: Lines, sums: [i32; 4]) -> [i32; 4] {
+    let sums = match lines.line_scales() {
         1 => [sums.iter().sum(), 0, 0, 0],
         2 => [sums[0] + sums[1], sums[2] + sums[3], 0, 0],
         _ => sums,
     };
-    Span { integers: in_line_order(&integers), corrections: corrections.map(|s| s * offset), scale }
+    sums.map(|sum| sum * i32::from(lines.zero()))
 }
 
 /// `krasis_core::lines::place_in_line`, which a test compares.
@@ -165,6 +184,64 @@ fn in_line_order(integers: &[i8; COLS]) -> [i8; COLS] {
     out
 }
 
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use super::{Span, corrections, scale_of};
+    use crate::isa::Avx512Vnni;
+    use krasis_core::Lines;
+    use krasis_core::lines::COLS;
+    use std::arch::x86_64::*;
+
+    /// [`super::span`] in some eighty instructions, bit for bit for what are numbers. A decode step
+    /// waits for its activations, on one thread.
+    pub fn span(_: Avx512Vnni, lines: Lines, x: &[f32; COLS]) -> Span {
+        // SAFETY: the proof says that the features were detected.
+        unsafe { body(lines, x) }
+    }
+
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn body(lines: Lines, x: &[f32; COLS]) -> Span {
+        let x: [[f32; 16]; 8] = bytemuck::must_cast(*x);
+        let mut largest = _mm512_setzero_si512();
+        for x in x {
+            let size = _mm512_and_si512(bytemuck::must_cast(x), _mm512_set1_epi32(i32::MAX));
+            largest = _mm512_max_epi32(largest, size);
+        }
+        let (scale, inverse) = scale_of(f32::from_bits(_mm512_reduce_max_epi32(largest) as u32));
+        let round = |x: [f32; 16]| {
+            _mm512_cvtps_epi32(_mm512_mul_ps(bytemuck::must_cast(x), _mm512_set1_ps(inverse)))
+        };
+        // A slab's columns `i` and `16 + i` side by side: the 16-bit numbers 0 to 7 are its words of the
+        // low plane, lane after lane, and 8 to 15 those of the high plane.
+        let mut slabs = [_mm256_setzero_si256(); 4];
+        for slab in 0..4 {
+            let (first, second) = (round(x[2 * slab]), round(x[2 * slab + 1]));
+            let low = _mm512_and_si512(first, _mm512_set1_epi32(255));
+            let pairs = _mm512_or_si512(low, _mm512_slli_epi32::<8>(second));
+            slabs[slab] = _mm512_cvtepi32_epi16(pairs);
+        }
+        // Word `lane` of slab `s` goes to word `4 · lane + s` of its plane.
+        let two = |a, b| _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b);
+        let (first, second) = (two(slabs[0], slabs[1]), two(slabs[2], slabs[3]));
+        let at = _mm512_setr_epi32(0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27);
+        let low = _mm512_permutex2var_epi32(first, at, second);
+        let at = _mm512_add_epi32(at, _mm512_set1_epi32(4));
+        let high = _mm512_permutex2var_epi32(first, at, second);
+        // Sums of words, and then over lanes.
+        let ones = _mm512_set1_epi8(1);
+        let sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, low);
+        let sums = _mm512_dpbusd_epi32(sums, ones, high);
+        let half =
+            _mm256_add_epi32(_mm512_castsi512_si256(sums), _mm512_extracti64x4_epi64::<1>(sums));
+        let sums = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half));
+        Span {
+            integers: bytemuck::must_cast([low, high]),
+            corrections: corrections(lines, bytemuck::must_cast(sums)),
+            scale,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,6 +254,29 @@ mod tests {
         for col in 0..COLS {
             let (byte, plane) = place_in_line(col);
             assert_eq!(ordered[plane * PLANE + byte], col as i8);
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_rounds_alike() {
+        let numbers = |i: usize| ((i * 7919 % 2003) as f32 - 1001.0) * 0.37 / (1 + i % 97) as f32;
+        let x: Vec<f32> = (0..5 * COLS + 33).map(numbers).collect();
+        let team = Team::new(Some(1));
+        for lines in [(Bits::Four, 32), (Bits::Four, 64), (Bits::Eight, 128)] {
+            let lines = Lines::new(lines.0, lines.1).unwrap();
+            let spans = |isa| {
+                let mut tokens = Tokens::new();
+                // Halfway between two integers, and nothing at all.
+                let rows = [&x[..], &[127.0, 0.5, 1.5], &[-126.5, 2.5, 127.0], &[0.0, -0.0, 1e-38]];
+                tokens.fill(isa, &team, lines, 3, rows.len(), |i| rows[i]);
+                let few = tokens.spans.clone();
+                tokens.fill(isa, &team, lines, x.len(), 1, |_| &x);
+                [few, tokens.spans].concat()
+            };
+            let wanted = spans(Isa::Plain);
+            for isa in Isa::all() {
+                assert!(spans(isa) == wanted, "{lines}, {}", isa.name());
+            }
         }
     }
 

@@ -10,7 +10,7 @@
 //! each position once per tile; eight heads of 128 dimensions keep the multipliers busy for 4,100
 //! cycles with the 64 KiB of a block, which memory takes about as long to bring.
 
-use super::past::{BLOCK, Past, padded};
+use super::past::{BLOCK, Past, padded, values_stride};
 use super::plan::{PART, Tile, Work};
 use crate::cpu::Cpu;
 use crate::step::{KvStore, Seqs};
@@ -157,7 +157,7 @@ impl Sizes {
     fn pieces(&self, rows: usize) -> [usize; 6] {
         let queries = (rows * self.k_dim).next_multiple_of(16);
         let vectors = padded(self.k_dim.max(self.v_dim)) * 8;
-        let (keys, values) = (self.k_dim * BLOCK, self.v_width * BLOCK);
+        let (keys, values) = (self.k_dim * BLOCK, values_stride(self.v_dim) * BLOCK);
         [queries, keys, values, rows * BLOCK, vectors, 2 * rows * self.state()]
     }
 
@@ -280,8 +280,8 @@ impl Call<'_> {
                 scale(mixed, factor);
             }
         }
-        let (scores, values) =
-            (Block { data: scores, stride: BLOCK }, Block { data: own.values, stride: width });
+        let scores = Block { data: scores, stride: BLOCK };
+        let values = Block { data: own.values, stride: values_stride(self.sizes.v_dim) };
         let size = (rows.len(), count, self.sizes.v_dim);
         add_product(self.isa, size, scores, values, states, stride);
     }

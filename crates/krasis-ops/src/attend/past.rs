@@ -17,6 +17,13 @@ pub(crate) const fn padded(cols: usize) -> usize {
     cols.next_multiple_of(PAD)
 }
 
+/// Floats from one row of a block of values to the next. Rows that are 1 KiB apart, or a multiple of it,
+/// would share a few sets of the first cache and drive each other out of it.
+pub(crate) const fn values_stride(dim: usize) -> usize {
+    let width = padded(dim);
+    if width.is_multiple_of(256) { width + 16 } else { width }
+}
+
 /// One head of a sequence's past.
 pub(crate) struct Past<'a> {
     pub isa: Isa,
@@ -57,10 +64,11 @@ impl Past<'_> {
         }
     }
 
-    /// `to[j, i]` becomes element `i` at the `j`th position, rows of the padded dimension.
+    /// `to[j, i]` becomes element `i` at the `j`th position, rows as far apart as
+    /// [`values_stride`] says, padded with zeros.
     pub fn values(&self, store: &KvStore, at: Range<usize>, to: &mut [f32]) {
         let (dim, stored, end) = (store.dim as usize, self.stored(store), at.end);
-        for (position, to) in at.zip(to.chunks_exact_mut(padded(dim))) {
+        for (position, to) in at.zip(to.chunks_exact_mut(values_stride(dim))) {
             if position + AHEAD < end {
                 prefetch(self.bytes(&stored, position + AHEAD));
             }

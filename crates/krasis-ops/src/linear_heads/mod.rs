@@ -3,12 +3,12 @@
 //! MLA's absorbed projections: a head's query into the latent space, and its latent mix out of it
 //! (DeepSeek-V2, 2024, appendix on absorbing the up-projections).
 
-use crate::cpu::{Cpu, Rows};
+mod cpu;
+
 use crate::linear::dot;
 use crate::reference::Reference;
+pub(crate) use cpu::cpu;
 use krasis_core::{Act, Mat, Weight};
-use krasis_cpu::Tiles;
-use krasis_cpu::floats::{Block, PAD, ROWS_TRANSPOSED, add_product, transpose};
 
 pub(crate) fn reference(d: &mut Reference, x: Mat<Act>, w: &Weight, heads: u32, out: Mat<Act>) {
     assert_eq!((w.rows, w.cols), (out.cols, x.cols / heads), "weight [heads · outputs, inputs]");
@@ -23,57 +23,10 @@ pub(crate) fn reference(d: &mut Reference, x: Mat<Act>, w: &Weight, heads: u32, 
     d.put(out, &rows);
 }
 
-/// Token rows whose sums are taken together.
-const ROWS: usize = 64;
-
-/// A task is up to [`PAD`] outputs of a head: their weights are decoded and transposed once, then meet
-/// all tokens. A sum is taken in the order of the inputs, however many tokens there are.
-pub(crate) fn cpu(d: &mut Cpu, x: Mat<Act>, w: &Weight, heads: u32, out: Mat<Act>) {
-    assert_eq!((w.rows, w.cols), (out.cols, x.cols / heads), "weight [heads · outputs, inputs]");
-    let (inputs, all) = d.arena.write(out.whole().floats());
-    let (weights, tiles) = (Rows::of(w, &inputs), Tiles::new(all, out.cols as usize));
-    let (per_head, cols) = ((w.rows / heads) as usize, w.cols as usize);
-    let panels = per_head.div_ceil(PAD);
-    let (isa, count) = (d.isa, x.rows as usize);
-    let sizes = [(PAD + ROWS_TRANSPOSED) * cols, ROWS.min(count) * PAD];
-    let own = sizes.iter().sum::<usize>().next_multiple_of(16);
-    let workers = Tiles::new(d.workers.take(own * d.team.threads()), own);
-    let tokens = inputs.slice(x.at.floats());
-    d.team.each(heads as usize * panels, |worker, task| {
-        // SAFETY: a worker has one task at a time.
-        let (panel, sums) = unsafe { workers.tile(worker, 0..own) }.split_at_mut(sizes[0]);
-        let (panel, decoded) = panel.split_at_mut(PAD * cols);
-        let (head, first) = (task / panels, task % panels * PAD);
-        let outputs = head * per_head + first..head * per_head + per_head.min(first + PAD);
-        for (eight, row) in outputs.clone().step_by(ROWS_TRANSPOSED).enumerate() {
-            let mut places = decoded.chunks_exact_mut(cols);
-            let rows = std::array::from_fn(|i| {
-                let place = places.next().expect("eight rows fit");
-                weights.decode((row + i).min(outputs.end - 1), place);
-                &*place
-            });
-            transpose(isa, rows, &mut panel[eight * ROWS_TRANSPOSED..], PAD);
-        }
-        for first in (0..count).step_by(ROWS) {
-            let rows = first..count.min(first + ROWS);
-            sums.fill(0.0);
-            let at = x.row_range(first as u32).start + head * cols;
-            let x = Block { data: &tokens[at..], stride: x.stride as usize };
-            let panel = Block { data: panel, stride: PAD };
-            add_product(isa, (rows.len(), cols, outputs.len()), x, panel, sums, PAD);
-            for (row, sums) in rows.zip(sums.chunks_exact(PAD)) {
-                // SAFETY: each task has its own columns, and tiles die at once.
-                let out = unsafe { tiles.tile(row, outputs.clone()) };
-                out.copy_from_slice(&sums[..outputs.len()]);
-            }
-        }
-    });
-}
-
 pub(crate) mod cases {
-    use crate::testing::{Case, FORMATS, Judge};
+    use crate::testing::{Case, FORMATS, Judge, tolerance};
 
-    cases![a_product_per_head];
+    cases![a_product_per_head, heads_of_whole_blocks];
 
     fn a_product_per_head(on: &mut dyn Judge) {
         for format in FORMATS {
@@ -83,7 +36,51 @@ pub(crate) mod cases {
                 let x = all.cols(8, 3 * inputs);
                 let w = case.weight(3 * 21, inputs, format);
                 let out = case.blank(rows, 3 * 21);
-                case.agree(on, &[out], 1e-4, |ops| ops.linear_heads(x, &w, 3, out));
+                case.agree(on, &[out], tolerance(format, 1e-4, 0.03), |ops| {
+                    ops.linear_heads(x, &w, 3, out);
+                });
+            }
+        }
+    }
+
+    fn heads_of_whole_blocks(on: &mut dyn Judge) {
+        for format in FORMATS {
+            for (rows, heads, outputs, inputs) in
+                [(1, 2, 64, 128), (3, 5, 32, 136), (20, 2, 128, 48), (1, 3, 72, 40)]
+            {
+                let mut case = Case::new(26);
+                let x = case.act(rows, heads * inputs);
+                let w = case.weight(heads * outputs, inputs, format);
+                let out = case.blank(rows, heads * outputs);
+                case.agree(on, &[out], tolerance(format, 1e-4, 0.03), |ops| {
+                    ops.linear_heads(x, &w, heads, out);
+                });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{Case, FORMATS};
+    use crate::{Memory, Ops};
+
+    #[test]
+    fn a_row_does_not_depend_on_its_batch() {
+        for format in FORMATS {
+            for (outputs, inputs) in [(64, 128), (21, 34)] {
+                let mut case = Case::new(27);
+                let (x, w) = (case.act(30, 2 * inputs), case.weight(2 * outputs, inputs, format));
+                let (together, few) = (case.blank(30, 2 * outputs), case.blank(5, 2 * outputs));
+                let alone = case.blank(1, 2 * outputs);
+                let mut cpu = case.cpu();
+                cpu.linear_heads(x, &w, 2, together);
+                cpu.linear_heads(x.first(5), &w, 2, few);
+                cpu.linear_heads(x.first(1), &w, 2, alone);
+                for (alone, rows) in [(few, 5), (alone, 1)] {
+                    let wanted = cpu.download_act(together.first(rows));
+                    assert_eq!(cpu.download_act(alone), wanted, "{rows} rows in {format}");
+                }
             }
         }
     }

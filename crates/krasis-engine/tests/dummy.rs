@@ -1,0 +1,49 @@
+//! Random weights stand in for models whose speed is measured, and speed depends on who is asked for.
+
+mod common;
+
+use common::{answer, defaults, greedy};
+use krasis_engine::{ExpertBits, Options, Quant, Request, Sampling, start_dummy};
+use std::collections::HashSet;
+
+const ANSWER: u32 = 60;
+const EXPERTS: usize = 64;
+
+fn config() -> serde_json::Value {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/configs/Qwen3-30B-A3B.json");
+    let mut config: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    for (field, value) in [
+        ("num_hidden_layers", 12),
+        ("vocab_size", 3000),
+        ("hidden_size", 512),
+        ("moe_intermediate_size", 128),
+        ("num_experts", EXPERTS),
+    ] {
+        config[field] = value.into();
+    }
+    config
+}
+
+/// If all tokens were routed alike, a few hot experts would be all that is asked for, and the experts of a
+/// batch those of one sequence.
+#[test]
+fn tokens_are_routed_differently_in_every_layer() {
+    let int4 = Quant::Int4;
+    let options = Options {
+        expert_bits: ExpertBits::Int4,
+        attention: int4,
+        lm_head: int4,
+        context_max: Some(256),
+        ..defaults()
+    };
+    let running = start_dummy(&config(), None, &options).unwrap();
+    let sampling = Sampling { temperature: 1.0, top_k: 50, seed: Some(1), ..Sampling::GREEDY };
+    let got = answer(&running.handle, Request { sampling, ..greedy(&[1, 2, 3], ANSWER) });
+    let tokens: HashSet<u32> = got.tokens.iter().copied().collect();
+    assert!(tokens.len() as u32 > ANSWER / 2, "{} different tokens", tokens.len());
+    for (layer, counts) in running.handle.census.experts.get().unwrap().asked().unwrap() {
+        let asked = counts.iter().filter(|&&count| count > 0).count();
+        assert!(asked > EXPERTS / 2, "layer {layer} asks for {asked} of {EXPERTS} experts");
+    }
+}
