@@ -1,7 +1,9 @@
 """OpenAI's own Python client: chats, plain completions, evaluation, tools, reasoning."""
 
 import json
+import re
 from functools import wraps
+from typing import Literal
 
 import httpx
 import openai
@@ -170,6 +172,101 @@ def models(client):
     listed = client.models.list().data
     assert listed[0].object == "model" and listed[0].max_model_len > 0
     assert client.models.retrieve(listed[0].id).id == listed[0].id
+
+
+COLOR = {
+    "type": "object",
+    "properties": {
+        "color": {"type": "string", "enum": ["red", "green"]},
+        "parts": {"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": 2},
+    },
+    "required": ["color", "parts"],
+    "additionalProperties": False,
+}
+
+
+@talking("A-10", "A-12")
+def structured(client):
+    """Forms of answers, whatever the model would rather say."""
+    free = {**GREEDY, "max_tokens": 200}
+
+    def said(**request):
+        choice = client.chat.completions.create(messages=USER, **{**free, **request}).choices[0]
+        assert choice.finish_reason in ("stop", "length")
+        return choice.message.content, choice.finish_reason
+
+    def is_color(text):
+        value = json.loads(text)
+        assert list(value) == ["color", "parts"] and value["color"] in ("red", "green")
+        assert len(value["parts"]) <= 2 and all(type(part) is int for part in value["parts"])
+
+    schema = {"name": "color", "strict": True, "schema": COLOR}
+    strict = {"type": "json_schema", "json_schema": schema}
+    text, reason = said(response_format=strict)
+    if reason == "stop":  # a model may write digits for ever
+        is_color(text)
+    chunks = client.chat.completions.create(
+        messages=USER, response_format=strict, stream=True, logprobs=True, **free
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
+    text, reason = said(response_format={"type": "json_object"})
+    assert text.startswith("{")
+    if reason == "stop":
+        assert isinstance(json.loads(text), dict)
+    text, _ = said(extra_body={"structured_outputs": {"regex": "[0-9]{3}-[a-z]{2}"}})
+    assert re.fullmatch("[0-9]{3}-[a-z]{2}", text), text
+    assert said(extra_body={"guided_choice": ["left", "right"]})[0] in ("left", "right")
+    lark = 'start: "(" /[a-z]/{3} ")"'
+    assert re.fullmatch(r"\([a-z]{3}\)", said(extra_body={"guided_grammar": lark})[0])
+    plain = client.completions.create(
+        prompt="1 + 1 =", extra_body={"guided_regex": " [0-9]{2}"}, **free
+    )
+    assert re.fullmatch(" [0-9]{2}", plain.choices[0].text)
+    # One token is cut off in time, and says so.
+    assert said(response_format=strict, max_tokens=1)[1] == "length"
+    several = client.chat.completions.create(
+        messages=USER, n=3, seed=1, model="default", temperature=1,
+        extra_body={"guided_choice": ["a", "b", "c"]},
+    )
+    assert all(choice.message.content in "abc" for choice in several.choices)
+    for field, value in (
+        ("guided_regex", "("),
+        ("guided_json", {"type": "strung"}),
+        ("structured_outputs", {"grammar": "start: nothing"}),
+    ):
+        try:
+            said(extra_body={field: value})
+            raise AssertionError(f"{field} {value} was accepted")
+        except openai.BadRequestError as error:
+            assert error.param.startswith(field), error.param
+
+
+@talking("A-10", "A-33")
+def structured_tools(client):
+    """The client's own helper for types: strict tools, and an answer that is parsed."""
+    import pydantic
+
+    class Answer(pydantic.BaseModel):
+        result: int
+        words: list[Literal["yes", "no"]]
+
+    parsed = client.chat.completions.parse(
+        messages=USER, response_format=Answer, model="default", temperature=0, max_tokens=400
+    )
+    assert isinstance(parsed.choices[0].message.parsed, Answer)
+
+    class GetWeather(pydantic.BaseModel):
+        """Get the weather of a city."""
+
+        city: str
+        unit: Literal["celsius", "fahrenheit"]
+
+    tool = openai.pydantic_function_tool(GetWeather, name="get_weather")
+    for choice in ("auto", "required"):
+        message = client.chat.completions.parse(
+            messages=RAIN, tools=[tool], tool_choice=choice, **CALLS
+        ).choices[0].message
+        assert isinstance(message.tool_calls[0].function.parsed_arguments, GetWeather)
 
 
 @talking("A-07", "A-50", "A-51")

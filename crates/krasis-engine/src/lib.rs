@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod census;
+pub mod constraint;
 pub mod device;
 pub mod dummy;
 pub mod engine;
@@ -24,6 +25,7 @@ pub mod skew;
 pub mod step;
 
 pub use census::{Census, ExpertCensus};
+pub use constraint::{Allowed, Constraint, Grammar};
 pub use engine::{
     Engine, Loaded, Loading, Running, build_cache, estimate, estimate_dummy, start, start_dummy,
     start_watched,

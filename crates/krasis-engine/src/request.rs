@@ -1,5 +1,7 @@
 //! What a caller asks of the engine and what it hears back: the seam between text and tensors.
 
+use crate::constraint::Grammar;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// One completion to compute. Token ids in, token ids out: the engine knows no text.
@@ -17,6 +19,8 @@ pub struct Request {
     pub logprobs: Option<u32>,
     /// Report log-probabilities of prompt tokens (all but the first) with this many alternatives.
     pub prompt_logprobs: Option<u32>,
+    /// What the answer must keep to.
+    pub grammar: Option<Arc<dyn Grammar>>,
 }
 
 /// How the next token is chosen from the logits. Applied in the order of the fields.
@@ -142,7 +146,7 @@ pub enum InvalidRequest {
 }
 
 /// What the engine tells about one request, in this order: at most one `Prompt`, `Token`s, and
-/// exactly one of `Done` and `Failed`.
+/// exactly one of `Done`, `Refused` and `Failed`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The prompt has been read; entry `i` is about prompt token `i + 1`. Only if asked for.
@@ -163,6 +167,11 @@ pub enum Event {
         finish: Finish,
         /// What it took.
         usage: Usage,
+    },
+    /// The answer cannot keep to its grammar; a sentence for the user, whose grammar it is.
+    Refused {
+        /// What went wrong.
+        message: String,
     },
     /// The engine could not go on; a sentence for the user.
     Failed {

@@ -9,7 +9,12 @@
 //! - that does not depend on the last digits of the sum of weights.
 //!
 //! Otherwise whoever chooses is told nothing, and comes back with the whole row.
+//!
+//! Under a grammar, tokens that are not allowed are as if they were not there. Of the weight behind the
+//! largest logits any part may be that of allowed tokens, so the sum of all weights lies between two
+//! bounds, and the point may be any of those that belong to them.
 
+use crate::constraint::Mask;
 use crate::request::{Logprob, Sampling};
 use krasis_core::random::SplitMix64;
 use krasis_cpu::vector::largest;
@@ -45,6 +50,16 @@ pub struct Largest<'a> {
     vocab: u32,
 }
 
+impl Known<'_> {
+    /// Size of the vocabulary.
+    pub fn vocab(&self) -> u32 {
+        match self {
+            Known::Row(row) => row.len() as u32,
+            Known::Largest(largest) => largest.vocab,
+        }
+    }
+}
+
 impl Largest<'_> {
     /// From a row as the operation writes it.
     pub fn of(row: &[f32], scale: f32, vocab: u32) -> Largest<'_> {
@@ -62,6 +77,21 @@ impl Largest<'_> {
     fn last(&self) -> (u32, f32) {
         let last = self.values.len() - 1;
         (self.tokens[last] as u32, self.values[last])
+    }
+
+    /// The weight of all allowed tokens, of which `front` has the largest, relative to its first.
+    fn rest(&self, front: &[(u32, f32)], mask: Option<&Mask>) -> Rest {
+        let total = f64::from(self.total);
+        let (low, high) = (total * (1.0 - TOTAL_ERROR), total * (1.0 + TOTAL_ERROR));
+        let (Some(mask), Some(&(_, best))) = (mask, front.first()) else {
+            return Rest::Total([low, high]);
+        };
+        let largest = self.values[0] * self.scale;
+        let known: f64 = self.pairs().map(|(_, x)| weight(x * self.scale, largest)).sum();
+        let allowed = self.pairs().filter(|(token, _)| mask.allows(*token));
+        let allowed: f64 = allowed.map(|(_, x)| weight(x * self.scale, best)).sum();
+        let missing = (high - known * (1.0 - TOTAL_ERROR)).max(0.0) / weight(best, largest);
+        Rest::Total([allowed * (1.0 - TOTAL_ERROR), allowed * (1.0 + TOTAL_ERROR) + missing])
     }
 
     fn pairs(&self) -> impl Iterator<Item = (u32, f32)> {
@@ -83,22 +113,44 @@ const TOTAL_ERROR: f64 = 1e-4;
 
 /// Chooses the next token, or says that the whole row is needed. The same seed, history and logits
 /// give the same token, whatever else runs and however much is known: randomness is a function of the
-/// seed and the position, not of a generator's past.
-pub fn choose(known: Known, how: &Sampling, seed: u64, history: History) -> Option<u32> {
+/// seed and the position, not of a generator's past. With a mask, it is one of its tokens.
+pub fn choose(
+    known: Known,
+    how: &Sampling,
+    seed: u64,
+    history: History,
+    mask: Option<&Mask>,
+) -> Option<u32> {
+    if let Some(mask) = mask.filter(|mask| mask.tokens() == 1) {
+        return Some(mask.first());
+    }
     match known {
-        Known::Row(logits) => Some(choose_of_row(logits, how, seed, history)),
-        Known::Largest(largest) => choose_of_largest(&largest, how, seed, history),
+        Known::Row(logits) => Some(choose_of_row(logits, how, seed, history, mask)),
+        Known::Largest(largest) => choose_of_largest(&largest, how, seed, history, mask),
     }
 }
 
-fn choose_of_row(logits: &[f32], how: &Sampling, seed: u64, history: History) -> u32 {
+fn choose_of_row(
+    logits: &[f32],
+    how: &Sampling,
+    seed: u64,
+    history: History,
+    mask: Option<&Mask>,
+) -> u32 {
     let mut logits = Cow::Borrowed(logits);
+    if let Some(mask) = mask {
+        for (token, logit) in (0..).zip(logits.to_mut()) {
+            if !mask.allows(token) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
     if how.changes_logits() {
         let logits = logits.to_mut();
         change(how, &history, |token, new| logits[token as usize] = new(logits[token as usize]));
     }
     if how.temperature == 0.0 {
-        return best(&logits);
+        return best(&logits, mask);
     }
     let mut all = possible((0..).zip(logits.iter().copied()), how.temperature);
     if (1..all.len()).contains(&(how.top_k as usize)) {
@@ -122,21 +174,29 @@ fn choose_of_row(logits: &[f32], how: &Sampling, seed: u64, history: History) ->
         }
         sorted = end;
     }
-    best(&logits)
+    best(&logits, mask)
 }
 
-fn choose_of_largest(known: &Largest, how: &Sampling, seed: u64, history: History) -> Option<u32> {
+fn choose_of_largest(
+    known: &Largest,
+    how: &Sampling,
+    seed: u64,
+    history: History,
+    mask: Option<&Mask>,
+) -> Option<u32> {
+    let allowed = |token: &u32| mask.is_none_or(|mask| mask.allows(*token));
     if !how.changes_logits() && how.temperature == 0.0 {
         return known
             .pairs()
-            .next()
+            .find(|(token, _)| allowed(token))
             .filter(|(_, x)| *x > f32::NEG_INFINITY)
             .map(|(token, _)| token);
     }
     if how.raises_logits() {
         return None;
     }
-    let mut front: Vec<(u32, f32)> = known.pairs().collect();
+    let mut front: Vec<(u32, f32)> = known.pairs().filter(|(token, _)| allowed(token)).collect();
+    let known_allowed = front.len();
     if how.changes_logits() {
         let places: HashMap<u32, usize> =
             front.iter().enumerate().map(|(place, (token, _))| (*token, place)).collect();
@@ -149,7 +209,7 @@ fn choose_of_largest(known: &Largest, how: &Sampling, seed: u64, history: Histor
     let temperature = if how.temperature == 0.0 { 1.0 } else { how.temperature };
     let mut front = possible(front.into_iter(), temperature);
     front.sort_unstable_by(descending);
-    let mut whole = known.is_whole();
+    let mut whole = known.is_whole() || mask.is_some_and(|mask| mask.tokens() == known_allowed);
     if !whole {
         // Missing tokens come behind the last one, and penalties only put them further back.
         let last = known.last();
@@ -170,8 +230,7 @@ fn choose_of_largest(known: &Largest, how: &Sampling, seed: u64, history: Histor
     } else if how.changes_logits() || known.scale != 1.0 / how.temperature {
         return None;
     } else {
-        let total = f64::from(known.total);
-        Rest::Total([total * (1.0 - TOTAL_ERROR), total * (1.0 + TOTAL_ERROR)])
+        known.rest(&front, mask)
     };
     draw(&front, rest, how, uniform(seed, history.answer.len() as u64))
 }
@@ -288,9 +347,12 @@ fn logprob_of_row(logits: &[f32], token: u32, alternatives: u32) -> Logprob {
     }
 }
 
-/// The largest, the first of equals; a logit that is no number is never chosen.
-fn best(logits: &[f32]) -> u32 {
-    largest(logits).unwrap_or(0) as u32
+/// The largest, the first of equals; a logit that is no number is never chosen, unless all are none.
+fn best(logits: &[f32], mask: Option<&Mask>) -> u32 {
+    match largest(logits).map(|token| token as u32) {
+        Some(token) if mask.is_none_or(|mask| mask.allows(token)) => token,
+        _ => mask.map_or(0, Mask::first),
+    }
 }
 
 /// Applies biases and penalties: `at(token, new)` replaces a token's logit by `new` of it.
@@ -335,7 +397,7 @@ mod tests {
     fn shares(how: &Sampling, logits: &[f32]) -> Vec<f32> {
         let mut counts = vec![0; logits.len()];
         (0..4000).for_each(|seed| {
-            counts[choose(Known::Row(logits), how, seed, NONE).unwrap() as usize] += 1
+            counts[choose(Known::Row(logits), how, seed, NONE, None).unwrap() as usize] += 1
         });
         counts.into_iter().map(|n| n as f32 / 4000.0).collect()
     }
@@ -391,12 +453,48 @@ mod tests {
         (0..vocab).map(|_| number()).collect()
     }
 
+    /// Every other case is free; of the others, some allow nearly all tokens, some a few.
+    fn random_mask(random: &mut SplitMix64, vocab: u32, case: u64) -> Option<Mask> {
+        if case.is_multiple_of(2) {
+            return None;
+        }
+        let share = [0.999, 0.5, 0.1, 0.01][random.bits() as usize % 4];
+        let mut words = vec![0; vocab.div_ceil(32) as usize];
+        for token in (0..vocab).filter(|_| random.uniform() < share).collect::<Vec<_>>() {
+            words[token as usize / 32] |= 1 << (token % 32);
+        }
+        Mask::new(words)
+    }
+
+    #[test]
+    fn under_a_mask_the_others_are_as_if_they_were_not_there() {
+        let logits = [0.7f32, 0.2, 0.1].map(f32::ln);
+        let how = Sampling { temperature: 1.0, top_p: 0.6, ..Sampling::GREEDY };
+        let mask = Mask::new(vec![0b110]);
+        let choose = |how: &Sampling, logits: &[f32], seed| {
+            choose(Known::Row(logits), how, seed, NONE, mask.as_ref())
+        };
+        assert_eq!(choose(&Sampling::GREEDY, &logits, 0), Some(1));
+        // Two thirds of what is allowed reach top_p, which 0.2 of all would not.
+        assert!((0..500).all(|seed| choose(&how, &logits, seed) == Some(1)));
+        let how = Sampling { top_p: 1.0, ..how };
+        let ones = (0..4000).filter(|seed| choose(&how, &logits, *seed) == Some(1)).count();
+        assert!((ones as f32 / 4000.0 - 2.0 / 3.0).abs() < 0.04, "{ones}");
+        for how in [Sampling::GREEDY, how] {
+            assert_eq!(
+                choose(&how, &[f32::NAN; 3], 0),
+                Some(1),
+                "an allowed one, if none is a number"
+            );
+        }
+    }
+
     #[test]
     fn the_largest_logits_choose_as_the_whole_row_does() {
         let mut random = SplitMix64(5);
         let mut one = |of: &[f32]| of[random.bits() as usize % of.len()];
-        let (mut enough, mut rows) = (0, SplitMix64(6));
-        for case in 0..6000u64 {
+        let (mut enough, mut rows) = ([0, 0], SplitMix64(6));
+        for case in 0..12_000u64 {
             let vocab = one(&[64.0, 65.0, 300.0, 2000.0]) as u32;
             let penalties = case % 3 == 0;
             let penalty = |x: f32| if penalties { x } else { 0.0 };
@@ -421,13 +519,15 @@ mod tests {
             let history = || History { prompt: &[1, 2, 3], answer: &answer };
             let largest = largest_of(&row, weight_scale(&how, None), 64);
             let known = Known::Largest(Largest::of(&largest, weight_scale(&how, None), vocab));
-            if let Some(token) = choose(known, &how, case, history()) {
-                enough += 1;
-                let wanted = choose(Known::Row(&row), &how, case, history());
+            let mask = random_mask(&mut rows, vocab, case);
+            if let Some(token) = choose(known, &how, case, history(), mask.as_ref()) {
+                enough[usize::from(mask.is_some())] += 1;
+                let wanted = choose(Known::Row(&row), &how, case, history(), mask.as_ref());
                 assert_eq!(Some(token), wanted, "case {case} of {vocab}: {how:?}");
+                assert!(mask.is_none_or(|mask| mask.allows(token)), "case {case}");
             }
         }
-        assert!(enough > 3700, "{enough} of 6000 were enough");
+        assert!(enough[0] > 3000 && enough[1] > 2000, "{enough:?} of 6000 each were enough");
     }
 
     /// What chat programs ask for, over rows as steep as those of language models.
@@ -449,8 +549,9 @@ mod tests {
             for seed in 0..50 {
                 let known = Known::Largest(Largest::of(&largest, scale, 5000));
                 let history = || History { prompt: &[0, 1], answer: &[0, 2] };
-                let got = choose(known, &how, seed, history());
-                assert_eq!(got, choose(Known::Row(&steep), &how, seed, history()), "{how:?}");
+                let got = choose(known, &how, seed, history(), None);
+                let wanted = choose(Known::Row(&steep), &how, seed, history(), None);
+                assert!(got.is_some() && got == wanted, "{how:?}");
             }
         }
     }
@@ -497,7 +598,7 @@ mod tests {
     fn penalties_and_bias_move_the_choice() {
         let logits = [2.0, 1.9, -1.0];
         let choice = |how: Sampling, prompt: &[u32], answer: &[u32]| {
-            choose(Known::Row(&logits), &how, 0, History { prompt, answer }).unwrap()
+            choose(Known::Row(&logits), &how, 0, History { prompt, answer }, None).unwrap()
         };
         assert_eq!(choice(Sampling::GREEDY, &[0], &[0]), 0);
         let repetition = Sampling { repetition_penalty: 1.2, ..Sampling::GREEDY };

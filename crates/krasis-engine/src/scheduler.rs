@@ -119,8 +119,12 @@ impl Scheduler {
             s.prompt_logprobs.extend(logprob);
             return true;
         }
+        if !s.can_go_on(known.vocab()) {
+            return true;
+        }
         let history = History { prompt: &s.request.prompt, answer: s.answer() };
-        let Some(token) = sample::choose(known, &s.request.sampling, s.seed, history) else {
+        let Some(token) = sample::choose(known, &s.request.sampling, s.seed, history, s.mask())
+        else {
             return false;
         };
         let logprob = s.request.logprobs.map(|n| sample::logprob(known, token, n));

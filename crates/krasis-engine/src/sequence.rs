@@ -1,5 +1,6 @@
 //! One request while it runs.
 
+use crate::constraint::{Bounds, Mask, Next};
 use crate::handle::{Sink, Submission};
 use crate::kv::Prefix;
 use crate::request::{Event, Finish, Logprob, Request, Usage};
@@ -23,6 +24,10 @@ pub struct Sequence {
     pub prompt_logprobs: Vec<Logprob>,
     /// Chosen in this step, appended when the step is committed.
     pub next: Option<(u32, Option<Logprob>)>,
+    /// What the next token may be, of an answer that is not free.
+    bounds: Option<Bounds>,
+    /// Why no token can be chosen.
+    stuck: Option<Stuck>,
     prompt_reported: bool,
     cached: usize,
     sink: Sink,
@@ -30,6 +35,14 @@ pub struct Sequence {
     submitted: Instant,
     admitted: Option<Instant>,
     first_token: Option<Instant>,
+}
+
+/// Why an answer ends without another token.
+enum Stuck {
+    /// Its grammar is complete.
+    Complete,
+    /// Its grammar cannot go on; a sentence.
+    Refused(String),
 }
 
 /// Memory of a running sequence.
@@ -51,6 +64,8 @@ impl Sequence {
             held: None,
             prompt_logprobs: Vec::new(),
             next: None,
+            bounds: request.grammar.as_deref().map(Bounds::new),
+            stuck: None,
             prompt_reported: false,
             cached: 0,
             sink,
@@ -97,6 +112,23 @@ impl Sequence {
         position + 1 == self.tokens.len() && self.request.tokens_max > 0
     }
 
+    /// Finds out what the next token may be, in a vocabulary; false if there can be none, which
+    /// [`Sequence::advance`] then tells.
+    pub fn can_go_on(&mut self, vocab: u32) -> bool {
+        let Some(bounds) = &mut self.bounds else { return true };
+        self.stuck = match bounds.next(vocab, &self.request.stop_tokens) {
+            Ok(Next::Complete) => Some(Stuck::Complete),
+            Ok(_) => None,
+            Err(message) => Some(Stuck::Refused(message)),
+        };
+        self.stuck.is_none()
+    }
+
+    /// Those of which the next token must be one, if not all are allowed.
+    pub fn mask(&self) -> Option<&Mask> {
+        self.bounds.as_ref()?.mask()
+    }
+
     /// `rows` more tokens are computed: reports what came of it, and tells whether that was all.
     pub fn advance(&mut self, rows: usize, context_max: usize) -> Option<Finish> {
         self.computed += rows;
@@ -111,12 +143,23 @@ impl Sequence {
         if self.request.tokens_max == 0 {
             return Some(Finish::Length);
         }
+        match self.stuck {
+            Some(Stuck::Complete) => return Some(Finish::Stop),
+            Some(Stuck::Refused(_)) => return Some(Finish::Cancelled),
+            None => {}
+        }
         let (id, logprob) = self.next.take()?;
         self.first_token.get_or_insert_with(Instant::now);
         self.tokens.push(id);
         (self.sink)(Event::Token { id, logprob });
         if self.request.stop_tokens.contains(&id) {
             return Some(Finish::Stop);
+        }
+        if let Some(bounds) = &mut self.bounds {
+            bounds.accept(id);
+            if bounds.is_finished() {
+                return Some(Finish::Stop);
+            }
         }
         let full = self.answer().len() >= self.request.tokens_max as usize
             || self.tokens.len() >= context_max;
@@ -125,6 +168,9 @@ impl Sequence {
 
     /// The last word.
     pub fn finish(mut self, finish: Finish) {
+        if let Some(Stuck::Refused(message)) = self.stuck {
+            return (self.sink)(Event::Refused { message });
+        }
         let now = Instant::now();
         let first_token = self.first_token.unwrap_or(now);
         let admitted = self.admitted.unwrap_or(now);

@@ -39,6 +39,7 @@ fn steps(fixture: &str, options: &Options) -> usize {
             stop_tokens: Vec::new(),
             logprobs: None,
             prompt_logprobs: None,
+            grammar: None,
         })
         .into_iter()
         .map(|request| handle.submit(request, Box::new(|_: Event| {})).unwrap())

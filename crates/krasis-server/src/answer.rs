@@ -115,6 +115,8 @@ pub(crate) enum News {
     Piece(Piece),
     /// A stop string or the last call ended the answer: send the piece, and let the engine stop.
     Stopped(Piece),
+    /// The answer cannot keep to its grammar.
+    Refused(String),
     /// The engine could not go on.
     Failed(String),
 }
@@ -151,6 +153,7 @@ impl Answer {
             Event::Token { .. } if self.finish.is_some() => News::Nothing,
             Event::Token { id, logprob } => self.token(id, logprob),
             Event::Done { finish, usage } => self.done(finish, usage),
+            Event::Refused { message } => News::Refused(message),
             Event::Failed { message } => News::Failed(message),
         }
     }

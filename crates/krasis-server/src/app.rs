@@ -8,7 +8,7 @@ use crate::stage::{Over, Progress, Stage};
 use crate::stored::Stored;
 use crate::{Answers, Generation};
 use krasis_engine::Handle;
-use krasis_text::{Template, TextError, Tokenizer};
+use krasis_text::{Grammars, Template, TextError, Tokenizer};
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
@@ -38,6 +38,8 @@ pub struct Loaded {
     pub handle: Handle,
     /// Its vocabulary.
     pub tokenizer: Arc<Tokenizer>,
+    /// What answers can be held to, in its tokens.
+    pub grammars: Grammars,
     /// Its chat template, or why chats are refused.
     pub template: Result<Template, TextError>,
     /// How its answers are read.

@@ -59,7 +59,7 @@ const fn field(name: &'static str, kind: Kind, about: &'static str) -> Field {
 const TOKENS_MAX: i64 = u32::MAX as i64;
 
 /// What chats and completions share.
-const SAMPLING: [Field; 21] = [
+const SAMPLING: [Field; 26] = [
     field("model", Kind::Text, "A name of the model; it may be left out"),
     field("stream", Kind::Flag, "Send the answer as server-sent events"),
     field("stream_options", Kind::Object, "include_usage, continuous_usage_stats"),
@@ -80,7 +80,22 @@ const SAMPLING: [Field; 21] = [
     field("min_tokens", Kind::Integer(0, TOKENS_MAX), "Only together with ignore_eos"),
     field("skip_special_tokens", Kind::Flag, "Leave special tokens out of the text"),
     field("return_token_ids", Kind::Flag, "Report token ids beside the text"),
-    field("response_format", Kind::Object, "The form of the answer"),
+    field(
+        "response_format",
+        Kind::Object,
+        "The form of the answer's text: {type: text}, {type: json_object}, or {type: json_schema, \
+         json_schema: {schema, strict}}; with strict, keywords that cannot be kept to are refused",
+    ),
+    field(
+        "structured_outputs",
+        Kind::Object,
+        "The same as vLLM has it: one of json (a schema), regex, choice (texts), grammar (Lark), \
+         json_object",
+    ),
+    field("guided_json", Kind::Object, "structured_outputs.json"),
+    field("guided_regex", Kind::Text, "structured_outputs.regex"),
+    field("guided_choice", Kind::List, "structured_outputs.choice"),
+    field("guided_grammar", Kind::Text, "structured_outputs.grammar"),
 ];
 
 const CHAT: [Field; 14] = [
@@ -89,8 +104,16 @@ const CHAT: [Field; 14] = [
     field("max_completion_tokens", Kind::Integer(1, TOKENS_MAX), "The same, and wins"),
     field("logprobs", Kind::Flag, "Report log-probabilities"),
     field("top_logprobs", Kind::Integer(0, 20), "Alternatives per token"),
-    field("tools", Kind::Tools, "Functions that the model may call"),
-    field("tool_choice", Kind::Choice, "Which of them"),
+    field(
+        "tools",
+        Kind::Tools,
+        "Functions that the model may call; arguments of those with strict are held to their schemas",
+    ),
+    field(
+        "tool_choice",
+        Kind::Choice,
+        "Which of them; arguments of a demanded call are held to its schema",
+    ),
     field("chat_template_kwargs", Kind::Object, "Variables of the template"),
     field("documents", Kind::List, "A variable of the template"),
     field("reasoning_effort", Kind::Text, "A variable of the template"),

@@ -9,6 +9,19 @@ use axum::http::StatusCode;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+/// Fields that hold schemas and grammars, which are compiled.
+const SCHEMAS: [&str; 9] = [
+    "tools",
+    "response_format",
+    "text",
+    "output_config",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+];
+
 /// The fields of a JSON object.
 pub(crate) struct Fields {
     values: Map<String, Value>,
@@ -49,7 +62,7 @@ impl Fields {
                 return Err(ApiError::field(name, message));
             }
         }
-        for name in ["tools", "response_format", "text", "output_config"] {
+        for name in SCHEMAS {
             let bytes = self.values.get(name).map_or(0, |value| value.to_string().len());
             if bytes as u64 > self.limits.schema_bytes {
                 let most = self.limits.schema_bytes;

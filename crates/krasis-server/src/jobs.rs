@@ -78,7 +78,8 @@ impl Jobs {
         let others = self.behind.remove(&index);
         let read = others.is_some();
         others.into_iter().flatten().rev().for_each(|job| self.waiting.push_front(job));
-        let over = matches!(event, Event::Done { .. } | Event::Failed { .. });
+        let over =
+            matches!(event, Event::Done { .. } | Event::Refused { .. } | Event::Failed { .. });
         if over {
             self.tickets[index] = None;
             self.running -= 1;
@@ -137,6 +138,7 @@ mod tests {
             stop_tokens: Vec::new(),
             logprobs: None,
             prompt_logprobs: None,
+            grammar: None,
         }
     }
 

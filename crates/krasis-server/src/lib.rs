@@ -6,6 +6,7 @@ mod access;
 mod answer;
 mod anthropic;
 mod app;
+mod constraint;
 mod dialect;
 mod document;
 mod error;

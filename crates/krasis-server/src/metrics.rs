@@ -268,7 +268,7 @@ impl Observer {
                     Some(last) => requests.between_tokens.record(now - last),
                 }
             }
-            Event::Failed { .. } => requests.finished[3].increment(1),
+            Event::Refused { .. } | Event::Failed { .. } => requests.finished[3].increment(1),
             Event::Done { finish, usage } => {
                 let reason = match finish {
                     Finish::Stop => 0,

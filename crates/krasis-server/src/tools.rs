@@ -26,6 +26,16 @@ pub(crate) enum Demand {
     Function(Value),
 }
 
+impl Demand {
+    /// Whether calling this tool would do.
+    pub fn admits(&self, tool: &Value) -> bool {
+        match self {
+            Demand::Free | Demand::Some => true,
+            Demand::Function(function) => tool["function"]["name"] == function["name"],
+        }
+    }
+}
+
 impl Tools {
     pub fn take(fields: &mut Fields) -> Result<Tools, ApiError> {
         let offered = offered(fields.take("tools")?.unwrap_or_default())?;

@@ -1,5 +1,6 @@
 //! What both kinds of completion requests may ask for: sampling, length, stops, form of the answer.
 
+use crate::constraint::Constraint;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::limits::Limits;
@@ -7,17 +8,6 @@ use crate::{Generation, Loaded};
 use krasis_engine::{Request, Sampling};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-
-/// Fields that change what an answer is and that are not implemented. Ignoring one would return
-/// something other than what was asked for.
-const UNSUPPORTED: [&str; 6] = [
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
-    "grammar",
-    "structured_outputs",
-];
 
 /// The common fields, checked.
 #[derive(Debug)]
@@ -31,6 +21,8 @@ pub(crate) struct Wishes {
     pub stop_tokens: Vec<u32>,
     pub specials_hidden: bool,
     pub token_ids: bool,
+    /// What the answer's text must be.
+    pub constraint: Option<Constraint>,
     /// How to stream; `None` to answer in one piece.
     pub stream: Option<StreamUsage>,
 }
@@ -64,7 +56,7 @@ impl Wishes {
     /// Takes the fields that chats and completions share. Where the request is silent, the
     /// model's defaults hold.
     pub fn take(fields: &mut Fields, generation: &Generation) -> Result<Wishes, ApiError> {
-        refuse_unsupported(fields)?;
+        let constraint = Constraint::take(fields)?;
         let ignore_eos = fields.flag("ignore_eos")?;
         let min_tokens = fields.take::<u32>("min_tokens")?.unwrap_or(0);
         if min_tokens > 0 && !ignore_eos {
@@ -90,6 +82,7 @@ impl Wishes {
             stop_tokens,
             specials_hidden: fields.take("skip_special_tokens")?.unwrap_or(true),
             token_ids: fields.flag("return_token_ids")?,
+            constraint,
             stream: fields.flag("stream")?.then_some(usage),
         })
     }
@@ -122,6 +115,7 @@ impl Wishes {
             stop_tokens: self.stop_tokens.clone(),
             logprobs: None,
             prompt_logprobs: None,
+            grammar: None,
         })
     }
 }
@@ -187,21 +181,4 @@ fn stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
         return Err(ApiError::field("stop", message));
     }
     Ok(stops)
-}
-
-fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
-    for name in UNSUPPORTED {
-        if fields.value(name).is_some() {
-            return Err(ApiError::unsupported(name, format!("{name} is not supported yet")));
-        }
-    }
-    let format = fields.value("response_format");
-    match format.as_ref().map(|format| format["type"].as_str()) {
-        None | Some(Some("text")) => Ok(()),
-        Some(Some(kind)) => Err(ApiError::unsupported(
-            "response_format",
-            format!("response_format '{kind}' is not supported yet: only 'text' is"),
-        )),
-        Some(None) => Err(ApiError::field("response_format", "response_format has no type")),
-    }
 }

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod constraint;
 mod detokenize;
 mod error;
 mod stop;
@@ -10,6 +11,9 @@ mod template;
 mod tokenizer;
 
 pub use answer::{End, Event, Format, Parser, Reasoning, Start, ToolFormat};
+pub use constraint::{
+    Allowed, Demand, Form, Grammar, GrammarError, Grammars, Guide, Rules, Strictness,
+};
 pub use detokenize::Detokenizer;
 pub use error::TextError;
 pub use stop::{Passage, StopStrings};

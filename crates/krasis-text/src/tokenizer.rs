@@ -155,6 +155,16 @@ impl Tokenizer {
         self.inner.id_to_token(id).is_some()
     }
 
+    /// One more than the largest id with a token.
+    pub fn size(&self) -> u32 {
+        self.inner.get_vocab(true).into_values().max().map_or(0, |id| id + 1)
+    }
+
+    /// Whether a token stands beside the vocabulary proper, special or not.
+    pub fn is_added(&self, id: u32) -> bool {
+        self.added.contains_key(&id)
+    }
+
     /// Whether a token is left out of an answer's text, such as `<|im_end|>`.
     pub fn is_special(&self, id: u32) -> bool {
         self.added.get(&id) == Some(&true)

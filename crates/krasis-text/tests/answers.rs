@@ -466,8 +466,8 @@ fn an_opening_leads_into_a_call() {
         (
             ToolFormat::Glm,
             "weather\n<arg_key>city</arg_key><arg_value>Oslo</arg_value></tool_call>",
-            "city</arg_key>\n<arg_value>Oslo</arg_value></tool_call>",
-            "</tool_call>",
+            "\n<arg_key>city</arg_key>\n<arg_value>Oslo</arg_value></tool_call>",
+            "\n</tool_call>",
         ),
         (
             ToolFormat::Harmony,

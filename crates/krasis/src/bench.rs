@@ -176,6 +176,7 @@ impl Bench {
                 stop_tokens: Vec::new(),
                 logprobs: None,
                 prompt_logprobs: None,
+                grammar: None,
             };
             let answers = submit::all(handle, (0..batch).map(request).collect(), |_| {})?;
             if run > 0 {

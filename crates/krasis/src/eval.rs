@@ -142,6 +142,7 @@ fn silent(loaded: &Loaded, prompt: Vec<u32>) -> Request {
         stop_tokens: loaded.generation.eos.clone(),
         logprobs: None,
         prompt_logprobs: None,
+        grammar: None,
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::exit::Failure;
 use krasis_engine::{Options, Running, Watch};
 use krasis_server::{Answers, Generation, Loaded};
-use krasis_text::{Template, TextError, Tokenizer};
+use krasis_text::{Grammars, Template, TextError, Tokenizer};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -49,9 +49,11 @@ fn with_engine(mut texts: Texts, running: Running, options: &Options) -> Loaded 
     let precision = format!("{:?}-{:?}-{:?}", options.device, options.expert_bits, options.kv);
     let precision = precision.to_lowercase().replace(['(', ')'], "");
     let format = texts.template.as_ref().map(Template::format).unwrap_or_default();
+    let tokenizer = Arc::new(texts.tokenizer);
     Loaded {
         handle,
-        tokenizer: Arc::new(texts.tokenizer),
+        grammars: Grammars::new(tokenizer.clone()),
+        tokenizer,
         template: texts.template,
         answers: Answers { format, ..Answers::default() },
         generation: texts.generation,

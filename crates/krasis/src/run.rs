@@ -89,6 +89,7 @@ impl Run {
             stop_tokens: model.eos.clone(),
             logprobs: None,
             prompt_logprobs: None,
+            grammar: None,
         })
     }
 
@@ -123,7 +124,7 @@ fn answer(loaded: &Loaded, request: Request) -> Result<Option<Usage>, Failure> {
             Event::Token { id, .. } if stop_tokens.contains(&id) => continue,
             Event::Token { id, .. } => (detokenizer.push(id), None),
             Event::Done { usage, .. } => (detokenizer.finish() + "\n", Some(usage)),
-            Event::Prompt { .. } | Event::Failed { .. } => continue,
+            Event::Prompt { .. } | Event::Refused { .. } | Event::Failed { .. } => continue,
         };
         let mut output = std::io::stdout().lock();
         match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {

@@ -356,6 +356,7 @@ fn warm(loaded: &Loaded) -> Result<(), Failure> {
         stop_tokens: Vec::new(),
         logprobs: None,
         prompt_logprobs: None,
+        grammar: None,
     };
     let stream = Stream::start(&loaded.handle, request)?;
     while !matches!(stream.next()?, Event::Done { .. }) {}

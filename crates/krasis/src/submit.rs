@@ -22,7 +22,9 @@ impl Stream {
     /// Waits for the next event.
     pub fn next(&self) -> Result<Event, Failure> {
         match self.events.recv() {
-            Ok(Event::Failed { message }) => Err(Failure::say(Failure::FAILED, message)),
+            Ok(Event::Refused { message } | Event::Failed { message }) => {
+                Err(Failure::say(Failure::FAILED, message))
+            }
             Ok(event) => Ok(event),
             Err(_) => Err(anyhow::Error::from(SubmitError::Stopped).into()),
         }
@@ -70,7 +72,9 @@ pub fn all(
         match event {
             Event::Prompt { logprobs } => answers[index].prompt = logprobs,
             Event::Token { id, .. } => answers[index].tokens.push(id),
-            Event::Failed { message } => return Err(Failure::say(Failure::FAILED, message)),
+            Event::Refused { message } | Event::Failed { message } => {
+                return Err(Failure::say(Failure::FAILED, message));
+            }
             Event::Done { usage, .. } => {
                 answers[index].usage = usage;
                 tickets[index] = None;

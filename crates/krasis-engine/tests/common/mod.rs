@@ -113,6 +113,7 @@ pub fn greedy(prompt: &[u32], tokens_max: u32) -> Request {
         stop_tokens: vec![],
         logprobs: None,
         prompt_logprobs: None,
+        grammar: None,
     }
 }
 
@@ -145,7 +146,7 @@ impl Pending {
                 Event::Token { id, .. } => tokens.push(id),
                 Event::Prompt { logprobs } => prompt = logprobs,
                 Event::Done { finish, usage } => return Answer { tokens, prompt, finish, usage },
-                Event::Failed { message } => panic!("{message}"),
+                Event::Refused { message } | Event::Failed { message } => panic!("{message}"),
             }
         }
     }

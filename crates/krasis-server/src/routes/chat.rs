@@ -3,6 +3,7 @@
 use super::choices::{self, Form};
 use super::unique;
 use crate::answer::{Answers, Piece, Reading};
+use crate::constraint::{self, Constraint};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::openai::{
@@ -14,8 +15,8 @@ use crate::wishes::Wishes;
 use crate::{App, Loaded, messages, responses};
 use axum::extract::State;
 use axum::response::Response;
-use krasis_engine::{Logprob, Request};
-use krasis_text::{Event, Format, Parser, Render, Start, Tokenizer};
+use krasis_engine::{Grammar, Logprob, Request};
+use krasis_text::{Event, Format, Parser, Render, Rules, Start, Tokenizer};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
@@ -71,15 +72,24 @@ impl Asked {
         let tokens_max = fields.within("max_tokens", 1, u32::MAX)?;
         wishes.tokens_max = fields.within("max_completion_tokens", 1, u32::MAX)?.or(tokens_max);
         let logprobs = logprobs(fields)?;
-        let prompt = Prompt::take(loaded, fields).await?;
+        let mut prompt = Prompt::take(loaded, fields).await?;
+        prompt.formed = wishes.constraint.is_some();
         if room == Room::AtMost {
             let context = loaded.handle.facts.context_max;
             let left = context.saturating_sub(prompt.ids.len() as u32);
             wishes.tokens_max =
                 wishes.tokens_max.map(|most| most.min(left)).filter(|&most| most > 0);
         }
+        // Schemas take their time, as templates do.
+        let (texts, constraint) = (loaded.clone(), wishes.constraint.clone());
+        let compiled = tokio::task::spawn_blocking(move || -> Result<_, ApiError> {
+            let grammar = prompt.grammar(&texts, constraint.as_ref())?;
+            Ok((prompt, grammar))
+        });
+        let (prompt, grammar) = compiled.await??;
         let request = |sample| {
             let mut request = wishes.request(loaded, prompt.ids.clone(), sample)?;
+            request.grammar = grammar.clone();
             request.logprobs = logprobs;
             Ok(request)
         };
@@ -153,8 +163,12 @@ pub(super) struct Prompt {
     opening: String,
     pub ids: Vec<u32>,
     tools: Tools,
+    /// Calls of the conversation so far.
+    calls: usize,
     /// The message that is continued.
     continued: Option<String>,
+    /// Whether the answer's text is held to a form.
+    formed: bool,
 }
 
 impl Prompt {
@@ -179,6 +193,8 @@ impl Prompt {
         tools: Tools,
     ) -> Result<Prompt, ApiError> {
         let text = rendered(loaded, messages, &render)?;
+        let calls = |message: &Value| message["tool_calls"].as_array().map_or(0, Vec::len);
+        let calls = messages.iter().map(calls).sum();
         let opening = match (&tools.demand, loaded.answers.format.tools) {
             (Demand::Free, _) => String::new(),
             (_, None) => {
@@ -187,12 +203,11 @@ impl Prompt {
                 return Err(ApiError::unsupported("tool_choice", message));
             }
             (demand, Some(format)) => {
-                let calls = |message: &Value| message["tool_calls"].as_array().map_or(0, Vec::len);
                 let function = match demand {
                     Demand::Function(function) => Some(function),
                     _ => None,
                 };
-                format.opening(&text, function, messages.iter().map(calls).sum())
+                format.opening(&text, function, calls)
             }
         };
         let ids = loaded.tokenizer.encode_rendered(&format!("{text}{opening}"))?;
@@ -204,20 +219,47 @@ impl Prompt {
                 last.and_then(|part| part["text"].as_str()).unwrap_or_default().to_owned()
             }
         });
-        Ok(Prompt { text, opening, ids, tools, continued })
+        Ok(Prompt { text, opening, ids, tools, calls, continued, formed: false })
+    }
+
+    /// What the answer is held to: its form, a demanded call, calls of strict tools. Takes its time.
+    pub fn grammar(
+        &self,
+        loaded: &Loaded,
+        constraint: Option<&Constraint>,
+    ) -> Result<Option<Arc<dyn Grammar>>, ApiError> {
+        let Tools { offered, demand, calls_max } = &self.tools;
+        let named: Vec<Value>;
+        let (tools, demand) = match demand {
+            Demand::Free => (&offered[..], krasis_text::Demand::Free),
+            demand => {
+                named = offered.iter().filter(|tool| demand.admits(tool)).cloned().collect();
+                let (opening, number) = (&self.opening[..], self.calls);
+                (&named[..], krasis_text::Demand::Call { opening, number })
+            }
+        };
+        let format = self.format(loaded.answers.format);
+        let (single, prompt) = (*calls_max == 1, &self.text[..]);
+        let rules = Rules { form: None, format, tools, demand, single, prompt };
+        constraint::compiled(loaded, constraint, rules)
+    }
+
+    /// How the answer is read: without tools there is nothing to call, and what looks like a call is
+    /// text.
+    fn format(&self, known: Format) -> Format {
+        Format { tools: known.tools.filter(|_| !self.tools.offered.is_empty()), ..known }
     }
 
     /// How an answer to it is read.
     pub fn reading(&self, known: Format) -> Reading {
-        let tools = &self.tools;
-        // Without tools there is nothing to call, and what looks like a call is text.
-        let format = Format { tools: known.tools.filter(|_| !tools.offered.is_empty()), ..known };
+        let (tools, format) = (&self.tools, self.format(known));
         let start = match &self.continued {
             Some(text) => Start::Continued(text),
             None => Start::Prompt(&self.text),
         };
+        let parser = Parser::new(format, &tools.offered, start);
         Reading {
-            parser: Parser::new(format, &tools.offered, start),
+            parser: if self.formed && format.tools.is_none() { parser.literal() } else { parser },
             markers: format.markers(),
             opening: self.opening.clone(),
             calls_max: tools.calls_max,

@@ -2,6 +2,7 @@
 
 use super::choices::{self, Form};
 use crate::answer::{Piece, Reading};
+use crate::constraint;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::openai::{TextChoice, TextLogprobs};
@@ -10,7 +11,7 @@ use crate::{App, Loaded};
 use axum::extract::State;
 use axum::response::Response;
 use krasis_engine::Logprob;
-use krasis_text::Tokenizer;
+use krasis_text::{Rules, Tokenizer};
 use serde::Deserialize;
 use std::sync::Arc;
 
@@ -42,11 +43,17 @@ pub(super) async fn completions(
         prompts.into_iter().map(|prompt| read(&texts, prompt, specials)).collect()
     });
     let prompts = prompts.await??;
+    let (texts, constraint) = (loaded.clone(), wishes.constraint.clone());
+    let grammar = tokio::task::spawn_blocking(move || {
+        constraint::compiled(&texts, constraint.as_ref(), Rules::FREE)
+    });
+    let grammar = grammar.await??;
 
     let mut requests = Vec::new();
     for prompt in &prompts {
         for sample in 0..wishes.n {
             let mut request = wishes.request(&loaded, prompt.ids.clone(), sample)?;
+            request.grammar = grammar.clone();
             request.logprobs = logprobs;
             request.prompt_logprobs = logprobs.filter(|_| echo);
             requests.push(request);

@@ -8,6 +8,7 @@ use crate::jobs::Jobs;
 use crate::sse::{self, Lines, Source};
 use crate::wishes::Wishes;
 use crate::{App, Loaded};
+use axum::http::StatusCode;
 use axum::response::Response;
 use krasis_engine::{Event, Logprob, Request, SubmitError};
 use std::sync::Arc;
@@ -102,7 +103,7 @@ impl<A: Api> Run<A> {
                     }
                 }
                 News::Piece(piece) | News::Stopped(piece) => wholes[index].pieces.push(piece),
-                News::Nothing | News::Failed(_) => {}
+                News::Nothing | News::Refused(_) | News::Failed(_) => {}
             }
         }
         let tally = self.tally();
@@ -120,6 +121,10 @@ impl<A: Api> Run<A> {
     fn news(&mut self, index: usize, event: Result<Event, SubmitError>) -> Result<News, ApiError> {
         let news = self.answers[index].take(event?);
         match news {
+            News::Refused(message) => {
+                let status = StatusCode::BAD_REQUEST;
+                return Err(ApiError::new(status, Some("grammar_refused"), message));
+            }
             News::Failed(message) => return Err(ApiError::internal(message)),
             News::Stopped(_) => self.jobs.cancel(index),
             _ => {}
@@ -155,7 +160,7 @@ impl<A: Api> Source for Run<A> {
             Ok(News::Piece(piece) | News::Stopped(piece)) => {
                 self.api.part(index, piece, tally, lines);
             }
-            Ok(News::Nothing | News::Failed(_)) => {}
+            Ok(News::Nothing | News::Refused(_) | News::Failed(_)) => {}
             Err(error) => {
                 self.api.fail(&error, lines);
                 return Poll::Ready(false);

@@ -1,12 +1,15 @@
 //! A server on a loopback port with a scripted engine behind it, and a client that sees raw bytes.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod random;
 #[path = "../../../krasis-text/tests/common/mod.rs"]
 pub mod text;
 
+use krasis_engine::constraint::Bounds;
 use krasis_engine::{Census, Event, Facts, Finish, Handle, Logprob, Submission, Usage};
 use krasis_server::{Access, Answers, App, Generation, Limits, Loaded, Tls};
-use krasis_text::Template;
+use krasis_text::{Grammars, Template, Tokenizer};
+use random::Random;
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -42,6 +45,10 @@ pub struct Script {
     pub context: u32,
     /// How answers are read; `None` for what the template says.
     pub answers: Option<Answers>,
+    pub tokenizer: Arc<Tokenizer>,
+    /// Whether answers under a grammar go on behind the script with whatever it allows, by random
+    /// logits.
+    pub random: bool,
 }
 
 /// How an engine may fail.
@@ -64,7 +71,31 @@ impl Script {
             template: TEMPLATE,
             context: CONTEXT,
             answers: None,
+            tokenizer: text::byte_level(),
+            random: false,
         }
+    }
+}
+
+impl Script {
+    /// Whatever a grammar allows, in the tokens of the demo model.
+    pub fn random(template: &'static str) -> Script {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../demo/model");
+        let tokenizer = Arc::new(Tokenizer::load(&folder).unwrap());
+        Script { random: true, tokenizer, template, context: 16_384, ..Script::saying("") }
+    }
+
+    /// The script's words first.
+    pub fn saying_first(self, words: &str) -> Script {
+        Script { answer: self.tokenizer.encode_rendered(words).unwrap(), ..self }
+    }
+
+    pub fn vocab(&self) -> u32 {
+        VOCAB.max(self.tokenizer.size())
+    }
+
+    pub fn eos(&self) -> u32 {
+        self.tokenizer.id("<|im_end|>").unwrap_or(EOS)
     }
 }
 
@@ -132,7 +163,7 @@ impl Server {
 
     /// The model is there; `serves` is false for an engine that never takes a request.
     pub fn ready(&self, serves: bool) {
-        let facts = Facts { vocab: VOCAB, context_max: self.script.context };
+        let facts = Facts { vocab: self.script.vocab(), context_max: self.script.context };
         let (handle, submissions) = Handle::new(facts, self.script.queue_max);
         let (script, seen) = (self.script.clone(), self.seen.clone());
         let (tokens, cancelled) = (self.tokens.clone(), self.cancelled.clone());
@@ -154,10 +185,11 @@ impl Server {
         let answers = Answers { format, ..Answers::default() };
         self.app.ready(Loaded {
             handle,
-            tokenizer: text::byte_level(),
+            tokenizer: self.script.tokenizer.clone(),
+            grammars: Grammars::new(self.script.tokenizer.clone()),
             template,
             answers: self.script.answers.unwrap_or(answers),
-            generation: Generation { eos: vec![EOS], ..Generation::default() },
+            generation: Generation { eos: vec![self.script.eos()], ..Generation::default() },
             fingerprint: "test".into(),
             device: "a script".into(),
             regions: vec![("weights", 7)],
@@ -295,6 +327,7 @@ fn engine(
     cancelled: &AtomicUsize,
     census: &Census,
 ) {
+    let mut random = Random::new(script);
     for Submission { request, mut sink, cancelled: flag, .. } in submissions {
         census.queued.fetch_sub(1, Ordering::Relaxed);
         seen.lock().unwrap().push(request.clone());
@@ -307,7 +340,10 @@ fn engine(
             cached_tokens: 1,
             ..Usage::default()
         };
-        let mut answer = script.answer.iter().copied().chain(std::iter::repeat(EOS));
+        let grammar = request.grammar.as_deref().filter(|_| script.random);
+        let mut bounds = grammar.map(Bounds::new);
+        let mut answer = script.answer.iter().copied().chain(std::iter::repeat(script.eos()));
+        let mut written = script.answer.iter().copied();
         let event = loop {
             if flag.load(Ordering::Relaxed) {
                 cancelled.fetch_add(1, Ordering::Relaxed);
@@ -322,12 +358,27 @@ fn engine(
                 None => {}
             }
             std::thread::sleep(script.step);
-            let id = answer.next().unwrap();
+            let id = match &mut bounds {
+                None => answer.next().unwrap(),
+                Some(bounds) => {
+                    match random.next(bounds, &request, written.next(), usage.completion_tokens) {
+                        Ok(Some(id)) => id,
+                        Ok(None) => break Event::Done { finish: Finish::Stop, usage },
+                        Err(message) => break Event::Refused { message },
+                    }
+                }
+            };
             usage.completion_tokens += 1;
             tokens.fetch_add(1, Ordering::Relaxed);
             sink(Event::Token { id, logprob: request.logprobs.map(|top| logprob(id, top)) });
             if request.stop_tokens.contains(&id) {
                 break Event::Done { finish: Finish::Stop, usage };
+            }
+            if let Some(bounds) = &mut bounds {
+                bounds.accept(id);
+                if bounds.is_finished() {
+                    break Event::Done { finish: Finish::Stop, usage };
+                }
             }
         };
         sink(event);

@@ -5,11 +5,11 @@ use super::qwen_coder;
 use super::sections::{DEEPSEEK, KIMI, Words};
 use serde_json::Value;
 
-pub(super) const THINK: &str = "<think>";
-pub(super) const THINK_END: &str = "</think>";
+pub(crate) const THINK: &str = "<think>";
+pub(crate) const THINK_END: &str = "</think>";
 
 /// The markers of gpt-oss, which divide an answer into messages.
-pub(super) const HARMONY: [&str; 7] = [
+pub(crate) const HARMONY: [&str; 7] = [
     "<|start|>",
     "<|end|>",
     "<|message|>",
@@ -135,7 +135,7 @@ impl ToolFormat {
     }
 
     /// Markers that begin calls.
-    pub(super) fn openers(self) -> &'static [&'static str] {
+    pub(crate) fn openers(self) -> &'static [&'static str] {
         match self {
             ToolFormat::Hermes | ToolFormat::Glm => &[hermes::OPEN],
             // Models forget the first.
@@ -161,7 +161,7 @@ impl ToolFormat {
     }
 
     /// Of formats with sections.
-    pub(super) fn words(self) -> Option<&'static Words> {
+    pub(crate) fn words(self) -> Option<&'static Words> {
         match self {
             ToolFormat::DeepSeekV3 | ToolFormat::DeepSeekV31 => Some(&DEEPSEEK),
             ToolFormat::KimiK2 => Some(&KIMI),
@@ -202,13 +202,8 @@ impl ToolFormat {
                 head + &name.unwrap_or_default()
             }
             (ToolFormat::Glm, None) => hermes::OPEN.into(),
-            (ToolFormat::Glm, Some(name)) => {
-                // The name must have an end, or the model could make it longer. A function with
-                // parameters is followed by the first one's tag in all versions.
-                let properties = function.map(|function| &function["parameters"]["properties"]);
-                let some = properties.and_then(Value::as_object).is_some_and(|all| !all.is_empty());
-                format!("{}{name}{}", hermes::OPEN, if some { "\n<arg_key>" } else { "\n" })
-            }
+            // What follows a name differs between versions; a grammar holds the model to the name.
+            (ToolFormat::Glm, Some(name)) => format!("{}{name}", hermes::OPEN),
             (ToolFormat::Harmony, None) => "<|channel|>commentary to=functions".into(),
             (ToolFormat::Harmony, Some(name)) => {
                 format!("<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>")

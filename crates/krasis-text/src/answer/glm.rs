@@ -16,10 +16,10 @@ use super::tagged::{Block, Flow};
 use super::typed::Typed;
 use std::sync::Arc;
 
-const KEY: &str = "<arg_key>";
-const KEY_END: &str = "</arg_key>";
-const VALUE: &str = "<arg_value>";
-const VALUE_END: &str = "</arg_value>";
+pub(crate) const KEY: &str = "<arg_key>";
+pub(crate) const KEY_END: &str = "</arg_key>";
+pub(crate) const VALUE: &str = "<arg_value>";
+pub(crate) const VALUE_END: &str = "</arg_value>";
 
 /// The inside of a block.
 pub(super) struct Glm {

@@ -10,8 +10,8 @@ use super::calls::Calls;
 use super::json::{Json, Place, Step};
 use super::tagged::{Block, Flow};
 
-pub(super) const OPEN: &str = "<tool_call>";
-pub(super) const CLOSE: &str = "</tool_call>";
+pub(crate) const OPEN: &str = "<tool_call>";
+pub(crate) const CLOSE: &str = "</tool_call>";
 
 /// The inside of a block.
 #[derive(Default)]

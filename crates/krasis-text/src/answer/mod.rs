@@ -26,6 +26,19 @@ mod typed;
 
 pub use format::{Format, Reasoning, ToolFormat};
 
+/// What grammars of answers are written with.
+pub(crate) mod words {
+    pub(crate) use super::format::{HARMONY, THINK, THINK_END};
+    pub(crate) use super::glm::{KEY, KEY_END, VALUE, VALUE_END};
+    pub(crate) use super::hermes::{CLOSE, OPEN};
+    pub(crate) use super::qwen_coder::{FUNCTION, PARAMETER, PARAMETER_END};
+    pub(crate) use super::schema::{Tools, Types, resolved};
+    pub(crate) use super::sections::{DEEPSEEK, KIMI};
+
+    /// Tags within calls that some vocabularies have as tokens.
+    pub(crate) const TAGS: [&str; 4] = [KEY, KEY_END, VALUE, VALUE_END];
+}
+
 use harmony::Harmony;
 use schema::Tools;
 use serde_json::Value;
@@ -105,6 +118,15 @@ impl Parser {
             format if harmony => Machine::Harmony(Box::new(Harmony::new(format, start))),
             format => Machine::Tagged(Box::new(Tagged::new(format, Tools::new(tools), start))),
         })
+    }
+
+    /// Behind thoughts, all is text as it stands: for texts that are held to a form, within which
+    /// nothing is a marker.
+    pub fn literal(mut self) -> Parser {
+        if let Machine::Tagged(tagged) = &mut self.0 {
+            tagged.read_text_literally();
+        }
+        self
     }
 
     /// Takes the next piece of text.

@@ -20,10 +20,10 @@ use super::tagged::{Block, Flow};
 use super::typed::Typed;
 use std::sync::Arc;
 
-pub(super) const FUNCTION: &str = "<function=";
+pub(crate) const FUNCTION: &str = "<function=";
 const FUNCTION_END: &str = "</function>";
-const PARAMETER: &str = "<parameter=";
-const PARAMETER_END: &str = "</parameter>";
+pub(crate) const PARAMETER: &str = "<parameter=";
+pub(crate) const PARAMETER_END: &str = "</parameter>";
 /// The end of a call whose last parameter was not closed.
 const CALL_END: &str = "</function>\n</tool_call>";
 

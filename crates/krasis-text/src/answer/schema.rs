@@ -7,7 +7,7 @@ use serde_json::Value;
 const VISITS_MAX: usize = 256;
 
 /// The schemas of a request's tools.
-pub(super) struct Tools(Vec<(String, Value)>);
+pub(crate) struct Tools(Vec<(String, Value)>);
 
 impl Tools {
     /// From OpenAI's objects.
@@ -36,14 +36,14 @@ impl Tools {
 
 /// Types that a value may have; none at all if nothing is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Types {
-    text: bool,
+pub(crate) struct Types {
+    pub text: bool,
     null: bool,
     boolean: bool,
-    integer: bool,
-    number: bool,
-    list: bool,
-    object: bool,
+    pub integer: bool,
+    pub number: bool,
+    pub list: bool,
+    pub object: bool,
 }
 
 impl Types {
@@ -136,7 +136,11 @@ fn kind(value: &Value) -> &'static str {
 }
 
 /// What a reference within the schema (`#/$defs/point`) points to.
-fn resolved<'a>(mut schema: &'a Value, root: &'a Value, visits: &mut usize) -> &'a Value {
+pub(crate) fn resolved<'a>(
+    mut schema: &'a Value,
+    root: &'a Value,
+    visits: &mut usize,
+) -> &'a Value {
     let target = |schema: &Value| {
         let pointer = schema["$ref"].as_str()?.strip_prefix('#')?;
         root.pointer(pointer)

@@ -13,7 +13,7 @@ use super::json::{Json, Step};
 use super::tagged::{Block, Flow};
 
 /// The words of a family.
-pub(super) struct Words {
+pub(crate) struct Words {
     pub open: &'static str,
     pub close: &'static str,
     pub call_open: &'static str,
@@ -28,7 +28,7 @@ pub(super) struct Words {
 }
 
 /// DeepSeek's.
-pub(super) const DEEPSEEK: Words = Words {
+pub(crate) const DEEPSEEK: Words = Words {
     open: "<｜tool▁calls▁begin｜>",
     close: "<｜tool▁calls▁end｜>",
     call_open: "<｜tool▁call▁begin｜>",
@@ -40,7 +40,7 @@ pub(super) const DEEPSEEK: Words = Words {
 };
 
 /// Kimi's, whose ids say the name and count the conversation's calls.
-pub(super) const KIMI: Words = Words {
+pub(crate) const KIMI: Words = Words {
     open: "<|tool_calls_section_begin|>",
     close: "<|tool_calls_section_end|>",
     call_open: "<|tool_call_begin|>",

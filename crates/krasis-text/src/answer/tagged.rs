@@ -52,6 +52,8 @@ pub(super) struct Tagged {
     /// Whether there has been text and thought.
     said: bool,
     thought: bool,
+    /// Whether markers mean nothing in text.
+    literal: bool,
 }
 
 enum Mode {
@@ -98,7 +100,12 @@ impl Tagged {
             before: Before::Text,
             said: false,
             thought: false,
+            literal: false,
         }
+    }
+
+    pub fn read_text_literally(&mut self) {
+        self.literal = true;
     }
 
     pub fn is_reasoning(&self) -> bool {
@@ -220,6 +227,7 @@ impl Reader for Tagged {
 
     fn next(&mut self) -> Option<Symbol> {
         let markers = match &self.mode {
+            Mode::Text if self.literal && (self.said || self.before == Before::Block) => &[][..],
             Mode::Text | Mode::Verbatim => &self.in_text,
             Mode::Reasoning => &[THINK, THINK_END][..],
             Mode::Block(block) => block.markers(),
