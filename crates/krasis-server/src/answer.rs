@@ -40,6 +40,17 @@ impl Reading {
     }
 }
 
+/// Tokens of a request. Each prompt counts once, however many answers it gets.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    pub prompt: u32,
+    pub completion: u32,
+    /// Of the prompt, found and not computed: known at the end.
+    pub cached: u32,
+    /// Of the completion.
+    pub reasoning: u32,
+}
+
 /// State of one answer.
 pub(crate) struct Answer {
     detokenizer: Detokenizer,
@@ -70,6 +81,8 @@ pub(crate) struct Piece {
     pub logprobs: Vec<Logprob>,
     /// Why the answer ended, on its last piece.
     pub finish: Option<&'static str>,
+    /// The stop string that ended it.
+    pub stopped_by: Option<String>,
 }
 
 impl Piece {
@@ -79,6 +92,7 @@ impl Piece {
         self.ids.extend(next.ids);
         self.logprobs.extend(next.logprobs);
         self.finish = next.finish;
+        self.stopped_by = next.stopped_by;
     }
 
     /// Its text.
@@ -227,6 +241,7 @@ impl Answer {
         if self.stop_included {
             self.say(stop);
         }
+        self.held.stopped_by = Some(stop.to_owned());
         let rest = self.parser.finish(End::Stop);
         self.hold(rest);
     }

@@ -5,6 +5,7 @@ use crate::error::ApiError;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::stage::{Over, Progress, Stage};
+use crate::stored::Stored;
 use crate::{Answers, Generation};
 use krasis_engine::Handle;
 use krasis_text::{Grammars, Template, TextError, Tokenizer};
@@ -23,6 +24,7 @@ pub struct App {
     /// What they may take.
     pub limits: Limits,
     pub(crate) metrics: Metrics,
+    pub(crate) stored: Stored,
     pub(crate) started: Instant,
     /// Requests between admission and the last byte of their answer.
     pub(crate) in_flight: watch::Sender<usize>,
@@ -59,6 +61,7 @@ impl App {
         assert!(!names.is_empty(), "a served model needs a name");
         App {
             metrics: Metrics::new(&names[0]),
+            stored: Stored::default(),
             names,
             created: unix_now(),
             access,

@@ -1,6 +1,7 @@
 //! The description of the API, from the table of routes and a table of fields: OpenAPI for programs,
 //! a page for people.
 
+use crate::dialect::Dialect;
 use crate::routes::{Entry, ROUTES, Route};
 use utoipa::openapi::path::{Operation, OperationBuilder, ParameterBuilder, ParameterIn};
 use utoipa::openapi::request_body::RequestBodyBuilder;
@@ -41,6 +42,14 @@ enum Kind {
     Ids,
     /// `"auto"` or an object.
     Choice,
+    /// A text or the items of a response.
+    Input,
+    /// A text or Anthropic's blocks.
+    Blocks,
+    /// Anthropic's tools.
+    Functions,
+    /// Several texts.
+    Strings,
 }
 
 const fn field(name: &'static str, kind: Kind, about: &'static str) -> Field {
@@ -124,6 +133,48 @@ const COMPLETION: [Field; 7] = [
     field("best_of", Kind::Integer(1, 8), "As n"),
 ];
 
+const RESPONSE: [Field; 18] = [
+    field("model", Kind::Text, "A name of the model; it may be left out"),
+    field("input", Kind::Input, "What to answer: a text, or items"),
+    field("instructions", Kind::Text, "A system message, for this answer only"),
+    field("previous_response_id", Kind::Text, "The response that the input follows"),
+    field("store", Kind::Flag, "Keep the response, to be followed; true if left out"),
+    field("stream", Kind::Flag, "Send the answer as server-sent events"),
+    field("max_output_tokens", Kind::Integer(1, TOKENS_MAX), "Tokens of the answer at most"),
+    field("temperature", Kind::Number(0.0, 2.0), "0 takes the most likely token"),
+    field("top_p", Kind::Number(0.0, 1.0), "Keep the likeliest tokens up to this probability"),
+    field("include", Kind::List, "message.output_text.logprobs, reasoning.encrypted_content"),
+    field("top_logprobs", Kind::Integer(0, 20), "Alternatives per token"),
+    field("tools", Kind::Tools, "Functions that the model may call"),
+    field("tool_choice", Kind::Choice, "Which of them"),
+    field("parallel_tool_calls", Kind::Flag, "More than one call"),
+    field("text", Kind::Object, "The form of the answer, as text.format"),
+    field("reasoning", Kind::Object, "How much to think, as reasoning.effort"),
+    field("chat_template_kwargs", Kind::Object, "Variables of the template"),
+    field("metadata", Kind::Object, "Ignored"),
+];
+
+/// What a message and the count of its tokens share.
+const CONVERSATION: [Field; 6] = [
+    field("model", Kind::Text, "A name of the model; it may be left out"),
+    field("messages", Kind::Messages, "The conversation"),
+    field("system", Kind::Blocks, "What stands before it"),
+    field("tools", Kind::Functions, "Functions that the model may call"),
+    field("tool_choice", Kind::Object, "Which of them: type, name, disable_parallel_tool_use"),
+    field("thinking", Kind::Object, "Whether to think: type"),
+];
+
+const MESSAGE: [Field; 8] = [
+    field("max_tokens", Kind::Integer(1, TOKENS_MAX), "Tokens of the answer at most"),
+    field("stream", Kind::Flag, "Send the answer as server-sent events"),
+    field("stop_sequences", Kind::Strings, "Strings that end the answer"),
+    field("temperature", Kind::Number(0.0, 2.0), "0 takes the most likely token"),
+    field("top_p", Kind::Number(0.0, 1.0), "Keep the likeliest tokens up to this probability"),
+    field("top_k", Kind::Integer(-1, TOKENS_MAX), "Keep so many tokens; 0 or -1 keeps all"),
+    field("output_format", Kind::Object, "The form of the answer: type, schema"),
+    field("metadata", Kind::Object, "Ignored"),
+];
+
 const TOKENIZE: [Field; 5] = [
     field("model", Kind::Text, "A name of the model; it may be left out"),
     field("prompt", Kind::Text, "A text"),
@@ -142,6 +193,9 @@ fn fields(path: &str) -> (Vec<&'static Field>, Option<&'static str>) {
     match path {
         "/v1/chat/completions" => (CHAT.iter().chain(&SAMPLING).collect(), Some("messages")),
         "/v1/completions" => (COMPLETION.iter().chain(&SAMPLING).collect(), Some("prompt")),
+        "/v1/responses" => (RESPONSE.iter().collect(), Some("input")),
+        "/v1/messages" => (CONVERSATION.iter().chain(&MESSAGE).collect(), Some("messages")),
+        "/v1/messages/count_tokens" => (CONVERSATION.iter().collect(), Some("messages")),
         "/tokenize" => (TOKENIZE.iter().collect(), None),
         "/detokenize" => (DETOKENIZE.iter().collect(), Some("tokens")),
         _ => (Vec::new(), None),
@@ -151,15 +205,20 @@ fn fields(path: &str) -> (Vec<&'static Field>, Option<&'static str>) {
 /// The document.
 pub(crate) fn openapi() -> OpenApi {
     let paths = ROUTES.iter().fold(PathsBuilder::new(), |paths, route| {
-        let method = if route.method == "POST" { HttpMethod::Post } else { HttpMethod::Get };
+        let method = match route.method {
+            "POST" => HttpMethod::Post,
+            "DELETE" => HttpMethod::Delete,
+            _ => HttpMethod::Get,
+        };
         paths.path(public(route.path), PathItem::new(method, operation(route)))
     });
     let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
     let components = ComponentsBuilder::new()
         .schema("Error", error())
+        .schema("AnthropicError", anthropic_error())
         .security_scheme("key", SecurityScheme::Http(bearer));
-    let about =
-        "OpenAI's API over a model on this machine. Fields that are not listed are ignored.";
+    let about = "OpenAI's and Anthropic's APIs over a model on this machine. Fields that are not \
+                 listed are ignored.";
     let info = InfoBuilder::new()
         .title("Krasis")
         .version(env!("CARGO_PKG_VERSION"))
@@ -178,7 +237,11 @@ fn operation(route: &Route) -> Operation {
         .summary(Some(route.about))
         .operation_id(Some(id))
         .response("200", ResponseBuilder::new().description("The answer"));
-    let problem = ContentBuilder::new().schema(Some(Ref::from_schema_name("Error"))).build();
+    let error = match Dialect::of(route.path) {
+        Dialect::Anthropic => "AnthropicError",
+        Dialect::OpenAi | Dialect::Responses => "Error",
+    };
+    let problem = ContentBuilder::new().schema(Some(Ref::from_schema_name(error))).build();
     // Probes are told how far loading is, in the form of an answer.
     let problem = match route.entry {
         Entry::Open => ResponseBuilder::new().description("Not yet, or no more"),
@@ -226,6 +289,21 @@ fn error() -> Schema {
     ObjectBuilder::new().property("error", inner).required("error").build().into()
 }
 
+fn anthropic_error() -> Schema {
+    let inner = ObjectBuilder::new()
+        .property("type", text())
+        .property("message", text())
+        .required("type")
+        .required("message");
+    ObjectBuilder::new()
+        .property("type", text().enum_values(Some(["error"])))
+        .property("error", inner)
+        .required("type")
+        .required("error")
+        .build()
+        .into()
+}
+
 fn text() -> ObjectBuilder {
     ObjectBuilder::new().schema_type(Type::String)
 }
@@ -251,6 +329,22 @@ fn tool() -> ObjectBuilder {
         .property("function", function)
         .required("type")
         .required("function")
+}
+
+fn function() -> ObjectBuilder {
+    ObjectBuilder::new()
+        .property("name", text())
+        .property("description", text())
+        .property("input_schema", ObjectBuilder::new().schema_type(Type::Object))
+        .required("name")
+}
+
+fn block() -> ObjectBuilder {
+    ObjectBuilder::new()
+        .property("type", text().enum_values(Some(["text"])))
+        .property("text", text())
+        .required("type")
+        .required("text")
 }
 
 impl Kind {
@@ -287,6 +381,10 @@ impl Kind {
                 .item(text())
                 .item(list(text()).min_items(Some(1)))
                 .item(list(id()).min_items(Some(1)))),
+            Kind::Input => any(AnyOfBuilder::new().item(text()).item(list(message()))),
+            Kind::Blocks => any(AnyOfBuilder::new().item(text()).item(list(block()))),
+            Kind::Strings => list(text()).description(about).into(),
+            Kind::Functions => list(function()).description(about).into(),
             Kind::Choice => any(AnyOfBuilder::new().item(text()).item(ObjectBuilder::new())),
         }
     }
@@ -299,7 +397,7 @@ pub(crate) fn page(keys: bool) -> String {
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>Krasis: routes</title>\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
          <link rel=\"icon\" href=\"page/icon.svg\"><link rel=\"stylesheet\" href=\"page/page.css\"></head>\
-         <body class=\"docs\"><h1>Krasis</h1><p>OpenAI's API over a model on this machine; for programs, \
+         <body class=\"docs\"><h1>Krasis</h1><p>OpenAI's and Anthropic's APIs over a model on this machine; for programs, \
          <a href=\"openapi.json\">openapi.json</a>{with}. To chat, <a href=\".\">the page</a>. Fields that \
          are not listed are ignored.</p>"
     );
@@ -344,6 +442,10 @@ impl Kind {
             Kind::Prompts => "text, texts or token ids".into(),
             Kind::Ids => "token ids".into(),
             Kind::Choice => "text or object".into(),
+            Kind::Input => "text or items".into(),
+            Kind::Blocks => "text or blocks".into(),
+            Kind::Functions => "tools".into(),
+            Kind::Strings => "texts".into(),
         }
     }
 }

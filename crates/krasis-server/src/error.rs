@@ -13,7 +13,7 @@ const FAILED: &str = "the engine has failed; the server ends, and its log says w
 
 /// What a client did wrong, or why the server cannot serve now. What fails the same way every
 /// time is never a 5xx: clients would repeat it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ApiError {
     pub status: StatusCode,
     /// A sentence for the user.
@@ -139,6 +139,8 @@ impl IntoResponse for ApiError {
             StatusCode::PAYLOAD_TOO_LARGE => header(header::CONNECTION, "close"),
             _ => {}
         }
+        // For those who say the same in other words.
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -10,9 +10,11 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 /// Fields that hold schemas and grammars, which are compiled.
-const SCHEMAS: [&str; 7] = [
+const SCHEMAS: [&str; 9] = [
     "tools",
     "response_format",
+    "text",
+    "output_config",
     "structured_outputs",
     "guided_json",
     "guided_regex",
@@ -51,9 +53,10 @@ impl Fields {
     }
 
     /// Refuses what is too large to look at, whichever route it is for.
-    fn check(&self) -> Result<(), ApiError> {
+    pub fn check(&self) -> Result<(), ApiError> {
         let entries = |name| self.values.get(name).and_then(Value::as_array).map_or(0, Vec::len);
-        for (name, most) in [("messages", self.limits.messages), ("tools", self.limits.tools)] {
+        let Limits { messages, tools, .. } = self.limits;
+        for (name, most) in [("messages", messages), ("input", messages), ("tools", tools)] {
             if entries(name) as u64 > most {
                 let message = format!("{name} holds {} entries, at most {most}", entries(name));
                 return Err(ApiError::field(name, message));
@@ -79,6 +82,16 @@ impl Fields {
                 Err(error) => Err(ApiError::field(name, format!("{name}: {error}"))),
             },
         }
+    }
+
+    /// A field's value, left where it is; `None` if absent or null.
+    pub fn look(&self, name: &str) -> Option<&Value> {
+        self.values.get(name).filter(|value| !value.is_null())
+    }
+
+    /// Gives a field a value.
+    pub fn put(&mut self, name: &str, value: Value) {
+        self.values.insert(name.into(), value);
     }
 
     /// A field's value as it came.

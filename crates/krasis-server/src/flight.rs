@@ -2,6 +2,7 @@
 //! and alone with its panics.
 
 use crate::App;
+use crate::dialect::Dialect;
 use crate::error::ApiError;
 use crate::json;
 use crate::stage::{Over, Stage};
@@ -20,6 +21,7 @@ use std::time::Duration;
 /// Runs the request and watches its answer. An answer that must end early says so: in a stream as an
 /// event, since a stream that just stopped would look complete.
 pub(crate) async fn watch(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let dialect = Dialect::of(request.uri().path());
     let flight = Flight::new(app.clone());
     let mut end = Box::pin(end(app));
     let response = tokio::select! {
@@ -33,7 +35,7 @@ pub(crate) async fn watch(State(app): State<Arc<App>>, request: Request, next: N
         // What is whole already arrives whole.
         return Response::from_parts(head, inner);
     }
-    let watched = Watched { inner: Some(inner), end, _flight: flight };
+    let watched = Watched { inner: Some(inner), end, dialect, _flight: flight };
     Response::from_parts(head, Body::new(watched))
 }
 
@@ -78,6 +80,7 @@ struct Watched<E> {
     /// Gone after the last frame, and with it the request.
     inner: Option<Body>,
     end: Pin<Box<E>>,
+    dialect: Dialect,
     _flight: Flight,
 }
 
@@ -100,7 +103,9 @@ impl<E: Future<Output = ApiError>> HttpBody for Watched<E> {
             }
         };
         watched.inner = None;
-        let event = format!("data: {}\n\n", json::text(&error.body()));
+        let (name, body) = watched.dialect.failure(&error);
+        let name = name.map(|name| format!("event: {name}\n")).unwrap_or_default();
+        let event = format!("{name}data: {}\n\n", json::text(&body));
         Poll::Ready(Some(Ok(Frame::data(event.into()))))
     }
 }

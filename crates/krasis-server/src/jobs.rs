@@ -2,7 +2,7 @@
 
 use crate::metrics::{Metrics, Observer};
 use krasis_engine::{Event, Handle, Request, SubmitError, Ticket};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::task::{Context, Poll, ready};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -11,7 +11,10 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 pub(crate) struct Jobs {
     handle: Handle,
     /// Not submitted yet, because the queue was full of our own.
-    waiting: VecDeque<(usize, Request, Observer)>,
+    waiting: VecDeque<Job>,
+    /// Other answers to the prompt of a request that has not read it yet: when it has, theirs are
+    /// known pages, and the prompt is read once.
+    behind: HashMap<usize, Vec<Job>>,
     tickets: Vec<Option<Ticket>>,
     running: usize,
     /// Kept while requests wait; without it, the channel ends with the engine.
@@ -19,23 +22,36 @@ pub(crate) struct Jobs {
     events: UnboundedReceiver<(usize, Event)>,
 }
 
+/// A request with its place among the others.
+type Job = (usize, Request, Observer);
+
 impl Jobs {
-    /// Submits as many as the queue takes. A batch may be larger than the queue, so only a queue
-    /// that takes none at all is an error.
+    /// Submits requests of which each `samples` have one prompt: as many as the queue takes. A
+    /// batch may be larger than the queue, so only a queue that takes none at all is an error.
     pub fn submit(
         handle: &Handle,
         metrics: &Metrics,
         requests: Vec<Request>,
+        samples: usize,
     ) -> Result<Jobs, SubmitError> {
         let (sender, events) = unbounded_channel();
         let observed = |(index, request): (usize, Request)| {
             let observer = metrics.observe(&request);
             (index, request, observer)
         };
+        let tickets = requests.iter().map(|_| None).collect();
+        let (mut waiting, mut behind) = (VecDeque::new(), HashMap::<usize, Vec<Job>>::new());
+        for job in requests.into_iter().enumerate().map(observed) {
+            match job.0 % samples {
+                0 => waiting.push_back(job),
+                sample => behind.entry(job.0 - sample).or_default().push(job),
+            }
+        }
         let mut jobs = Jobs {
             handle: handle.clone(),
-            tickets: requests.iter().map(|_| None).collect(),
-            waiting: requests.into_iter().enumerate().map(observed).collect(),
+            tickets,
+            waiting,
+            behind,
             running: 0,
             sender: Some(sender),
             events,
@@ -58,12 +74,18 @@ impl Jobs {
             let last = self.tickets.len() - 1;
             return Poll::Ready(Some((last, Err(SubmitError::Stopped))));
         };
-        if matches!(event, Event::Done { .. } | Event::Refused { .. } | Event::Failed { .. }) {
+        // Whatever a request says, it has read its prompt.
+        let others = self.behind.remove(&index);
+        let read = others.is_some();
+        others.into_iter().flatten().rev().for_each(|job| self.waiting.push_front(job));
+        let over =
+            matches!(event, Event::Done { .. } | Event::Refused { .. } | Event::Failed { .. });
+        if over {
             self.tickets[index] = None;
             self.running -= 1;
-            if let Err(error) = self.fill() {
-                return Poll::Ready(Some((index, Err(error))));
-            }
+        }
+        if let Err(error) = if read || over { self.fill() } else { Ok(()) } {
+            return Poll::Ready(Some((index, Err(error))));
         }
         Poll::Ready(Some((index, Ok(event))))
     }
@@ -95,7 +117,60 @@ impl Jobs {
             self.running += 1;
             self.waiting.pop_front();
         }
-        self.sender = None;
+        if self.behind.is_empty() {
+            self.sender = None;
+        }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use krasis_engine::{Facts, Sampling, Submission, Usage};
+    use std::sync::mpsc::Receiver;
+
+    fn request() -> Request {
+        Request {
+            prompt: vec![1, 2],
+            sampling: Sampling::GREEDY,
+            tokens_max: 4,
+            stop_tokens: Vec::new(),
+            logprobs: None,
+            prompt_logprobs: None,
+            grammar: None,
+        }
+    }
+
+    fn submitted(submissions: &Receiver<Submission>) -> Vec<Submission> {
+        submissions.try_iter().collect()
+    }
+
+    #[tokio::test]
+    async fn the_other_answers_wait_until_the_prompt_is_read() {
+        let (handle, submissions) = Handle::new(Facts { vocab: 9, context_max: 9 }, 9);
+        let metrics = Metrics::new("tiny");
+        let requests = vec![request(); 6];
+        let mut jobs = Jobs::submit(&handle, &metrics, requests, 3).unwrap();
+        let mut first = submitted(&submissions);
+        assert_eq!(first.len(), 2, "one for each prompt");
+        (first[1].sink)(Event::Token { id: 1, logprob: None });
+        assert_eq!(jobs.next().await.unwrap().0, 3);
+        let mut others = submitted(&submissions);
+        assert_eq!(others.len(), 2);
+        // An answer may be over at once.
+        let done = || Event::Done { finish: krasis_engine::Finish::Stop, usage: Usage::default() };
+        (first[0].sink)(done());
+        assert_eq!(jobs.next().await.unwrap().0, 0);
+        others.extend(submitted(&submissions));
+        assert_eq!(others.len(), 4);
+        (first[1].sink)(done());
+        others.iter_mut().for_each(|submission| (submission.sink)(done()));
+        let mut ended = Vec::new();
+        while let Some((index, event)) = jobs.next().await {
+            assert_eq!(event, Ok(done()));
+            ended.push(index);
+        }
+        assert_eq!(ended, [3, 4, 5, 1, 2]);
     }
 }

@@ -1,30 +1,36 @@
-//! HTTP as OpenAI's clients speak it: chat and plain completions, blocking and streamed, with
-//! tools and reasoning.
+//! HTTP as clients of OpenAI and Anthropic speak it: chats, plain completions, responses and
+//! messages, blocking and streamed, with tools and reasoning.
 #![forbid(unsafe_code)]
 
 mod access;
 mod answer;
+mod anthropic;
 mod app;
 mod constraint;
+mod dialect;
 mod document;
 mod error;
 mod fields;
 mod flight;
 mod generation;
 mod guard;
+mod items;
 mod jobs;
 mod json;
 mod keys;
 mod limits;
 mod messages;
 mod metrics;
+mod noise;
 mod openai;
 mod paced;
 mod page;
+mod responses;
 mod routes;
 mod serve;
 mod sse;
 mod stage;
+mod stored;
 mod tls;
 mod tools;
 mod wishes;

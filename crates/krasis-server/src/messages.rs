@@ -5,6 +5,7 @@
 //! made is refused.
 
 use crate::error::ApiError;
+use crate::noise;
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;
 
@@ -20,9 +21,45 @@ pub(crate) fn checked(messages: Vec<Value>) -> Result<Vec<Value>, ApiError> {
         let Value::Object(message) = message else {
             return Err(ApiError::field(&field, format!("{field} is not an object")));
         };
-        checked.push(Value::Object(one(message, &field, &mut calls)?));
+        let mut message = one(message, &field, &mut calls)?;
+        let system = matches!(message["role"].as_str(), Some("system" | "developer"));
+        if system && quieted(&mut message["content"]) == Left::Nothing {
+            continue;
+        }
+        checked.push(Value::Object(message));
     }
     Ok(checked)
+}
+
+/// Whether something is left of a text.
+#[derive(PartialEq)]
+enum Left {
+    Nothing,
+    Something,
+}
+
+/// Takes out of a system message what is none of the model's business.
+fn quieted(content: &mut Value) -> Left {
+    let quiet = |text: &mut String| {
+        let rest = noise::quiet(text);
+        if rest.len() == text.len() {
+            return Left::Something;
+        }
+        *text = rest.to_owned();
+        if text.is_empty() { Left::Nothing } else { Left::Something }
+    };
+    match content {
+        Value::String(text) => quiet(text),
+        Value::Array(parts) => {
+            let given = parts.len();
+            parts.retain_mut(|part| match &mut part["text"] {
+                Value::String(text) => quiet(text) == Left::Something,
+                _ => true,
+            });
+            if parts.is_empty() && given > 0 { Left::Nothing } else { Left::Something }
+        }
+        _ => Left::Something,
+    }
 }
 
 /// The calls of a conversation so far.

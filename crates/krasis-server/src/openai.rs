@@ -1,5 +1,6 @@
 //! Answers in OpenAI's form, with vLLM's additions where clients use them.
 
+use crate::answer::Tally;
 use krasis_engine::Logprob;
 use krasis_text::Tokenizer;
 use serde::Serialize;
@@ -53,7 +54,8 @@ pub(crate) struct CompletionDetails {
 }
 
 impl Usage {
-    pub fn new(prompt: u32, completion: u32, cached: u32, reasoning: u32) -> Usage {
+    pub fn new(tally: Tally) -> Usage {
+        let Tally { prompt, completion, cached, reasoning } = tally;
         Usage {
             prompt_tokens: prompt,
             completion_tokens: completion,
@@ -288,6 +290,11 @@ pub(crate) fn model(name: &str, root: &str, created: u64, context_max: Option<u3
     json!({
         "id": name,
         "object": "model",
+        "type": "model",
+        "display_name": name,
+        "lifecycle": "active",
+        // Anthropic's way of saying that it is not known.
+        "created_at": "1970-01-01T00:00:00Z",
         "created": created,
         "owned_by": "krasis",
         "root": root,

@@ -51,7 +51,11 @@ fn every_route_but_the_probes_and_the_page_wants_a_key() {
                 let reply = ask(server, method, &path, headers);
                 assert_eq!(reply.status == 401, !open, "{method} {path} with {headers:?}");
                 if !open {
-                    assert_eq!(reply.json()["error"]["code"], "invalid_api_key");
+                    let error = &reply.json()["error"];
+                    match path.starts_with("/v1/messages") {
+                        true => assert_eq!(error["type"], "authentication_error"),
+                        false => assert_eq!(error["code"], "invalid_api_key"),
+                    }
                     assert_eq!(reply.header("www-authenticate"), "Bearer");
                 }
             }

@@ -131,3 +131,30 @@ fn ids_of_prompt_and_answer_stand_in_each_choice() {
     assert_eq!(answer["choices"][1]["token_ids"], json!([120, EOS]));
     assert!(answer.get("prompt_token_ids").is_none());
 }
+
+#[test]
+fn a_prompt_is_read_once_for_all_its_answers() {
+    let server = Server::start(Script::saying("xy"));
+    let body =
+        json!({"prompt": [[97, 98], [99]], "n": 2, "echo": true, "logprobs": 1, "max_tokens": 1});
+    let answer = server.post("/v1/completions", body.clone()).json();
+    let choices = answer["choices"].as_array().unwrap();
+    let of = |choice: &Value| (choice["text"].clone(), choice["logprobs"].clone());
+    assert_eq!(choices.len(), 4);
+    assert_eq!((of(&choices[0]), of(&choices[2])), (of(&choices[1]), of(&choices[3])));
+    assert_eq!(choices[1]["logprobs"]["tokens"], json!(["a", "b", "x"]));
+    assert_eq!(answer["usage"]["prompt_tokens"], 3);
+    let asked = |wanted: bool| {
+        let seen = server.seen.lock().unwrap();
+        seen.iter().filter(|request| request.prompt_logprobs.is_some() == wanted).count()
+    };
+    assert_eq!((asked(true), asked(false)), (2, 2), "log-probabilities are those of all");
+    let mut body = body;
+    body["stream"] = true.into();
+    let mut texts = [const { String::new() }; 4];
+    for event in server.post("/v1/completions", body).events() {
+        let choice = &event["choices"][0];
+        texts[choice["index"].as_u64().unwrap() as usize] += choice["text"].as_str().unwrap();
+    }
+    assert_eq!(texts, ["abx", "abx", "cx", "cx"]);
+}

@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
 const TEXT: &str = "/v1/completions";
+const RESPONSES: &str = "/v1/responses";
+const MESSAGES: &str = "/v1/messages";
 
 /// Numbers as only a text can write them, and things that are none.
 const EXTREMES: [&str; 28] = [
@@ -40,7 +42,7 @@ const EXTREMES: [&str; 28] = [
     "\"\\u0000\"",
 ];
 
-const FIELDS: [&str; 22] = [
+const FIELDS: [&str; 38] = [
     "temperature",
     "top_p",
     "top_k",
@@ -63,6 +65,22 @@ const FIELDS: [&str; 22] = [
     "tool_choice",
     "chat_template_kwargs",
     "best_of",
+    "input",
+    "instructions",
+    "previous_response_id",
+    "store",
+    "include",
+    "text",
+    "reasoning",
+    "max_output_tokens",
+    "background",
+    "system",
+    "messages",
+    "stop_sequences",
+    "thinking",
+    "output_config",
+    "output_format",
+    "stream",
 ];
 
 #[test]
@@ -75,6 +93,8 @@ fn extreme_values_are_refused_or_answered() {
             for (path, rest) in [
                 (CHAT, "\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]"),
                 (TEXT, "\"prompt\": \"a\""),
+                (RESPONSES, "\"input\": \"a\""),
+                (MESSAGES, "\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]"),
             ] {
                 let body = format!("{{{rest}, \"{field}\": {value}}}");
                 let status = server.send("POST", path, &headers, body.as_bytes()).status;

@@ -1,6 +1,6 @@
 //! `POST /v1/chat/completions`
 
-use super::run::{Form, Run};
+use super::choices::{self, Form};
 use super::unique;
 use crate::answer::{Answers, Piece, Reading};
 use crate::constraint::{self, Constraint};
@@ -12,10 +12,10 @@ use crate::openai::{
 };
 use crate::tools::{Demand, Tools};
 use crate::wishes::Wishes;
-use crate::{App, Loaded, messages};
+use crate::{App, Loaded, messages, responses};
 use axum::extract::State;
 use axum::response::Response;
-use krasis_engine::{Grammar, Logprob};
+use krasis_engine::{Grammar, Logprob, Request};
 use krasis_text::{Event, Format, Parser, Render, Rules, Start, Tokenizer};
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -27,43 +27,75 @@ pub(super) async fn chat(
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
     let loaded = app.model(fields.take::<String>("model")?.as_deref())?;
-    let mut wishes = Wishes::take(&mut fields, &loaded.generation)?;
-    let tokens_max = fields.within("max_tokens", 1, u32::MAX)?;
-    wishes.tokens_max = fields.within("max_completion_tokens", 1, u32::MAX)?.or(tokens_max);
-    let logprobs = logprobs(&mut fields)?;
-    let messages = fields.take("messages")?;
-    let messages = messages.ok_or_else(|| ApiError::field("messages", "messages is missing"))?;
-    let messages = messages::checked(messages)?;
-    let tools = Tools::take(&mut fields)?;
-    let render = render(&mut fields, &tools)?;
-
-    // Templates and tokenizers take their time with long texts; other requests go on meanwhile.
-    let texts = loaded.clone();
-    let constraint = wishes.constraint.clone();
-    let prompt = tokio::task::spawn_blocking(move || -> Result<_, ApiError> {
-        let prompt = Prompt::new(&texts, &messages, render, tools)?;
-        let grammar = prompt.grammar(&texts, constraint.as_ref())?;
-        Ok((prompt, grammar))
-    });
-    let (prompt, grammar) = prompt.await??;
-
-    let request = |sample| {
-        let mut request = wishes.request(&loaded, prompt.ids.clone(), sample)?;
-        request.grammar = grammar.clone();
-        request.logprobs = logprobs;
-        Ok(request)
-    };
-    let requests = (0..wishes.n).map(request).collect::<Result<_, ApiError>>()?;
+    if fields.look("messages").is_none() && fields.look("input").is_some() {
+        // Cursor sends a response's request here, and reads a chat's answer.
+        responses::into_chat(&mut fields, &[])?;
+    }
+    let Asked { wishes, logprobs, prompt, requests } =
+        Asked::take(&loaded, &mut fields, Room::Demanded).await?;
     let form = Chat {
         tokenizer: loaded.tokenizer.clone(),
         answers: loaded.answers,
         logprobs: logprobs.is_some(),
         token_ids: wishes.token_ids,
-        formed: wishes.constraint.is_some(),
         prompt_ids: wishes.token_ids.then(|| prompt.ids.clone()),
         prompt,
     };
-    Run::start(&app, &loaded, &wishes, requests, form)?.respond().await
+    choices::respond(&app, &loaded, &wishes, requests, form).await
+}
+
+/// A chat that is ready to be computed, whichever API asked for it.
+pub(super) struct Asked {
+    pub wishes: Wishes,
+    pub logprobs: Option<u32>,
+    pub prompt: Prompt,
+    /// One for each answer.
+    pub requests: Vec<Request>,
+}
+
+/// What the tokens are that a request allows its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// There must be room for all of them.
+    Demanded,
+    /// A bound; where the context ends is another. Agents ask for 32,000 tokens of every model.
+    AtMost,
+}
+
+impl Asked {
+    pub async fn take(
+        loaded: &Arc<Loaded>,
+        fields: &mut Fields,
+        room: Room,
+    ) -> Result<Asked, ApiError> {
+        let mut wishes = Wishes::take(fields, &loaded.generation)?;
+        let tokens_max = fields.within("max_tokens", 1, u32::MAX)?;
+        wishes.tokens_max = fields.within("max_completion_tokens", 1, u32::MAX)?.or(tokens_max);
+        let logprobs = logprobs(fields)?;
+        let mut prompt = Prompt::take(loaded, fields).await?;
+        prompt.formed = wishes.constraint.is_some();
+        if room == Room::AtMost {
+            let context = loaded.handle.facts.context_max;
+            let left = context.saturating_sub(prompt.ids.len() as u32);
+            wishes.tokens_max =
+                wishes.tokens_max.map(|most| most.min(left)).filter(|&most| most > 0);
+        }
+        // Schemas take their time, as templates do.
+        let (texts, constraint) = (loaded.clone(), wishes.constraint.clone());
+        let compiled = tokio::task::spawn_blocking(move || -> Result<_, ApiError> {
+            let grammar = prompt.grammar(&texts, constraint.as_ref())?;
+            Ok((prompt, grammar))
+        });
+        let (prompt, grammar) = compiled.await??;
+        let request = |sample| {
+            let mut request = wishes.request(loaded, prompt.ids.clone(), sample)?;
+            request.grammar = grammar.clone();
+            request.logprobs = logprobs;
+            Ok(request)
+        };
+        let requests = (0..wishes.n).map(request).collect::<Result<_, ApiError>>()?;
+        Ok(Asked { wishes, logprobs, prompt, requests })
+    }
 }
 
 fn logprobs(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
@@ -135,9 +167,25 @@ pub(super) struct Prompt {
     calls: usize,
     /// The message that is continued.
     continued: Option<String>,
+    /// Whether the answer's text is held to a form.
+    formed: bool,
 }
 
 impl Prompt {
+    /// The prompt of a chat.
+    pub async fn take(loaded: &Arc<Loaded>, fields: &mut Fields) -> Result<Prompt, ApiError> {
+        let messages = fields.take("messages")?;
+        let messages =
+            messages.ok_or_else(|| ApiError::field("messages", "messages is missing"))?;
+        let messages = messages::checked(messages)?;
+        let tools = Tools::take(fields)?;
+        let render = render(fields, &tools)?;
+        // Templates and tokenizers take their time with long texts; other requests go on meanwhile.
+        let texts = loaded.clone();
+        let prompt = move || Prompt::new(&texts, &messages, render, tools);
+        tokio::task::spawn_blocking(prompt).await?
+    }
+
     pub fn new(
         loaded: &Loaded,
         messages: &[Value],
@@ -171,7 +219,7 @@ impl Prompt {
                 last.and_then(|part| part["text"].as_str()).unwrap_or_default().to_owned()
             }
         });
-        Ok(Prompt { text, opening, ids, tools, calls, continued })
+        Ok(Prompt { text, opening, ids, tools, calls, continued, formed: false })
     }
 
     /// What the answer is held to: its form, a demanded call, calls of strict tools. Takes its time.
@@ -201,6 +249,22 @@ impl Prompt {
     fn format(&self, known: Format) -> Format {
         Format { tools: known.tools.filter(|_| !self.tools.offered.is_empty()), ..known }
     }
+
+    /// How an answer to it is read.
+    pub fn reading(&self, known: Format) -> Reading {
+        let (tools, format) = (&self.tools, self.format(known));
+        let start = match &self.continued {
+            Some(text) => Start::Continued(text),
+            None => Start::Prompt(&self.text),
+        };
+        let parser = Parser::new(format, &tools.offered, start);
+        Reading {
+            parser: if self.formed && format.tools.is_none() { parser.literal() } else { parser },
+            markers: format.markers(),
+            opening: self.opening.clone(),
+            calls_max: tools.calls_max,
+        }
+    }
 }
 
 /// Choices of a chat.
@@ -209,8 +273,6 @@ struct Chat {
     answers: Answers,
     logprobs: bool,
     token_ids: bool,
-    /// Whether the text is held to a form.
-    formed: bool,
     prompt_ids: Option<Vec<u32>>,
     prompt: Prompt,
 }
@@ -273,19 +335,7 @@ impl Form for Chat {
     }
 
     fn reading(&self) -> Reading {
-        let tools = &self.prompt.tools;
-        let format = self.prompt.format(self.answers.format);
-        let start = match &self.prompt.continued {
-            Some(text) => Start::Continued(text),
-            None => Start::Prompt(&self.prompt.text),
-        };
-        let parser = Parser::new(format, &tools.offered, start);
-        Reading {
-            parser: if self.formed && format.tools.is_none() { parser.literal() } else { parser },
-            markers: format.markers(),
-            opening: self.prompt.opening.clone(),
-            calls_max: tools.calls_max,
-        }
+        self.prompt.reading(self.answers.format)
     }
 
     fn chunks(&mut self, index: usize, mut piece: Piece) -> Vec<ChatChoice> {

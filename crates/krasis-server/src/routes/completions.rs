@@ -1,6 +1,6 @@
 //! `POST /v1/completions`
 
-use super::run::{Form, Run};
+use super::choices::{self, Form};
 use crate::answer::{Piece, Reading};
 use crate::constraint;
 use crate::error::ApiError;
@@ -76,7 +76,7 @@ pub(super) async fn completions(
         echo,
         token_ids: wishes.token_ids,
     };
-    Run::start(&app, &loaded, &wishes, requests, form)?.respond().await
+    choices::respond(&app, &loaded, &wishes, requests, form).await
 }
 
 fn refuse(fields: &mut Fields, wishes: &Wishes) -> Result<(), ApiError> {

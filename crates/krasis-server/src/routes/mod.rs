@@ -1,22 +1,27 @@
 //! The routes and what surrounds them: request ids, one line of log, errors for wrong paths.
 
 mod chat;
+mod choices;
 mod completions;
 mod docs;
+mod messages;
 mod models;
+mod responses;
 mod run;
 mod status;
 mod tokens;
 
 use crate::App;
+use crate::dialect::Dialect;
 use crate::error::ApiError;
-use crate::{flight, guard, page};
+use crate::{flight, guard, json, page};
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,7 +48,7 @@ pub enum Needs {
 
 /// One route.
 pub struct Route {
-    /// GET or POST.
+    /// GET, POST or DELETE.
     pub method: &'static str,
     /// As axum writes it.
     pub path: &'static str,
@@ -76,9 +81,19 @@ const fn works(
 
 /// All of them: what is not here is 404, and what is here is described in `/openapi.json` and tested
 /// without a key.
-pub const ROUTES: [Route; 18] = [
+pub const ROUTES: [Route; 23] = [
     works("/v1/chat/completions", "Answer a conversation", || post(chat::chat)),
     works("/v1/completions", "Continue texts", || post(completions::completions)),
+    works("/v1/responses", "Answer a conversation, as items", || post(responses::create)),
+    tells("/v1/responses/{*id}", "A response that is kept", || get(responses::one)),
+    Route {
+        method: "DELETE",
+        ..tells("/v1/responses/{*id}", "Forget a response", || delete(responses::forget))
+    },
+    works("/v1/messages", "Answer a conversation, in Anthropic's words", || post(messages::create)),
+    works("/v1/messages/count_tokens", "The length of a conversation in tokens", || {
+        post(messages::count)
+    }),
     tells("/v1/models", "List the names of the model", || get(models::list)),
     tells("/v1/models/{*id}", "Describe one of them", || get(models::one)),
     works("/tokenize", "Token ids of a text or a conversation", || post(tokens::tokenize)),
@@ -146,11 +161,18 @@ fn guarded(routes: Router<Arc<App>>, app: Arc<App>) -> Router {
 }
 
 /// Routes of OpenAI's that a model of text does not have.
-const UNSUPPORTED: [&str; 6] =
-    ["/v1/embeddings", "/v1/audio", "/v1/images", "/v1/moderations", "/v1/files", "/v1/responses"];
+const UNSUPPORTED: [&str; 5] =
+    ["/v1/embeddings", "/v1/audio", "/v1/images", "/v1/moderations", "/v1/files"];
 
 /// Routes that clients ask for without their prefix when the base URL is wrong.
-const PREFIXED: [&str; 3] = ["/chat/completions", "/completions", "/models"];
+const PREFIXED: [&str; 6] = [
+    "/chat/completions",
+    "/completions",
+    "/models",
+    "/responses",
+    "/messages",
+    "/messages/count_tokens",
+];
 
 async fn not_found(uri: Uri) -> ApiError {
     let path = uri.path();
@@ -187,7 +209,8 @@ async fn accompany(State(app): State<Arc<App>>, request: Request, next: Next) ->
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let route = request.extensions().get::<MatchedPath>().cloned();
     let start = Instant::now();
-    let mut response = next.run(request).await;
+    let dialect = Dialect::of(&path);
+    let mut response = told(next.run(request).await, dialect);
     let status = response.status().as_u16();
     tracing::info!(
         id = id.to_str().unwrap_or_default(),
@@ -198,16 +221,31 @@ async fn accompany(State(app): State<Arc<App>>, request: Request, next: Next) ->
     let route = route.as_ref().map_or("none", MatchedPath::as_str);
     app.metrics.answered(route, known(&method), status);
     let headers = response.headers_mut();
+    if dialect == Dialect::Anthropic {
+        // Where Anthropic's clients look for it.
+        headers.insert(HeaderName::from_static("request-id"), id.clone());
+    }
     headers.insert(REQUEST_ID, id);
     // Nothing here is to be taken for something else than it says.
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 
+/// An error in the words of the API that was called.
+fn told(mut response: Response, dialect: Dialect) -> Response {
+    let error = response.extensions_mut().remove::<ApiError>();
+    if let Some(error) = error.filter(|_| dialect == Dialect::Anthropic) {
+        *response.body_mut() = Body::from(json::text(&dialect.body(&error)));
+    }
+    response
+}
+
 /// A method as a label: clients may invent any number of them.
 fn known(method: &Method) -> &str {
     match *method {
-        Method::GET | Method::POST | Method::HEAD | Method::OPTIONS => method.as_str(),
+        Method::GET | Method::POST | Method::DELETE | Method::HEAD | Method::OPTIONS => {
+            method.as_str()
+        }
         _ => "other",
     }
 }
@@ -221,7 +259,7 @@ fn unique() -> String {
 mod tests {
     use super::*;
     use crate::sse::{self, Lines, Source};
-    use axum::body::{Body, to_bytes};
+    use axum::body::to_bytes;
     use hyper::service::Service;
     use hyper_util::service::TowerToHyperService;
     use std::task::{Context, Poll};
@@ -243,7 +281,7 @@ mod tests {
     }
 
     async fn stream() -> Response {
-        sse::response(Panics(false), Lines::default())
+        sse::response(Panics(false), Lines::default(), Dialect::OpenAi)
     }
 
     #[tokio::test]
@@ -253,11 +291,19 @@ mod tests {
         let routes = Router::new()
             .route("/handler", get(handler))
             .route("/stream", get(stream))
+            .route("/v1/messages/handler", get(handler))
+            .route("/v1/messages/stream", get(stream))
             .route("/version", get(status::version));
         let service = TowerToHyperService::new(guarded(routes, app.clone()));
         for (path, status, begin) in [
             ("/handler", 500, "{\"error\":{\"message\":\"a bug"),
             ("/stream", 200, "data: \"first\"\n\ndata: {\"error\":{\"message\":\"a bug"),
+            ("/v1/messages/handler", 500, "{\"type\":\"error\",\"error\":{\"type\":\"api_error\""),
+            (
+                "/v1/messages/stream",
+                200,
+                "data: \"first\"\n\nevent: error\ndata: {\"type\":\"error\",\"error\":{",
+            ),
             ("/version", 200, "{\"version\""),
         ] {
             let request = Request::builder().uri(path).header("host", "localhost");

@@ -12,7 +12,12 @@ use std::sync::Arc;
 /// `GET /v1/models`
 pub(super) async fn list(State(app): State<Arc<App>>) -> Response {
     let models: Vec<Value> = app.names.iter().map(|name| entry(&app, name)).collect();
-    json::response(StatusCode::OK, &json!({"object": "list", "data": models}))
+    let (first, last) = (app.names.first(), app.names.last());
+    // In one answer what OpenAI's and Anthropic's clients look for. Codex wants its own list, of
+    // which the empty one is the only part that all of its versions can read.
+    let body = json!({"object": "list", "data": models, "has_more": false, "first_id": first,
+                      "last_id": last, "models": []});
+    json::response(StatusCode::OK, &body)
 }
 
 /// `GET /v1/models/{id}`. Ids may hold slashes.

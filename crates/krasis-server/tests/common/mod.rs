@@ -280,6 +280,20 @@ impl Reply {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
+    /// Names and data of the events of a stream in which all have a name, and say it twice.
+    pub fn named_events(&self) -> Vec<(String, Value)> {
+        assert_eq!(self.header("content-type"), "text/event-stream");
+        let event = |event: &str| {
+            let (name, data) = event.split_once('\n').expect("two lines");
+            let name = name.strip_prefix("event: ").expect("a name").to_owned();
+            let data = data.strip_prefix("data: ").expect("data");
+            let data: Value = serde_json::from_str(data).unwrap();
+            assert_eq!(data["type"], name.as_str());
+            (name, data)
+        };
+        self.body.split("\n\n").filter(|part| !part.is_empty()).map(event).collect()
+    }
+
     /// The data of the events of a stream, `[DONE]` not included but demanded.
     pub fn events(&self) -> Vec<Value> {
         assert_eq!(self.header("content-type"), "text/event-stream");

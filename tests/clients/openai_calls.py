@@ -1,46 +1,39 @@
-"""Drives `krasis serve` with OpenAI's own Python client: what it cannot read, its users cannot.
+"""OpenAI's own Python client: chats, plain completions, evaluation, tools, reasoning."""
 
-    pip install -r requirements.txt
-    python openai_client.py [--krasis target/release/krasis] [--model-path DIR]
-
-Knows nothing about the model but that it can chat: each check compares answers with each other.
-Tools and reasoning are checked with the demo model, which knows how to use them.
-"""
-
-import argparse
 import json
 import re
-import signal
-import subprocess
-import tempfile
-import time
-from contextlib import contextmanager
-from pathlib import Path
+from functools import wraps
 from typing import Literal
 
+import httpx
 import openai
 
-ROOT = Path(__file__).resolve().parents[2]
+from calls import call
+
 USER = [{"role": "user", "content": "What is 2 + 3?"}]
 GREEDY = {"model": "default", "temperature": 0, "max_tokens": 24}
 
 
-def start(krasis, model_path, *options):
-    """The process and its URL, once the model is ready."""
-    ready = Path(tempfile.mkdtemp()) / "ready"
-    command = [krasis, "serve", "--port", "0", "--ready-file", ready, *options]
-    if model_path:
-        command += ["--model-path", model_path]
-    server = subprocess.Popen(command)
-    for _ in range(1200):
-        if ready.exists() and ready.read_text().endswith("\n"):
-            return server, ready.read_text().strip()
-        assert server.poll() is None, f"krasis serve ended with {server.returncode}"
-        time.sleep(0.1)
-    server.kill()
-    raise AssertionError("krasis serve was not ready after two minutes")
+
+def make(url):
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
 
 
+def talking(*points):
+    """A scripted call that needs the client alone."""
+
+    def listed(function):
+        @wraps(function)
+        def called(place):
+            return function(place.client(make))
+
+        call(*points)(called)
+        return function
+
+    return listed
+
+
+@talking("A-20", "A-22", "A-24")
 def chat_blocking(client):
     answer = client.chat.completions.create(messages=USER, **GREEDY)
     choice = answer.choices[0]
@@ -54,6 +47,7 @@ def chat_blocking(client):
     assert again.choices[0].message.content == choice.message.content
 
 
+@talking("A-30", "A-31", "A-32")
 def chat_streaming(client):
     whole = client.chat.completions.create(messages=USER, **GREEDY)
     options = {"include_usage": True}
@@ -77,6 +71,7 @@ def chat_streaming(client):
     assert final.choices[0].message.content == text
 
 
+@talking("A-23")
 def chat_logprobs(client):
     answer = client.chat.completions.create(
         messages=USER, logprobs=True, top_logprobs=3, **GREEDY
@@ -90,6 +85,7 @@ def chat_logprobs(client):
         assert bytes(token.bytes).decode(errors="replace") == token.token
 
 
+@talking("A-10", "A-11", "A-14", "A-25")
 def chat_extras(client):
     tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
     call = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
@@ -118,6 +114,7 @@ def chat_extras(client):
     assert len(ids.choices[0].token_ids) == ids.usage.completion_tokens
 
 
+@talking("A-15", "A-40")
 def completions(client):
     ids = client.chat.completions.create(
         messages=USER, extra_body={"return_token_ids": True}, **GREEDY
@@ -151,6 +148,7 @@ def completions(client):
     assert [choice.text.split("Hello")[0] for choice in texts.choices][0] == ""
 
 
+@talking("A-60", "A-61", "A-62")
 def evaluation(client):
     """The request of lm-evaluation-harness."""
     prompt = client.completions.create(
@@ -169,6 +167,7 @@ def evaluation(client):
     assert lists.token_logprobs[-1] == max(lists.top_logprobs[-1].values()), "greedy"
 
 
+@talking("A-01", "A-08")
 def models(client):
     listed = client.models.list().data
     assert listed[0].object == "model" and listed[0].max_model_len > 0
@@ -186,6 +185,7 @@ COLOR = {
 }
 
 
+@talking("A-10", "A-12")
 def structured(client):
     """Forms of answers, whatever the model would rather say."""
     free = {**GREEDY, "max_tokens": 200}
@@ -241,6 +241,7 @@ def structured(client):
             assert error.param.startswith(field), error.param
 
 
+@talking("A-10", "A-33")
 def structured_tools(client):
     """The client's own helper for types: strict tools, and an answer that is parsed."""
     import pydantic
@@ -268,6 +269,7 @@ def structured_tools(client):
         assert isinstance(message.tool_calls[0].function.parsed_arguments, GetWeather)
 
 
+@talking("A-07", "A-50", "A-51")
 def errors(client):
     def refused(kind, code, **request):
         try:
@@ -290,6 +292,7 @@ def errors(client):
         assert error.code == "unsupported_endpoint"
 
 
+@talking("A-41")
 def disconnect(client):
     """A client that leaves ends its request; the next one is served."""
     stream = client.chat.completions.create(
@@ -330,6 +333,7 @@ def streamed(client, **request):
         return stream.get_final_completion().choices[0]
 
 
+@talking("A-10", "A-21", "A-34")
 def tools_blocking(client):
     answer = client.chat.completions.create(messages=RAIN, tools=[WEATHER], **CALLS)
     choice = answer.choices[0]
@@ -349,6 +353,7 @@ def tools_blocking(client):
     assert cut.finish_reason == "length" and "<tool_call>" not in (cut.message.content or "")
 
 
+@talking("A-33", "A-34")
 def tools_streaming(client):
     for messages in (RAIN, BOTH):
         request = {"messages": messages, "tools": [WEATHER, TRANSLATE], **CALLS}
@@ -364,6 +369,7 @@ def tools_streaming(client):
     assert one.finish_reason == "tool_calls"
 
 
+@talking("A-14")
 def tools_over_turns(client):
     """Results go back as the client's own objects, and answers refer to them."""
     messages = list(RAIN)
@@ -392,6 +398,7 @@ def tools_over_turns(client):
         assert error.param == "messages[2].tool_call_id"
 
 
+@talking("A-10", "A-12")
 def tools_demanded(client):
     request = {"messages": RAIN, "tools": [WEATHER, TRANSLATE], **CALLS}
     named = {"type": "function", "function": {"name": "translate"}}
@@ -411,6 +418,7 @@ def tools_demanded(client):
             assert error.param == "tool_choice"
 
 
+@talking("A-39")
 def reasoning(client):
     messages = [{"role": "user", "content": "Sort alphabetically: know, door, eagle"}]
     thinking = {"chat_template_kwargs": {"enable_thinking": True}}
@@ -433,59 +441,119 @@ def reasoning(client):
     assert plain.usage.completion_tokens_details.reasoning_tokens == 0
 
 
-DEMO_CHECKS = [
-    tools_blocking, tools_streaming, tools_over_turns, tools_demanded, reasoning, structured_tools,
-]
+@talking("A-25")
+def one_prefill(client):
+    """All answers to a prompt share the pages that the first one filled."""
 
-CHECKS = [
-    chat_blocking, chat_streaming, chat_logprobs, chat_extras, completions, evaluation, models,
-    structured, errors, disconnect,
-]
+    def hits():
+        text = httpx.get(str(client.base_url).removesuffix("v1/") + "metrics").text
+        hits = [line for line in text.splitlines() if line.startswith("krasis:prefix_cache_hits")]
+        return float(hits[0].split()[-1])
 
-
-def overridden(krasis):
-    """Whoever serves has the last word about formats and fields."""
-    options = ("--tool-parser", "none", "--reasoning-parser", "think", "--reasoning-field", "both")
-    with served(krasis, None, *options) as client:
-        text = client.chat.completions.create(messages=RAIN, tools=[WEATHER], **CALLS).choices[0]
-        assert text.finish_reason == "stop" and text.message.content.startswith("<tool_call>")
-        thinking = {"chat_template_kwargs": {"enable_thinking": True}}
-        message = client.chat.completions.create(messages=USER, extra_body=thinking, **CALLS)
-        message = message.choices[0].message
-        assert message.reasoning and message.reasoning == message.reasoning_content
+    long = [{"role": "user", "content": "Repeat after me: " + "eagle door know " * 60}]
+    before = hits()
+    answers = client.chat.completions.create(
+        messages=long, model="default", n=4, temperature=1, seed=5, max_tokens=8
+    )
+    prompt = answers.usage.prompt_tokens
+    assert prompt > 200 and len(answers.choices) == 4
+    # Of each of the three others, all but the end of the last page.
+    assert hits() - before >= 3 * (prompt - 17), (hits() - before, prompt)
 
 
-@contextmanager
-def served(krasis, model_path, *options):
-    """A client of a server, which must end cleanly."""
-    server, url = start(krasis, model_path, *options)
+@talking("A-25", "A-32")
+def interleaved(client):
+    """Streams of several answers at once, and each alone is what it is with its own seed."""
+    request = {"messages": USER, "model": "default", "temperature": 1, "max_tokens": 16}
+    options = {"include_usage": True}
+    texts = ["", "", ""]
+    for chunk in client.chat.completions.create(
+        n=3, seed=11, stream=True, stream_options=options, **request
+    ):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    for sample, text in enumerate(texts):
+        alone = client.chat.completions.create(seed=11 + sample, **request)
+        assert alone.choices[0].message.content == text, sample
+
+
+@talking("A-04", "A-63")
+def tokens(client):
+    """The routes that lm-evaluation-harness looks for."""
+    root = client.with_options(base_url=str(client.base_url).removesuffix("v1/"))
+
+    def post(path, **body):
+        return root.post(path, body=body, cast_to=object)
+
+    ids = post("/tokenize", prompt="one two", add_special_tokens=False)["tokens"]
+    assert post("/detokenize", tokens=ids)["prompt"] == "one two"
+    info = root.get("/tokenizer_info", cast_to=object)
+    assert {"eos_token", "bos_token", "pad_token", "chat_template"} <= info.keys()
+
+
+@talking("A-64")
+def generate_until(client):
+    """As lm-evaluation-harness asks, a key too many in each message."""
+    message = {"role": "user", "content": "What is 2 + 3?", "type": "text"}
+    answer = client.chat.completions.create(
+        messages=[message], model="default", max_tokens=20, temperature=0, seed=1234,
+        stop=["\n\n", "Q:", "</s>"],
+    )
+    assert "5" in answer.choices[0].message.content
+    ids = client.completions.create(
+        prompt=["one two", "three four"] * 8, model="default", max_tokens=4, temperature=0,
+        stop=["\n"], seed=1234,
+    )
+    assert [choice.index for choice in ids.choices] == list(range(16))
+    assert ids.choices[0].text == ids.choices[2].text
+
+
+@talking("A-13")
+def nulls_are_absent(client):
+    silent = dict.fromkeys(["stop", "seed", "tools", "logit_bias", "response_format", "n"])
+    answer = client.chat.completions.create(messages=USER, extra_body=silent, **GREEDY)
+    assert "5" in answer.choices[0].message.content
+
+
+@talking("A-36")
+def line_separators_survive(client):
+    text = "a\u2028b\u0085c"
+    chunks = client.completions.create(
+        model="default", prompt=text, echo=True, max_tokens=1, stream=True
+    )
+    assert "".join(chunk.choices[0].text for chunk in chunks).startswith(text)
+
+
+@talking("A-53")
+def request_ids(client):
+    raw = client.with_raw_response.models.list(extra_headers={"x-request-id": "mine-1"})
+    assert raw.headers["x-request-id"] == "mine-1"
+    assert client.with_raw_response.models.list().headers["x-request-id"]
+
+
+@talking("A-05", "A-06")
+def looks(client):
+    root = client.with_options(base_url=str(client.base_url).removesuffix("v1/"))
+    assert root.get("/health", cast_to=object)["status"] == "ok"
+    assert root.get("/v1/status", cast_to=object)["model"]["names"]
+    assert "/v1/messages" in root.get("/openapi.json", cast_to=object)["paths"]
     try:
-        yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
-    finally:
-        server.send_signal(signal.SIGTERM)
-        code = server.wait(timeout=60)
-    assert code == 0, f"krasis serve ended with {code}"
+        root.post("/chat/completions", body={}, cast_to=object)
+        raise AssertionError("a path without /v1 was served")
+    except openai.NotFoundError as error:
+        assert "/v1/chat/completions" in error.message
 
 
-def check(name, run, *arguments):
-    began = time.monotonic()
-    run(*arguments)
-    print(f"ok {name} ({time.monotonic() - began:.1f} s)", flush=True)
+OVERRIDES = ("--tool-parser", "none", "--reasoning-parser", "think", "--reasoning-field", "both")
 
 
-def main():
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--krasis", default=ROOT / "target/release/krasis", type=Path)
-    arguments.add_argument("--model-path", type=Path)
-    arguments = arguments.parse_args()
-    demo = arguments.model_path is None
-    with served(arguments.krasis, arguments.model_path) as client:
-        for run in CHECKS + (DEMO_CHECKS if demo else []):
-            check(run.__name__, run, client)
-    print("ok ended cleanly")
-    if demo:
-        check("overridden", overridden, arguments.krasis)
-
-
-if __name__ == "__main__":
-    main()
+def overridden(url):
+    """Whoever serves has the last word about formats and fields."""
+    client = make(url)
+    text = client.chat.completions.create(messages=RAIN, tools=[WEATHER], **CALLS).choices[0]
+    assert text.finish_reason == "stop" and text.message.content.startswith("<tool_call>")
+    thinking = {"chat_template_kwargs": {"enable_thinking": True}}
+    message = client.chat.completions.create(messages=USER, extra_body=thinking, **CALLS)
+    message = message.choices[0].message
+    assert message.reasoning and message.reasoning == message.reasoning_content
+    print("ok A-39 overridden")
