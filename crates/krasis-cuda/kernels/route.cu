@@ -185,6 +185,10 @@ extern "C" __global__ void __launch_bounds__(TOGETHER * 32)
         [&](u32 r, u32 col) { return load_eight(x + (u64)r * x_stride + col); }, [] {});
 }
 
+__device__ inline Eight joined(const act *residual, const act *add) {
+    return rounded_eight(sum_of(load_eight(residual), load_eight(add)));
+}
+
 // `add_rms_norm_eights`, and `router` of what it makes: every block norms its rows by itself, in the same
 // order of additions, and the last one to arrive writes them, when nobody reads the residual any more.
 // Dynamic shared memory as of `route`, then the squares of 256 columns each [WARPS][cols / 256], then the
@@ -199,15 +203,15 @@ extern "C" __global__ void __launch_bounds__(TOGETHER * 32)
     u32 first = blockIdx.y * WARPS, count = min(rows - first, (u32)WARPS), pieces = (cols + 255) / 256;
     float *squares = shared + WARPS * 2 * experts;
     act *normed = (act *)(squares + (WARPS * pieces + 3) / 4 * 4);
-    auto joined = [&](u32 r, u32 col) {
-        Eight x = load_eight(residual + (u64)(first + r) * residual_stride + col);
-        return rounded_eight(sum_of(x, load_eight(add + (u64)(first + r) * add_stride + col)));
-    };
+    add += (u64)first * add_stride;
+    residual += (u64)first * residual_stride;
+    out += (u64)first * out_stride;
     auto make_rows = [&] {
         wait_for_earlier();
         for (u32 i = warp(); i < count * pieces; i += TOGETHER) {
             u32 r = i / pieces, col = i % pieces * 256 + lane() * 8;
-            Eight x = col < cols ? joined(r, col) : Eight{};
+            Eight x = {};
+            if (col < cols) x = joined(residual + r * residual_stride + col, add + r * add_stride + col);
             float sum = 0.0f;
 #pragma unroll
             for (u32 j = 0; j < 8; j++) sum += x.x[j] * x.x[j];
@@ -233,8 +237,9 @@ extern "C" __global__ void __launch_bounds__(TOGETHER * 32)
         for (u32 i = warp(); i < count * pieces; i += TOGETHER) {
             u32 r = i / pieces, col = i % pieces * 256 + lane() * 8;
             if (col >= cols) continue;
-            store_eight(residual + (u64)(first + r) * residual_stride + col, joined(r, col));
-            store_eight(out + (u64)(first + r) * out_stride + col, load_eight(normed + r * cols + col));
+            act *to = residual + r * residual_stride + col;
+            store_eight(to, joined(to, add + r * add_stride + col));
+            store_eight(out + r * out_stride + col, load_eight(normed + r * cols + col));
         }
     };
     Routing how{bias, experts, softmax, groups, kept, two_largest, top_k, renormalise};

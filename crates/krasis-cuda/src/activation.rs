@@ -58,7 +58,7 @@ mod tests {
     fn numbers_become_those_that_the_library_says() {
         let mut random = SplitMix64(3);
         let special =
-            [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX, 1e-45, 1.00390625];
+            [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX, 1e-45, 1.003_906_3];
         let some = (0..10_000).map(|_| f32::from_bits(random.bits() as u32));
         for x in special.into_iter().chain(some) {
             let mut bytes = [0; 2];

@@ -6,9 +6,10 @@ use crate::compile::{self, Cubin, Target};
 use crate::desk::Desk;
 use crate::driver::{self, Found, answer, failed};
 use crate::error::CudaError;
-use crate::machine::{Arg, Kernel, Limits, Machine, Shape, Taken};
+use crate::machine::{Answering, Arg, Kernel, Limits, Machine, Shape, Taken};
 use crate::mail::{self, Mail, Part};
 use crate::programs::{Build, Signatures};
+use crate::recording::{Answers, Recorded, Recording, desk_of, locked};
 use crate::staging::Staging;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUfunction_attribute};
@@ -18,7 +19,7 @@ use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::ffi::CString;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Launches that are remembered, to be named when the GPU reports a fault.
 const REMEMBERED: usize = 24;
@@ -69,31 +70,6 @@ pub struct Gpu {
     recording: Option<Recorded>,
     /// Where graphs ask, once one does.
     desk: Option<Arc<Mutex<Desk>>>,
-}
-
-/// What is known of a graph besides what the driver knows.
-#[derive(Default)]
-struct Recorded {
-    kernels: Vec<Kernel>,
-    /// Bytes of each question and of its answer.
-    asked: Vec<[usize; 2]>,
-    desk: Option<Arc<Mutex<Desk>>>,
-}
-
-/// A graph that is ready to be launched.
-pub struct Recording {
-    graph: sys::CUgraphExec,
-    of: Recorded,
-}
-
-// SAFETY: as for the GPU itself, which it is used with.
-unsafe impl Send for Recording {}
-
-impl Drop for Recording {
-    fn drop(&mut self) {
-        // SAFETY: made by `recorded` and used no more; the driver keeps it while it is running.
-        let _ = unsafe { result::graph::exec_destroy(self.graph) };
-    }
 }
 
 // SAFETY: the driver's handles may be used from any thread; every method makes the context current
@@ -252,53 +228,6 @@ impl Gpu {
     }
 }
 
-fn locked(desk: &Mutex<Desk>) -> MutexGuard<'_, Desk> {
-    desk.lock().expect("nobody panics with a desk")
-}
-
-fn desk_of(recorded: &Recorded) -> MutexGuard<'_, Desk> {
-    locked(recorded.desk.as_ref().expect("a recording with questions has a desk"))
-}
-
-/// The answers that a graph waits for.
-struct Answers<'a> {
-    desk: MutexGuard<'a, Desk>,
-    asked: &'a [[usize; 2]],
-    given: usize,
-}
-
-impl<'a> Answers<'a> {
-    /// Before the graph is launched.
-    fn new(desk: &'a Mutex<Desk>, asked: &'a [[usize; 2]]) -> Answers<'a> {
-        let desk = desk.lock().unwrap_or_else(PoisonError::into_inner);
-        desk.clear(asked.len());
-        Answers { desk, asked, given: 0 }
-    }
-
-    fn give(
-        &mut self,
-        stream: sys::CUstream,
-        answer: &mut dyn FnMut(usize, &[u8], &mut [u8]),
-    ) -> Result<(), DriverError> {
-        while self.given < self.asked.len() {
-            // SAFETY: the stream of a GPU that is alive.
-            unsafe { self.desk.wait(self.given, stream)? };
-            let (question, room) = self.desk.parts(self.asked[self.given]);
-            answer(self.given, question, room);
-            self.desk.answered(self.given);
-            self.given += 1;
-        }
-        Ok(())
-    }
-}
-
-/// Whoever panics leaves no GPU behind that waits for ever.
-impl Drop for Answers<'_> {
-    fn drop(&mut self) {
-        (self.given..self.asked.len()).for_each(|number| self.desk.answered(number));
-    }
-}
-
 /// The attribute of a launch that may begin before the one before it has ended.
 fn early_start() -> sys::CUlaunchAttribute {
     use sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION as EARLY;
@@ -416,7 +345,7 @@ impl Machine for Gpu {
         recording
     }
 
-    fn replay(&mut self, recording: &Recording, answer: &mut dyn FnMut(usize, &[u8], &mut [u8])) {
+    fn replay(&mut self, recording: &Recording, answer: &mut Answering) {
         self.enter();
         let Recorded { kernels, asked, desk } = &recording.of;
         let last = kernels.len().saturating_sub(REMEMBERED);

@@ -19,6 +19,7 @@ pub mod machine;
 mod mail;
 mod ops;
 pub mod programs;
+mod recording;
 mod staging;
 mod vector;
 

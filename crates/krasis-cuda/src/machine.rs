@@ -97,6 +97,9 @@ pub struct Taken {
     pub row: u32,
 }
 
+/// Whoever is asked: `answer(number, question, room)`.
+pub type Answering<'a> = dyn FnMut(usize, &[u8], &mut [u8]) + 'a;
+
 /// Memory of one arena and a queue of kernels over it. Work is done in order; only
 /// [`Machine::read`] waits for it.
 ///
@@ -121,11 +124,7 @@ pub trait Machine {
     fn recorded(&mut self) -> Self::Recording;
     /// Queues all launches of a recording, and has its questions answered in turn: `answer(number,
     /// question, room)`.
-    fn replay(
-        &mut self,
-        recording: &Self::Recording,
-        answer: &mut dyn FnMut(usize, &[u8], &mut [u8]),
-    );
+    fn replay(&mut self, recording: &Self::Recording, answer: &mut Answering);
     /// Queues a copy of `bytes` to `at` of the arena; `bytes` may change at once.
     fn write(&mut self, at: u64, bytes: &[u8]);
     /// Queues a copy of `bytes`, which stay as they are, to `at`, behind the kernels that are queued but

@@ -29,6 +29,12 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+/// Tokens that a checkpoint of recurrent state has to spare before a prompt is cut for it: as many as take
+/// as long as the step that comes of it. Where experts lie in host memory, that brings them all again, or
+/// has the CPU compute them.
+const CUT_WORTH: u32 = 128;
+const CUT_WORTH_AWAY: u32 = 8192;
+
 /// What a wait for the disk takes at most before requests are looked at again.
 const PATIENCE: Duration = Duration::from_millis(5);
 
@@ -328,6 +334,7 @@ impl<D: Ops + Memory> Engine<D> {
             page_bytes: OnDevice::<D>::bytes(&plan.caches, Kind::Page),
             state_bytes: OnDevice::<D>::bytes(&plan.caches, Kind::State),
             ram: plan.prefix_ram,
+            cut_worth: if plan.away.is_some() { CUT_WORTH_AWAY } else { CUT_WORTH },
         };
         let disk = open_disk(stock, options, &shape);
         let prefixes = Prefixes::new(shape, &options.prefix, disk, handle.census.clone());

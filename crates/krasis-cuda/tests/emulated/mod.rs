@@ -3,7 +3,7 @@
 
 use krasis_core::Bytes;
 use krasis_cuda::Activation;
-use krasis_cuda::machine::{Arg, Kernel, Limits, Machine, Shape, Taken};
+use krasis_cuda::machine::{Answering, Arg, Kernel, Limits, Machine, Shape, Taken};
 use krasis_cuda::programs::{Build, HEADERS, Signatures, builds};
 use krasis_ops::{ABSENT, Keep};
 use libloading::Library;
@@ -186,11 +186,7 @@ impl Machine for Emulated {
     }
 
     /// Who is asked answers as late as may be, of what was there when it was asked.
-    fn replay(
-        &mut self,
-        recording: &Vec<Recorded>,
-        answer: &mut dyn FnMut(usize, &[u8], &mut [u8]),
-    ) {
+    fn replay(&mut self, recording: &Vec<Recorded>, answer: &mut Answering) {
         let (mut question, mut number) = (Vec::new(), 0);
         for recorded in recording {
             match recorded {

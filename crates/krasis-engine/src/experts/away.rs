@@ -1,13 +1,15 @@
 //! Experts in host memory, and the slots of the device that hold some of them.
 
+mod together;
+
+use super::Work;
 use super::heat::Heat;
 use super::slots::Slots;
 use super::strategy::{DecodeStrategy, Missing, PrefillStrategy};
-use super::{Repeats, Work};
 use crate::census::ExpertCensus;
 use krasis_core::{Act, Layout, Mat, Slot};
 use krasis_cpu::Keep;
-use krasis_ops::{ABSENT, Aide, Answer, Bank, Cpu, Memory, Ops, Question, Routes};
+use krasis_ops::{ABSENT, Bank, Cpu, Memory, Ops, Routes};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -310,55 +312,6 @@ impl Away {
         Slot::new(start, u64::from(layers.end - layers.start) * each)
     }
 
-    /// Whether the CPU computes what the device does not.
-    fn asks_the_cpu(&self) -> bool {
-        !self.prompt && self.plan.decode.asks_the_cpu()
-    }
-
-    pub(super) fn repeats(&self) -> Repeats {
-        if self.asks_the_cpu() { Repeats::StepOfFew } else { Repeats::Between }
-    }
-
-    /// Where the device computes an expert; nowhere if the CPU does.
-    fn here(&self, index: u32, expert: u32) -> Option<u32> {
-        let slot = self.slots.find(index, expert);
-        slot.filter(|_| self.plan.decode == DecodeStrategy::HcsHybrid)
-    }
-
-    /// Tells the device what it computes, if that has changed.
-    fn tell<D: Memory>(&mut self, d: &mut D) {
-        if !std::mem::take(&mut self.moved) {
-            return;
-        }
-        let layers = self.groups_of_slots();
-        let each = self.plan.tables.len as u32 / layers;
-        let all = (0..layers).flat_map(|index| (0..each).map(move |expert| (index, expert)));
-        let places = all.map(|(index, expert)| self.here(index, expert).unwrap_or(ABSENT));
-        let places: Vec<u32> = places.collect();
-        d.upload(self.plan.tables, &places);
-    }
-
-    /// Has the device compute what lies there, and the CPU the rest meanwhile. Nothing here depends on
-    /// where experts lie or on what is asked for, so that the device can remember all of it.
-    fn compute_together<D: Ops + Memory>(&mut self, d: &mut D, index: u32, work: Work) {
-        let (routes, places) = (work.routes, self.places(&work.routes));
-        let question = Question {
-            number: index as usize,
-            routes: routes.experts.whole(),
-            x: work.x,
-            places: places.whole(),
-            out: work.out,
-        };
-        d.ask(self, &question);
-        let table = self.of_layers(self.plan.tables, index..index + 1);
-        d.place(routes.experts, table, Slot::new(0, 0), places.whole());
-        if self.plan.decode == DecodeStrategy::HcsHybrid {
-            let here = Routes { experts: places, ..routes };
-            d.experts(work.x, here, &self.plan.pool, work.inner, work.out);
-        }
-        d.answered(self, &question);
-    }
-
     /// Notes what the device has counted, which begins again at nothing.
     fn hear_counts<D: Memory>(&mut self, d: &mut D, layers: Range<u32>) {
         let at = self.of_layers(self.plan.counts, layers.clone());
@@ -544,45 +497,5 @@ impl Away {
         self.brought.push((expert, slot));
         self.moved = true;
         self.copy(d, layer);
-    }
-}
-
-/// The CPU's part of a step.
-impl Aide for Away {
-    fn desk(&mut self) -> (&mut Vec<u32>, &mut Vec<f32>) {
-        (&mut self.left, &mut self.numbers)
-    }
-
-    fn answer(&mut self, number: usize) -> Answer<'_> {
-        let index = number as u32;
-        self.heat.note(index, &self.left);
-        self.census.note(self.moe[number], &self.left);
-        let mut left = std::mem::take(&mut self.left);
-        for expert in &mut left {
-            if let Some(slot) = self.here(index, *expert) {
-                self.slots.touch(slot);
-                *expert = ABSENT;
-            }
-        }
-        self.left = left;
-        let mine = self.left.iter().filter(|&&expert| expert != ABSENT).count() as u64;
-        self.traffic.on_the_cpu += mine;
-        self.traffic.on_the_device += self.left.len() as u64 - mine;
-        let Desk { x, experts, weights, inner, out } = self.plan.desk;
-        let top_k = out.rows / x.rows;
-        let pairs = self.left.len() as u32;
-        let rows = pairs / top_k;
-        if mine > 0 {
-            let list = |start| Slot::new(start, u64::from(pairs));
-            self.host.upload_act(x.first(rows), &self.numbers);
-            self.host.upload(experts, &self.left);
-            let routes = Routes {
-                experts: Mat::new(list(experts.start), rows, top_k),
-                weights: Mat::new(Slot::new(weights.start, u64::from(pairs)), rows, top_k),
-            };
-            let bank = self.banks[self.moe[number]].expect("a layer with experts");
-            self.host.experts(x.first(rows), routes, &bank, inner.first(pairs), out.first(pairs));
-        }
-        Answer { rows: self.host.floats(out.first(pairs)), mine: &self.left }
     }
 }

@@ -130,7 +130,8 @@ impl Prefixes {
     fn cuts(&self, tokens: usize, path: &[Node], pages: usize) -> Cuts {
         let checkpoints = self.shape.places.saturating_sub(self.shape.sequences) as usize;
         let page = self.tree.page();
-        Cuts::of(tokens, pages * page, path.len() * page, checkpoints)
+        let worth = self.shape.cut_worth as usize;
+        Cuts::of(tokens, pages * page, path.len() * page, checkpoints, worth)
     }
 
     pub(super) fn on_device(&self, node: Node) -> Option<u32> {

@@ -14,10 +14,6 @@ pub const REST: usize = 9;
 /// Tokens between checkpoints that are made where steps end anyway, at least.
 const SPACING: usize = 1024;
 
-/// Tokens from one checkpoint to the next from which a cut is worth its step: it has 9 to 72 rows, and
-/// reads most experts again.
-const WORTH_A_CUT: usize = 128;
-
 /// A prompt's.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cuts {
@@ -34,12 +30,19 @@ pub struct Cuts {
 
 impl Cuts {
     /// Of a prompt of so many tokens that begins at a checkpoint, or at 0, and that is the same as some
-    /// other one up to `alike`. It has at most half of so many checkpoints.
-    pub fn of(tokens: usize, covered: usize, alike: usize, checkpoints: usize) -> Cuts {
+    /// other one up to `alike`. It has at most half of so many checkpoints. A cut has to be `worth` tokens
+    /// at least: its step has 9 to 72 rows, and reads most experts again.
+    pub fn of(
+        tokens: usize,
+        covered: usize,
+        alike: usize,
+        checkpoints: usize,
+        worth: usize,
+    ) -> Cuts {
         let spacing = (tokens / (checkpoints / 2).max(1)).max(SPACING);
         let last = tokens.saturating_sub(REST) / STRIDE * STRIDE;
         let branch = (alike / STRIDE * STRIDE).min(last);
-        let worth = |cut: usize| if cut >= covered + WORTH_A_CUT { cut } else { 0 };
+        let worth = |cut: usize| if cut >= covered + worth { cut } else { 0 };
         Cuts { tokens, branch: worth(branch), last: worth(last), spacing, behind: covered }
     }
 
@@ -113,10 +116,10 @@ mod tests {
             (600, 64, 190, 512, vec![576, 600], vec![576]),
             (2700, 0, 0, 1000, vec![960, 1920, 2688, 2700], vec![1920, 2688]),
         ] {
-            let cuts = Cuts::of(tokens, covered, alike, 16);
+            let cuts = Cuts::of(tokens, covered, alike, 16, 128);
             assert_eq!(steps(cuts, covered, tokens, rows), (ends, kept), "{tokens} from {covered}");
         }
-        assert_eq!(Cuts::of(100, 0, 0, 16).wants(128), Some(Wanted::Tail));
-        assert_eq!(Cuts::of(100, 0, 0, 16).wants(130), None);
+        assert_eq!(Cuts::of(100, 0, 0, 16, 128).wants(128), Some(Wanted::Tail));
+        assert_eq!(Cuts::of(100, 0, 0, 16, 128).wants(130), None);
     }
 }

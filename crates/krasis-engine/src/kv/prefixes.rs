@@ -36,6 +36,8 @@ pub struct Shape {
     pub state_bytes: Bytes,
     /// Bytes of host memory beyond them.
     pub ram: Bytes,
+    /// Tokens that a checkpoint has to spare before a prompt is cut for it.
+    pub cut_worth: u32,
 }
 
 /// Everything that is remembered.

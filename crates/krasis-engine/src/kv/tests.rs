@@ -195,6 +195,7 @@ fn shape(pages: u32, places: u32, ram: u64, state: u64) -> Shape {
         page_bytes: Bytes(BYTES as u64),
         state_bytes: Bytes(state),
         ram: Bytes(ram),
+        cut_worth: 128,
     }
 }
 

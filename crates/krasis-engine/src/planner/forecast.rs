@@ -28,18 +28,17 @@ mod card {
     /// Seconds from one kernel of a remembered step to the next.
     pub const CALL: f64 = 4.6e-6;
     /// Seconds a layer that asks the host where its experts are.
-    pub const ASK: f64 = 18e-6;
+    pub const ASK: f64 = 2e-6;
     /// Seconds more where the CPU takes a part.
-    pub const HAND_OFF: f64 = 10e-6;
+    pub const HAND_OFF: f64 = 2e-6;
     /// Seconds more where experts are brought for few rows, and kernels run again. An estimate.
     pub const WAVE: f64 = 40e-6;
     /// Of the bus: whole layers.
     pub const BUS: f64 = 1.0;
     /// Of the bus: experts here and there.
     pub const BUS_SCATTERED: f64 = 0.9;
-    /// Of the shorter of copies and computing, how much hides behind the longer. Passes take as long as
-    /// both, one after the other.
-    pub const OVERLAP: f64 = 0.0;
+    /// Of the shorter of copies and computing, how much hides behind the longer.
+    pub const OVERLAP: f64 = 0.9;
 }
 
 /// Shares of a CPU's limits, and times. From Qwen3-30B-A3B, V2-Lite and Qwen3-Coder-Next on 2 Zen 5
