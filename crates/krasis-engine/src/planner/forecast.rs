@@ -36,7 +36,7 @@ mod card {
     /// Of the bus: whole layers.
     pub const BUS: f64 = 1.0;
     /// Of the bus: experts here and there.
-    pub const BUS_SCATTERED: f64 = 0.9;
+    pub const BUS_SCATTERED: f64 = 0.72;
     /// Of the shorter of copies and computing, how much hides behind the longer.
     pub const OVERLAP: f64 = 0.9;
 }
@@ -51,7 +51,7 @@ mod host {
     /// What each thread costs of that, up to [`MEASURED`].
     pub const READ_LOST: f64 = 0.02;
     /// Of INT8 products of vectors, AMX or not, for one thread; and what each thread costs of that.
-    pub const LINES: f64 = 0.73;
+    pub const LINES: f64 = 0.67;
     pub const LINES_LOST: f64 = 0.035;
     /// Operations of attention and delta rules a second of one thread.
     pub const PAST: f64 = 200e9;
