@@ -341,7 +341,7 @@ scenario("the status tab tells how the server is", async (page) => {
   const view = page.locator("#view-status");
   await view.getByText("krasis-demo").waitFor();
   const text = await view.innerText();
-  for (const part of ["ready", "cpu", "4,096 tokens", "none wanted", "RAM: ", "weights 22.6 MiB", "KV cache", "of at most 64 waiting", "All experts lie on the device."]) {
+  for (const part of ["ready", "cpu", "4,096 tokens", "none wanted", "RAM: ", "weights 4.60 MiB", "experts 18.0 MiB", "KV cache", "of at most 64 waiting", "All experts lie on the device."]) {
     assert(text.includes(part), `${part} in ${text}`);
   }
   // Numbers come by themselves, from the server.
