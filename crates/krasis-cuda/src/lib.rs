@@ -20,6 +20,7 @@ mod mail;
 mod ops;
 pub mod programs;
 mod recording;
+mod route;
 mod staging;
 mod vector;
 

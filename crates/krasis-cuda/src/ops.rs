@@ -8,7 +8,7 @@ use crate::lines::Tiles;
 use crate::machine::{Arg, Kernel, Machine, Shape};
 use crate::programs::{format_variant, kv_variant};
 use crate::vector::FEW_ROWS;
-use krasis_core::{Act, DType, Format, Mat, Slot, Weight};
+use krasis_core::{Act, Format, Mat, Slot, Weight};
 use krasis_ops::*;
 
 /// Rows that a warp multiplies at a time: `VECTOR_ROWS` of `kernels/product.cuh`, for what `vector.rs`
@@ -24,7 +24,7 @@ const TILE_THREADS: u32 = 128;
 const TILE: u32 = 64;
 
 /// Experts that `kernels/sort.cu` and `kernels/route.cu` count.
-const EXPERTS_MAX: u32 = 1024;
+pub(crate) const EXPERTS_MAX: u32 = 1024;
 
 /// Threads of a block that reads a row in eights: `EIGHTS_MAX` of `kernels/residual.cu`.
 const EIGHTS_MAX: u32 = 896;
@@ -35,22 +35,7 @@ const LOGIT_PIECE: u32 = 2048;
 /// Pairs of a block of `place`; `PLACED` of `kernels/sort.cu`.
 const PLACED: u32 = 1024;
 
-/// Rows that a block chooses for, a warp each, and experts whose logits a block of `router` makes: `WARPS`
-/// and `TOGETHER` of `kernels/route.cu`.
-const ROUTED: u32 = 4;
-const ROUTER_EXPERTS: u32 = 8;
-
-/// Rows up to which each block of the router norms them by itself, which saves a launch, and the shared
-/// memory in which it may: what every GPU has.
-const NORMED_ROWS: u32 = 8;
-const NORMED_BYTES: u32 = 64 << 10;
-
-/// Scores and choices of a block's rows.
-fn routing_bytes(experts: u32) -> u32 {
-    ROUTED * 2 * experts * 4
-}
-
-fn one(entry: &'static str) -> Kernel {
+pub(crate) fn one(entry: &'static str) -> Kernel {
     Kernel { entry, variant: 0 }
 }
 
@@ -150,36 +135,8 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
         self.launch(of_format(entry, w), shape, &args);
     }
 
-    /// What kernels are told of a choice from `logits`.
-    fn routing_args(
-        &self,
-        logits: Mat<Act>,
-        bias: Option<&Weight>,
-        how: &Routing,
-        out: Routes,
-    ) -> [Arg; 11] {
-        let experts = logits.cols;
-        assert!((how.top_k..=EXPERTS_MAX).contains(&experts), "{} of {experts}", how.top_k);
-        assert!(how.top_k <= 32, "{} experts of a token", how.top_k);
-        let groups = how.groups.unwrap_or(Groups { count: 0, kept: 0, by: GroupScore::Largest });
-        assert!(groups.count <= 32, "{} groups", groups.count);
-        [
-            bias.map_or(Arg::NULL, |bias| self.vector(bias)),
-            experts.into(),
-            (how.score == Score::Softmax).into(),
-            groups.count.into(),
-            groups.kept.into(),
-            (groups.by == GroupScore::TwoLargest).into(),
-            how.top_k.into(),
-            how.renormalise.into(),
-            self.slot(out.experts.whole()),
-            self.slot(out.weights.whole()),
-            logits.rows.into(),
-        ]
-    }
-
     /// A thread for each eight columns of a row, if all these views can be read so.
-    fn in_eights(&self, views: &[Mat<Act>]) -> Option<Shape> {
+    pub(crate) fn in_eights(&self, views: &[Mat<Act>]) -> Option<Shape> {
         let Mat { rows, cols, .. } = views[0];
         let whole = cols.is_multiple_of(8) && cols <= 8 * EIGHTS_MAX;
         let aligned = whole && views.iter().all(|view| self.aligned(*view));
@@ -512,11 +469,7 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
     }
 
     fn route(&mut self, logits: Mat<Act>, bias: Option<&Weight>, how: &Routing, out: Routes) {
-        let mut args = vec![self.mat(logits), logits.stride.into()];
-        args.extend(self.routing_args(logits, bias, how, out));
-        let grid = [logits.rows.div_ceil(ROUTED), 1, 1];
-        let shape = Shape { grid, block: ROUTED * 32, shared: routing_bytes(logits.cols) };
-        self.launch(one("route"), shape, &args);
+        self.chosen(logits, bias, how, out);
     }
 
     fn router(
@@ -528,27 +481,10 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
         logits: Mat<Act>,
         out: Routes,
     ) {
-        let served = w.format == Format::Float(DType::Bf16)
-            && x.rows <= FEW_ROWS
-            && w.cols.is_multiple_of(8)
-            && self.aligned(x);
-        if !served {
-            return route::router(self, x, w, bias, how, logits, out);
+        match self.routes_few(x, w) {
+            true => self.few_routed(x, w, bias, how, logits, out),
+            false => route::router(self, x, w, bias, how, logits, out),
         }
-        assert_eq!((w.rows, w.cols), (logits.cols, x.cols), "weight [experts, inputs]");
-        let mut args = vec![
-            self.mat(x),
-            x.stride.into(),
-            self.slot(w.data),
-            w.cols.into(),
-            self.mat(logits),
-            logits.stride.into(),
-        ];
-        args.extend(self.routing_args(logits, bias, how, out));
-        let grid = [w.rows.div_ceil(ROUTER_EXPERTS), x.rows.div_ceil(ROUTED), 1];
-        args.push(self.arrivals(grid[1]));
-        let shape = Shape { grid, block: ROUTER_EXPERTS * 32, shared: routing_bytes(w.rows) };
-        self.launch(one("router"), shape, &args);
     }
 
     fn norm_router(
@@ -564,38 +500,14 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
         logits: Mat<Act>,
         out: Routes,
     ) {
-        let shared = routing_bytes(w.rows)
-            + 4 * (ROUTED * w.cols.div_ceil(256)).next_multiple_of(4)
-            + ROUTED * w.cols * A::BYTES;
-        let served = w.format == Format::Float(DType::Bf16)
-            && x.rows <= NORMED_ROWS
-            && shared <= NORMED_BYTES
-            && self.in_eights(&[add, residual, x]).is_some();
-        if !served {
-            return route::normed_router(
-                self, add, residual, norm, eps, x, w, bias, how, logits, out,
-            );
+        match self.norms_few(add, residual, x, w) {
+            true => {
+                self.few_normed(add, residual, norm, eps, x, w, bias, how, logits, out);
+            }
+            false => {
+                route::normed_router(self, add, residual, norm, eps, x, w, bias, how, logits, out);
+            }
         }
-        assert_eq!((w.rows, w.cols), (logits.cols, x.cols), "weight [experts, inputs]");
-        assert_eq!((residual.cols, norm.cols), (x.cols, x.cols), "columns alike");
-        let mut args = vec![
-            self.mat(add),
-            add.stride.into(),
-            self.mat(residual),
-            residual.stride.into(),
-            self.vector(norm),
-            eps.into(),
-            self.mat(x),
-            x.stride.into(),
-            self.slot(w.data),
-            w.cols.into(),
-            self.mat(logits),
-            logits.stride.into(),
-        ];
-        args.extend(self.routing_args(logits, bias, how, out));
-        let grid = [w.rows.div_ceil(ROUTER_EXPERTS), x.rows.div_ceil(ROUTED), 1];
-        args.push(self.arrivals(grid[1]));
-        self.launch(one("norm_router"), Shape { grid, block: ROUTER_EXPERTS * 32, shared }, &args);
     }
 
     fn experts(
