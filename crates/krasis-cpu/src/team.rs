@@ -138,26 +138,28 @@ impl Team {
     /// left, so ranges get shorter: long stretches of memory first, and at the end all threads are
     /// done within a short one of each other.
     pub fn split(&self, items: usize, least: usize, work: impl Fn(Range<usize>) + Sync) {
-        let (threads, least) = (self.threads(), least.max(1));
-        if threads == 1 || items < 2 * least {
+        if self.threads() == 1 || items < 2 * least.max(1) {
             return work(0..items);
         }
-        let next = AtomicUsize::new(0);
+        let shares = self.shares(items, least);
         self.run(|_| {
-            let mut start = next.load(Ordering::Relaxed);
-            while start < items {
-                let left = items - start;
-                let count = (left / (2 * threads)).max(least).min(left);
-                let end = start + count;
-                match next.compare_exchange(start, end, Ordering::Relaxed, Ordering::Relaxed) {
-                    Ok(_) => {
-                        work(start..end);
-                        start = next.load(Ordering::Relaxed);
-                    }
-                    Err(moved) => start = moved,
-                }
+            while let Some(range) = shares.take() {
+                work(range);
             }
         });
+    }
+
+    /// The ranges of [`Self::split`], for a job in which threads do more than take them.
+    pub fn shares(&self, items: usize, least: usize) -> Shares {
+        Shares { next: AtomicUsize::new(0), items, least: least.max(1), parts: 2 * self.threads() }
+    }
+
+    /// Waits within a job for what another of its threads is about to do.
+    pub fn wait_until(&self, done: impl Fn() -> bool) {
+        let mut waited = 0;
+        while !done() {
+            self.shared.pause(&mut waited);
+        }
     }
 
     /// Calls `work(worker, item)` with each of `0..items`, one at a time and in order: for few items
@@ -200,6 +202,31 @@ impl Team {
                 work(row, a, b);
             }
         });
+    }
+}
+
+/// Ranges that together cover `0..items`, in order, for whoever comes next.
+pub struct Shares {
+    next: AtomicUsize,
+    items: usize,
+    least: usize,
+    /// As many shares would be left if they did not get shorter.
+    parts: usize,
+}
+
+impl Shares {
+    /// The next one; nothing if none is left.
+    pub fn take(&self) -> Option<Range<usize>> {
+        let mut start = self.next.load(Ordering::Relaxed);
+        while start < self.items {
+            let left = self.items - start;
+            let end = start + (left / self.parts).max(self.least).min(left);
+            match self.next.compare_exchange(start, end, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(start..end),
+                Err(moved) => start = moved,
+            }
+        }
+        None
     }
 }
 

@@ -6,13 +6,14 @@
 // number that nobody needs.
 __device__ inline bool last_to_arrive(unsigned *counter, unsigned count, void *shared) {
     unsigned *last = (unsigned *)shared;
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
+        // For the whole block: fences are cumulative, and the barrier has come before.
+        __threadfence();
         *last = atomicAdd(counter, 1u) == count - 1;
         if (*last) *counter = 0;
+        __threadfence();
     }
     __syncthreads();
-    __threadfence();
     return *last;
 }

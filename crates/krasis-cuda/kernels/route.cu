@@ -1,5 +1,5 @@
 // Routing: scores, the best groups, the best experts in order, their weights. One warp per token;
-// lane `l` looks after experts l, l + 32, … so that up to 1024 fit a mask of 32 bits.
+// lane `l` looks after experts l, l + 32, … up to 1024 in all.
 #include <arrive.cuh>
 #include <eights.cuh>
 
@@ -17,31 +17,42 @@ struct Routing {
     u32 experts, softmax, groups, kept, two_largest, top_k, renormalise;
 };
 
-// One token by one warp; `logit(e)` is what the router says of expert `e`, and `score` has room for two
-// numbers of each. Choices, of which there are up to 32, are kept by a lane each.
-template <class Logit>
-__device__ inline void choose(const Routing &how, Logit logit, float *score, u32 *chosen, float *weights) {
+// One token by one warp, whose lanes have up to PER experts each in registers; `logit(e)` is what the router
+// says of expert `e`, and `score` has room for two numbers of each. Choices, of which there are up to 32, are
+// kept by a lane each. All reads are on their way together.
+template <u32 PER, class Logit>
+__device__ inline void choose_of(const Routing &how, Logit logit, float *score, u32 *chosen, float *weights) {
     const float lowest = -__uint_as_float(0x7f800000u);
     u32 experts = how.experts;
-    float *choice = score + experts, largest = lowest, total = 0.0f;
-    for (u32 e = lane(); e < experts; e += 32) {
-        score[e] = logit(e);
-        largest = fmaxf(largest, score[e]);
+    float *choice = score + experts, own[PER], bias[PER], largest = lowest, total = 0.0f;
+#pragma unroll
+    for (u32 i = 0; i < PER; i++) {
+        u32 e = i * 32 + lane();
+        own[i] = e < experts ? logit(e) : lowest;
+        bias[i] = e < experts && how.bias ? how.bias[e] : 0.0f;
     }
+#pragma unroll
+    for (u32 i = 0; i < PER; i++) largest = fmaxf(largest, own[i]);
     largest = warp_max(largest);
-    for (u32 e = lane(); e < experts; e += 32) {
-        score[e] = how.softmax ? expf(score[e] - largest) : sigmoid(score[e]);
-        total += score[e];
+#pragma unroll
+    for (u32 i = 0; i < PER; i++) {
+        own[i] = how.softmax ? expf(own[i] - largest) : sigmoid(own[i]);
+        if (i * 32 + lane() < experts) total += own[i];
     }
     total = warp_sum(total);
-    for (u32 e = lane(); e < experts; e += 32) {
-        if (how.softmax) score[e] /= total;
-        choice[e] = score[e] + (how.bias ? how.bias[e] : 0.0f);
+    u32 rank[PER];
+#pragma unroll
+    for (u32 i = 0; i < PER; i++) {
+        u32 e = i * 32 + lane();
+        if (how.softmax) own[i] /= total;
+        rank[i] = e < experts ? rank_of(own[i] + bias[i]) : 0;
+        if (e < experts) score[e] = own[i];
+        if (e < experts && how.groups) choice[e] = own[i] + bias[i];
     }
     __syncwarp();
     if (how.groups) {
         // Lane `g` judges group `g`; groups are ranked by value, equals by index.
-        u32 size = experts / how.groups, rank = 0;
+        u32 size = experts / how.groups, place = 0;
         float first = lowest, second = first;
         for (u32 i = 0; lane() < how.groups && i < size; i++) {
             float x = choice[lane() * size + i];
@@ -51,30 +62,42 @@ __device__ inline void choose(const Routing &how, Logit logit, float *score, u32
         float judged = how.two_largest && size > 1 ? first + second : first;
         for (u32 g = 0; g < how.groups; g++) {
             float other = __shfl_sync(~0u, judged, g);
-            if (other > judged || (other == judged && g < lane())) rank++;
+            if (other > judged || (other == judged && g < lane())) place++;
         }
-        for (u32 i = 0; lane() < how.groups && rank >= how.kept && i < size; i++)
+        for (u32 i = 0; lane() < how.groups && place >= how.kept && i < size; i++)
             choice[lane() * size + i] = lowest;
         __syncwarp();
+#pragma unroll
+        for (u32 i = 0; i < PER; i++)
+            if (i * 32 + lane() < experts) rank[i] = rank_of(choice[i * 32 + lane()]);
     }
-    u32 taken = 0, own_index = 0;
-    float sum = 0.0f, own_score = 0.0f;
+    u32 own_index = 0;
     for (u32 k = 0; k < how.top_k; k++) {
+        // The largest of all lanes, among equals the lowest index; who is taken ranks below all.
         u32 best = 0, index = ~0u;
-        for (u32 e = lane(), i = 0; e < experts; e += 32, i++) {
-            u32 rank = taken >> i & 1 ? 0 : rank_of(choice[e]);
-            if (!(taken >> i & 1) && (index == ~0u || rank > best)) best = rank, index = e;
-        }
-        // The largest of all lanes, among equals the lowest index.
+#pragma unroll
+        for (u32 i = 0; i < PER; i++)
+            if (rank[i] > best) best = rank[i], index = i * 32 + lane();
         u32 most = __reduce_max_sync(~0u, best);
         index = __reduce_min_sync(~0u, best == most ? index : ~0u);
-        if (index % 32 == lane()) taken |= 1u << (index / 32);
-        sum += score[index];
-        if (lane() == k) own_index = index, own_score = score[index];
+#pragma unroll
+        for (u32 i = 0; i < PER; i++)
+            if (index == i * 32 + lane()) rank[i] = 0;
+        if (lane() == k) own_index = index;
     }
+    float own_score = lane() < how.top_k ? score[own_index] : 0.0f, sum = 0.0f;
+    for (u32 k = 0; k < how.top_k; k++) sum += __shfl_sync(~0u, own_score, k);
     if (lane() >= how.top_k) return;
     chosen[lane()] = own_index;
     weights[lane()] = how.renormalise ? own_score / (sum + 1e-20f) : own_score;
+}
+
+// The same for up to 1024 experts.
+template <class Logit>
+__device__ inline void choose(const Routing &how, Logit logit, float *score, u32 *chosen, float *weights) {
+    if (how.experts <= 128) choose_of<4>(how, logit, score, chosen, weights);
+    else if (how.experts <= 512) choose_of<16>(how, logit, score, chosen, weights);
+    else choose_of<32>(how, logit, score, chosen, weights);
 }
 
 // Dynamic shared memory: scores and choices [WARPS][2][experts].
@@ -96,10 +119,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
 __device__ inline bf16 read_past(const volatile bf16 *at) { return bf16{at->bits}; }
 __device__ inline float read_past(const volatile float *at) { return *at; }
 
-// Experts of a block of `router`; eights of a row that a lane has under way, and columns of a warp's.
+// Experts of a block of `router`; eights of a row that a lane has under way, columns of a warp's, and
+// eights that meet the weights at a time. Registers are for two blocks, so that one begins, and has its
+// weights on their way, beside blocks of the kernel before.
 #define TOGETHER 8
 #define EIGHTS 8
 #define COLS (EIGHTS * 32 * 8)
+#define MEETING 2
+#define ROUTERS 2
 
 __device__ inline u32 word_of(const uint4 &x, u32 i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
 
@@ -117,7 +144,8 @@ struct Router {
 
 // Logits of WARPS rows by a warp for each expert, and the choice by the last block to arrive: grid
 // [experts / TOGETHER, rows / WARPS]. Weights are on their way before the rows are there, which is so
-// behind `before`; then `input(row, column)` has eight of their columns. The last block does `last` too.
+// behind `before`; then `input(row, column)` has eight of their columns. Warps of the last block that choose
+// for no row do `last(which of them, how many)`.
 template <class Before, class Input, class Last>
 __device__ inline void route_rows(const Router &of, float *shared, Before before, Input input, Last last) {
     u32 experts = of.how.experts, cols = of.cols;
@@ -139,20 +167,23 @@ __device__ inline void route_rows(const Router &of, float *shared, Before before
 #pragma unroll
         for (u32 r = 0; r < WARPS; r++) {
             if (r >= count) break;
-            Eight inputs[EIGHTS];
 #pragma unroll
-            for (u32 i = 0; i < EIGHTS; i++) {
-                u32 col = start + (i * 32 + lane()) * 8;
-                inputs[i] = col < cols ? input(r, col) : Eight{};
-            }
+            for (u32 first_eight = 0; first_eight < EIGHTS; first_eight += MEETING) {
+                Eight inputs[MEETING];
 #pragma unroll
-            for (u32 i = 0; i < EIGHTS; i++)
-#pragma unroll
-                for (u32 j = 0; j < 4; j++) {
-                    u32 pair = word_of(parts[i], j);
-                    sums[r] += __uint_as_float(pair << 16) * inputs[i].x[2 * j];
-                    sums[r] += __uint_as_float(pair & 0xffff0000u) * inputs[i].x[2 * j + 1];
+                for (u32 i = 0; i < MEETING; i++) {
+                    u32 col = start + ((first_eight + i) * 32 + lane()) * 8;
+                    inputs[i] = col < cols ? input(r, col) : Eight{};
                 }
+#pragma unroll
+                for (u32 i = 0; i < MEETING; i++)
+#pragma unroll
+                    for (u32 j = 0; j < 4; j++) {
+                        u32 pair = word_of(parts[first_eight + i], j);
+                        sums[r] += __uint_as_float(pair << 16) * inputs[i].x[2 * j];
+                        sums[r] += __uint_as_float(pair & 0xffff0000u) * inputs[i].x[2 * j + 1];
+                    }
+            }
         }
     }
 #pragma unroll
@@ -163,8 +194,7 @@ __device__ inline void route_rows(const Router &of, float *shared, Before before
     }
     if (!last_to_arrive(of.arrivals + blockIdx.y, gridDim.x, shared)) return;
     __syncthreads();
-    last();
-    if (warp() >= count) return;
+    if (warp() >= count) return last(warp() - count, TOGETHER - count);
     u32 row = first + warp();
     const volatile act *fresh = of.logits + (u64)row * of.stride;
     choose(of.how, [&](u32 e) { return value(read_past(fresh + e)); }, shared + warp() * 2 * experts,
@@ -172,7 +202,7 @@ __device__ inline void route_rows(const Router &of, float *shared, Before before
 }
 
 // Dynamic shared memory as of `route`.
-extern "C" __global__ void __launch_bounds__(TOGETHER * 32)
+extern "C" __global__ void __launch_bounds__(TOGETHER * 32, ROUTERS)
     router(const act *x, u32 x_stride, const bf16 *w, u32 cols, act *logits, u32 stride, const float *bias,
            u32 experts, u32 softmax, u32 groups, u32 kept, u32 two_largest, u32 top_k, u32 renormalise,
            u32 *chosen, float *weights, u32 rows, u32 *arrivals) {
@@ -182,7 +212,7 @@ extern "C" __global__ void __launch_bounds__(TOGETHER * 32)
     x += (u64)blockIdx.y * WARPS * x_stride;
     route_rows(
         Router{w, cols, logits, stride, how, chosen, weights, rows, arrivals}, shared, [] { wait_for_earlier(); },
-        [&](u32 r, u32 col) { return load_eight(x + (u64)r * x_stride + col); }, [] {});
+        [&](u32 r, u32 col) { return load_eight(x + (u64)r * x_stride + col); }, [](u32, u32) {});
 }
 
 __device__ inline Eight joined(const act *residual, const act *add) {
@@ -193,7 +223,7 @@ __device__ inline Eight joined(const act *residual, const act *add) {
 // order of additions, and the last one to arrive writes them, when nobody reads the residual any more.
 // Dynamic shared memory as of `route`, then the squares of 256 columns each [WARPS][cols / 256], then the
 // rows [WARPS][cols].
-extern "C" __global__ void __launch_bounds__(TOGETHER * 32)
+extern "C" __global__ void __launch_bounds__(TOGETHER * 32, ROUTERS)
     norm_router(const act *add, u32 add_stride, act *residual, u32 residual_stride, const float *norm, float eps,
                 act *out, u32 out_stride, const bf16 *w, u32 cols, act *logits, u32 stride, const float *bias,
                 u32 experts, u32 softmax, u32 groups, u32 kept, u32 two_largest, u32 top_k, u32 renormalise,
@@ -207,6 +237,9 @@ extern "C" __global__ void __launch_bounds__(TOGETHER * 32)
     residual += (u64)first * residual_stride;
     out += (u64)first * out_stride;
     auto make_rows = [&] {
+        // A warp's first piece, which for few rows is all of it.
+        u32 own_piece = warp() % pieces;
+        Eight first_own = weights_of(norm, own_piece * 256 + lane() * 8, cols);
         wait_for_earlier();
         for (u32 i = warp(); i < count * pieces; i += TOGETHER) {
             u32 r = i / pieces, col = i % pieces * 256 + lane() * 8;
@@ -226,15 +259,16 @@ extern "C" __global__ void __launch_bounds__(TOGETHER * 32)
             float total = 0.0f;
             for (u32 piece = 0; piece < pieces; piece++) total += squares[r * pieces + piece];
             float scale = 1.0f / sqrtf(total / cols + eps);
-            Eight x = load_eight(normed + r * cols + col), own = weights_of(norm, col, cols);
+            Eight x = load_eight(normed + r * cols + col);
+            Eight own = i % pieces == own_piece ? first_own : weights_of(norm, col, cols);
 #pragma unroll
             for (u32 j = 0; j < 8; j++) x.x[j] = x.x[j] * scale * own.x[j];
             store_eight(normed + r * cols + col, x);
         }
         __syncthreads();
     };
-    auto write_rows = [&] {
-        for (u32 i = warp(); i < count * pieces; i += TOGETHER) {
+    auto write_rows = [&](u32 which, u32 warps) {
+        for (u32 i = which; i < count * pieces; i += warps) {
             u32 r = i / pieces, col = i % pieces * 256 + lane() * 8;
             if (col >= cols) continue;
             act *to = residual + r * residual_stride + col;

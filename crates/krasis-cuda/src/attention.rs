@@ -81,7 +81,6 @@ pub const DECODE: Family = Family {
     blocks: &[
         block((64, Bf16), (8, 1, 1), 149_760, "-DSTAGES=4"),
         block((64, Bf16), (8, 1, 1), 76_032, "-DSTAGES=2"),
-        block((128, Bf16), (8, 1, 1), 213_248, "-DSTAGES=3"),
         block((128, Bf16), (8, 1, 1), 143_616, "-DSTAGES=2"),
         block((128, Bf16), (4, 1, 1), 73_984, "-DSTAGES=2"),
         block((256, Bf16), (6, 1, 1), 211_200, "-DSTAGES=2"),
@@ -213,7 +212,7 @@ mod tests {
         let shared = |family: &Family, dim, heads, limits| {
             family.choose(dim, Bf16, heads, limits).map(|choice| choice.block.shared)
         };
-        assert_eq!(shared(&DECODE, 128, 8, H200), Some(213_248));
+        assert_eq!(shared(&DECODE, 128, 8, H200), Some(143_616));
         assert_eq!(shared(&DECODE, 128, 8, RTX_4090), Some(73_984));
         assert_eq!(shared(&LATENT, 512, 128, H200), Some(193_152));
         assert_eq!(shared(&LATENT, 512, 16, H200), Some(172_096));

@@ -18,6 +18,8 @@ pub struct Cpu {
     pub(crate) tokens: Tokens,
     /// Who chose which expert; kept because a decode step allocates nothing.
     pub(crate) groups: experts::Groups,
+    /// What is between both products of experts, kept for the same reason.
+    pub(crate) halves: experts::Halves,
     /// Each thread's own memory while an operation runs, kept for the same reason.
     pub(crate) workers: Floats,
     /// What attention keeps besides.
@@ -38,6 +40,7 @@ impl Cpu {
             isa,
             tokens: Tokens::new(),
             groups: experts::Groups::default(),
+            halves: experts::Halves::default(),
             workers: Floats::default(),
             desk: attend::Desk::default(),
         }
@@ -51,6 +54,18 @@ impl Cpu {
     /// Numbers where they lie: whole rows.
     pub fn floats(&self, mat: Mat<Act>) -> &[f32] {
         self.arena.slice(mat.whole().floats())
+    }
+
+    /// [`Ops::experts`] for somebody else: a row for each pair; `inner` and `out` are scratch.
+    pub fn experts_to(
+        &mut self,
+        x: Mat<Act>,
+        routes: Routes,
+        bank: &Bank,
+        [inner, out]: [Mat<Act>; 2],
+        paper: &Paper,
+    ) {
+        experts::cpu_to(self, x, routes, bank, [inner, out], paper);
     }
 
     /// Has its memory outlive it.

@@ -3,8 +3,7 @@
 use crate::ABSENT;
 use bytemuck::Pod;
 use krasis_core::{Act, Mat, Slot, from_a_page};
-use krasis_cpu::{Arena, Keep, Team};
-use std::ops::Range;
+use krasis_cpu::{Arena, Keep, Team, Tiles};
 use std::sync::Mutex;
 
 /// Threads that fill memory are at least so many: they mostly wait for a disk, which wants several
@@ -30,28 +29,26 @@ pub struct Question {
 pub trait Aide {
     /// Where a question's routes and numbers are put.
     fn desk(&mut self) -> (&mut Vec<u32>, &mut Vec<f32>);
-    /// The answer to what lies there.
-    fn answer(&mut self, number: usize) -> Answer<'_>;
+    /// Writes the answer to what lies there, and tells for each row [`ABSENT`] if it says nothing: those
+    /// are the device's own.
+    fn answer(&mut self, number: usize, paper: &Paper) -> &[u32];
 }
 
-/// Rows for a device.
-pub struct Answer<'a> {
-    /// Rows one behind the other.
-    pub rows: &'a [f32],
-    /// For each row [`ABSENT`] if it says nothing: those are the device's own.
-    pub mine: &'a [u32],
-}
+/// Where an answer is written: rows for a device, which several threads may fill.
+pub struct Paper<'a>(&'a (dyn Fn(usize, usize, &[f32]) + Sync));
 
-impl Answer<'_> {
-    /// Ranges of rows that say something.
-    pub fn runs(&self) -> impl Iterator<Item = Range<usize>> {
-        let mut at = 0;
-        std::iter::from_fn(move || {
-            let first = at + self.mine[at..].iter().position(|&mine| mine != ABSENT)?;
-            let rest = &self.mine[first..];
-            at = first + rest.iter().position(|&mine| mine == ABSENT).unwrap_or(rest.len());
-            Some(first..at)
-        })
+impl<'a> Paper<'a> {
+    /// `put(row, first column, numbers)` may be called from several threads.
+    pub fn new(put: &'a (dyn Fn(usize, usize, &[f32]) + Sync)) -> Paper<'a> {
+        Paper(put)
+    }
+
+    /// Writes some numbers of a row.
+    ///
+    /// # Safety
+    /// Nobody writes the same ones at the same time.
+    pub unsafe fn put(&self, row: usize, first: usize, numbers: &[f32]) {
+        (self.0)(row, first, numbers);
     }
 }
 
@@ -62,7 +59,7 @@ impl Aide for Nobody {
     fn desk(&mut self) -> (&mut Vec<u32>, &mut Vec<f32>) {
         unreachable!("nobody is asked")
     }
-    fn answer(&mut self, _number: usize) -> Answer<'_> {
+    fn answer(&mut self, _number: usize, _paper: &Paper) -> &[u32] {
         unreachable!("nobody is asked")
     }
 }
@@ -168,12 +165,18 @@ pub trait Memory {
 
 /// Asks for an answer and uploads it.
 pub fn answered<D: Memory + ?Sized, H: Aide>(d: &mut D, aide: &mut H, question: &Question) {
-    let (answer, out) = (aide.answer(question.number), question.out);
-    for run in answer.runs() {
-        let to = out.from_row(run.start as u32, u64::from(D::ACT_BYTES));
-        let cols = out.cols as usize;
-        let rows = &answer.rows[run.start * cols..run.end * cols];
-        d.upload_act(to.first(run.len() as u32), rows);
+    let out = question.out;
+    let mut rows = vec![0.0; out.len()];
+    let tiles = Tiles::new(&mut rows, out.cols as usize);
+    let put = |row: usize, first: usize, numbers: &[f32]| {
+        // SAFETY: who writes promises to be alone; tiles die at once.
+        unsafe { tiles.tile(row, first..first + numbers.len()) }.copy_from_slice(numbers);
+    };
+    let mine = aide.answer(question.number, &Paper::new(&put));
+    for (row, (numbers, place)) in (0..).zip(rows.chunks_exact(out.cols as usize).zip(mine)) {
+        if *place != ABSENT {
+            d.upload_act(out.from_row(row, u64::from(D::ACT_BYTES)).first(1), numbers);
+        }
     }
 }
 

@@ -21,11 +21,15 @@ __device__ __forceinline__ Meeting sorted_meeting(const u32 *sorted, const u32 *
 
 __device__ __forceinline__ Meeting meeting(const u32 *chosen, u32 each) {
     u32 lane = thread_number() % 32, seen = 0;
-    Meeting found{now_at(chosen + blockIdx.y), blockIdx.y, 0};
+    // One read for all of few pairs: the next one waits for it.
+    u32 of_lane = now_at(chosen + min(lane, gridDim.y - 1));
+    bool few = gridDim.y <= 32;
+    Meeting found{few ? __shfl_sync(~0u, of_lane, blockIdx.y) : now_at(chosen + blockIdx.y), blockIdx.y, 0};
     if (found.expert == ABSENT) return found;
     for (u32 first = 0; first < gridDim.y; first += 32) {
         u32 pair = first + lane;
-        u32 same = __ballot_sync(~0u, pair < gridDim.y && now_at(chosen + pair) == found.expert);
+        if (first > 0) of_lane = now_at(chosen + min(pair, gridDim.y - 1));
+        u32 same = __ballot_sync(~0u, pair < gridDim.y && of_lane == found.expert);
         for (; same; same &= same - 1, seen++) {
             pair = first + __ffs(same) - 1;
             if (pair == blockIdx.y && seen % each != 0) return Meeting{0, 0, 0};
@@ -50,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     Meeting at = tiles ? sorted_meeting(sorted, tiles) : meeting(chosen, each);
     if (at.count == 0) return;
     Outputs w = rows_later(Outputs{data, scales, cols, 1, gate_rows, inter}, 2 * (u64)at.expert * gate_rows);
-    few_rows<1>(shared, x, x_stride, at.pair, top_k, at.count, w, split, across,
+    few_rows<1, false>(shared, x, x_stride, at.pair, top_k, at.count, w, split, across,
                 blockIdx.x, (inter + 7) / 8,
                 [&](u32 pair, u32 tile, u32 output, float gate, float up) {
                     u32 at = tile * 8 + output;
@@ -70,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     Meeting at = tiles ? sorted_meeting(sorted, tiles) : meeting(chosen, each);
     if (at.count == 0) return;
     Outputs w = rows_later(Outputs{data, scales, cols, 2, 8, hidden}, (u64)at.expert * down_rows);
-    few_rows<1>(shared, inner, inner_stride, at.pair, 1, at.count, w, split, across,
+    few_rows<1, true>(shared, inner, inner_stride, at.pair, 1, at.count, w, split, across,
                 blockIdx.x, (hidden + 15) / 16,
                 [&](u32 pair, u32 tile, u32 output, float upper, float lower) {
                     u32 at = tile * 16 + output;

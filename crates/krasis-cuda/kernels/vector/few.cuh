@@ -276,8 +276,9 @@ __device__ __forceinline__ void multiply_unit(u32 slot, const u32 (&x_at)[EIGHTS
 
 // The sums of `rows` rows with the outputs of `across` tiles for each team, of `tiles` in all, which
 // blocks take in order. What is multiplied are the pairs that the first lanes name, `top_k` of which share a row
-// of `x`. Calls `store(pair, tile, output of eight, sums of both halves)`.
-template <u32 EIGHTS, class Store>
+// of `x`. Calls `store(pair, tile, output of eight, sums of both halves)`. Unless `EARLY`, the weights wait for
+// earlier kernels as `x` does, and come behind it.
+template <u32 EIGHTS, bool EARLY, class Store>
 __device__ __forceinline__ void few_rows(u8 *shared, const u16 *x, u32 x_stride, u32 pair, u32 top_k, u32 rows,
                                          const Outputs &w, u32 split, u32 across, u32 block, u32 tiles, Store store) {
     u32 thread = thread_number(), warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
@@ -297,11 +298,14 @@ __device__ __forceinline__ void few_rows(u8 *shared, const u16 *x, u32 x_stride,
     // Weights are under way before the kernels that the activations come from are done.
     u32 ring = shared_address(shared) + warp * STAGES * SLOT_BYTES + lane * 16;
     Loads loads(w, split, teams, unit_first, first + team, tiles_end, lane);
+    auto load_weights = [&] {
 #pragma unroll
-    for (u32 i = 0; i < STAGES; i++) {
-        loads.start(ring + i * SLOT_BYTES, w.cols, lane);
-        copies_together();
-    }
+        for (u32 i = 0; i < STAGES; i++) {
+            loads.start(ring + i * SLOT_BYTES, w.cols, lane);
+            copies_together();
+        }
+    };
+    if (EARLY) load_weights();
     wait_for_earlier();
 #pragma unroll 1
     for (u32 r = 0; r < rows; r++) {
@@ -310,6 +314,7 @@ __device__ __forceinline__ void few_rows(u8 *shared, const u16 *x, u32 x_stride,
             copy_16(x_shared + r * x_bytes + col * 2, row + col, col < w.cols ? 16 : 0, true);
     }
     copies_together();
+    if (!EARLY) load_weights();
     // Columns of the product that have no row repeat the last one, and are thrown away.
     u32 x_at[EIGHTS];
 #pragma unroll
@@ -323,7 +328,7 @@ __device__ __forceinline__ void few_rows(u8 *shared, const u16 *x, u32 x_stride,
     u32 scales_apart = kept(UNIT_BYTES - lane * 16 + g * 2, lane);
     // There are fewer than 2^31 columns, which the compiler does not know either.
     u32 nibbles = kept(0x000f000f + (w.cols >> 31), lane);
-    copies_arrived<0>();
+    copies_arrived<EARLY ? 0 : STAGES>();
     __syncthreads();
 #if BITS == 4
 #pragma unroll 1

@@ -12,7 +12,7 @@ __device__ __forceinline__ void product(const u16 *x, u32 x_stride, const u8 *da
     Outputs w = rows_later(Outputs{data, scales, cols, 2, 8, outputs}, (u64)head * outputs);
     out += head * outputs;
     if (bias) bias += head * outputs;
-    few_rows<EIGHTS>(shared, x + head * cols, x_stride, first + thread_number() % 32, 1, min(rows - first, each), w,
+    few_rows<EIGHTS, true>(shared, x + head * cols, x_stride, first + thread_number() % 32, 1, min(rows - first, each), w,
                      split, across, blockIdx.y, (outputs + 15) / 16,
                      [&](u32 row, u32 tile, u32 output, float upper, float lower) {
                          u32 at = tile * 16 + output;

@@ -17,7 +17,7 @@ pub use strategy::{DecodeStrategy, PrefillStrategy, of_divisor};
 
 use crate::census::ExpertCensus;
 use krasis_core::{Act, Mat};
-use krasis_ops::{Aide, Answer, Bank, Memory, Ops, Routes};
+use krasis_ops::{Aide, Bank, Memory, Ops, Paper, Routes};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -69,10 +69,10 @@ impl Aide for Experts {
         }
     }
 
-    fn answer(&mut self, number: usize) -> Answer<'_> {
+    fn answer(&mut self, number: usize, paper: &Paper) -> &[u32] {
         match self {
             Experts::Device(..) => unreachable!("the device has all experts"),
-            Experts::Away(away) => away.answer(number),
+            Experts::Away(away) => away.answer(number, paper),
         }
     }
 }

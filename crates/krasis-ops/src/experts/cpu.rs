@@ -2,8 +2,10 @@
 //! two passes (gate and up, then down). Floats are cut into blocks of output rows; lines, in
 //! [`super::lines`], into parts of equal cost.
 
+use super::Bank;
 use super::groups::{Active, Groups};
-use super::{Bank, lines};
+use super::lines::{self, Job};
+use crate::Paper;
 use crate::cpu::{Cpu, Rows};
 use crate::linear::products;
 use crate::route::Routes;
@@ -22,18 +24,69 @@ pub(crate) fn cpu(
     inner: Mat<Act>,
     out: Mat<Act>,
 ) {
-    let top_k = routes.experts.cols;
-    let mut groups = std::mem::take(&mut d.groups);
-    groups.sort(d.arena.slice(routes.experts.whole()), top_k, bank.experts);
-    match bank.gate_up.format {
-        Format::Lines(format) => lines::gate_up(d, format, x, &groups, bank, inner),
-        _ => gate_up(d, x, &groups, bank, inner),
-    }
-    match bank.down.format {
-        Format::Lines(format) => lines::down(d, format, inner, &groups, bank, out),
-        _ => down(d, inner, &groups, bank, out),
+    let groups = sorted(d, routes, bank);
+    match lines::few_in_lines(&groups, bank) {
+        Some(lines) => {
+            let (inner, out_slot) = (inner.whole().floats(), out.whole().floats());
+            let (inputs, inner, all) = d.arena.write_two(inner, out_slot);
+            let tiles = Tiles::new(all, out.cols as usize);
+            let put = |pair: usize, first: usize, sums: &[f32]| {
+                // SAFETY: every output comes once, and tiles die at once.
+                unsafe { tiles.tile(pair, first..first + sums.len()) }.copy_from_slice(sums);
+            };
+            let job = Job { team: &d.team, isa: d.isa, inputs, groups: &groups, bank };
+            lines::few(&job, lines, x, (&mut d.tokens, &mut d.halves), inner, put);
+        }
+        None => all(d, x, &groups, bank, inner, out),
     }
     d.groups = groups;
+}
+
+/// The same for somebody else; `out` is scratch.
+pub(crate) fn cpu_to(
+    d: &mut Cpu,
+    x: Mat<Act>,
+    routes: Routes,
+    bank: &Bank,
+    [inner, out]: [Mat<Act>; 2],
+    paper: &Paper,
+) {
+    // SAFETY: each output of each pair comes once.
+    let put = |pair: usize, first: usize, sums: &[f32]| unsafe { paper.put(pair, first, sums) };
+    let groups = sorted(d, routes, bank);
+    match lines::few_in_lines(&groups, bank) {
+        Some(lines) => {
+            let (inputs, inner) = d.arena.write(inner.whole().floats());
+            let job = Job { team: &d.team, isa: d.isa, inputs, groups: &groups, bank };
+            lines::few(&job, lines, x, (&mut d.tokens, &mut d.halves), inner, put);
+        }
+        None => {
+            all(d, x, &groups, bank, inner, out);
+            let rows = d.arena.slice(out.whole().floats()).chunks_exact(out.cols as usize);
+            let rows: Vec<&[f32]> = rows.collect();
+            let pairs = groups.iter().flat_map(|active| active.pairs);
+            pairs.for_each(|&pair| put(pair as usize, 0, rows[pair as usize]));
+        }
+    }
+    d.groups = groups;
+}
+
+fn sorted(d: &mut Cpu, routes: Routes, bank: &Bank) -> Groups {
+    let mut groups = std::mem::take(&mut d.groups);
+    groups.sort(d.arena.slice(routes.experts.whole()), routes.experts.cols, bank.experts);
+    groups
+}
+
+/// Any number of pairs: one product after the other.
+fn all(d: &mut Cpu, x: Mat<Act>, groups: &Groups, bank: &Bank, inner: Mat<Act>, out: Mat<Act>) {
+    match bank.gate_up.format {
+        Format::Lines(format) => lines::gate_up(d, format, x, groups, bank, inner),
+        _ => gate_up(d, x, groups, bank, inner),
+    }
+    match bank.down.format {
+        Format::Lines(format) => lines::down(d, format, inner, groups, bank, out),
+        _ => down(d, inner, groups, bank, out),
+    }
 }
 
 fn gate_up(d: &mut Cpu, x: Mat<Act>, groups: &Groups, bank: &Bank, inner: Mat<Act>) {

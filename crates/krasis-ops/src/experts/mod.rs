@@ -14,9 +14,10 @@ use crate::linear::dot;
 use crate::reference::Reference;
 use crate::route::Routes;
 use crate::silu_mul::silu;
-pub(crate) use cpu::cpu;
+pub(crate) use cpu::{cpu, cpu_to};
 pub(crate) use groups::Groups;
 use krasis_core::{Act, Format, Mat, Slot, Weight};
+pub(crate) use lines::Halves;
 
 /// In the place of an expert: this pair is somebody else's.
 pub const ABSENT: u32 = u32::MAX;

@@ -4,7 +4,7 @@ use super::{Away, Desk};
 use crate::experts::strategy::DecodeStrategy;
 use crate::experts::{Repeats, Work};
 use krasis_core::{Mat, Slot};
-use krasis_ops::{ABSENT, Aide, Answer, Memory, Ops, Question, Routes};
+use krasis_ops::{ABSENT, Aide, Memory, Ops, Paper, Question, Routes};
 
 impl Away {
     /// Whether the CPU computes what the device does not.
@@ -63,7 +63,7 @@ impl Aide for Away {
         (&mut self.left, &mut self.numbers)
     }
 
-    fn answer(&mut self, number: usize) -> Answer<'_> {
+    fn answer(&mut self, number: usize, paper: &Paper) -> &[u32] {
         let index = number as u32;
         self.heat.note(index, &self.left);
         self.census.note(self.moe[number], &self.left);
@@ -91,8 +91,9 @@ impl Aide for Away {
                 weights: Mat::new(Slot::new(weights.start, u64::from(pairs)), rows, top_k),
             };
             let bank = self.banks[self.moe[number]].expect("a layer with experts");
-            self.host.experts(x.first(rows), routes, &bank, inner.first(pairs), out.first(pairs));
+            let scratch = [inner, out].map(|mat| mat.first(pairs));
+            self.host.experts_to(x.first(rows), routes, &bank, scratch, paper);
         }
-        Answer { rows: self.host.floats(out.first(pairs)), mine: &self.left }
+        &self.left
     }
 }

@@ -1,0 +1,116 @@
+//! Both products of few pairs in one job of the team. A decode step waits for each job, and where the
+//! last threads are at work on gate and up, those before them can go on with experts that are through.
+
+use super::{Job, TOKENS_PER_READ};
+use crate::experts::Bank;
+use crate::experts::groups::{Active, Groups};
+use crate::linear::LINE_BYTES_WORTH_A_THREAD;
+use krasis_core::{Act, Format, Lines, Mat};
+use krasis_cpu::Tiles;
+use krasis_cpu::lines::Tokens;
+use std::ops::Range;
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// Pairs of one expert that one thread rounds for `down` while the others go on.
+const PAIRS_MAX: usize = 8;
+
+/// The smallest part that is handed out: threads are awake, so it only has to outweigh being asked for.
+const PART_BYTES: usize = 1 << 14;
+
+/// What is between both products, for each expert; kept because a decode step allocates nothing.
+pub(crate) type Halves = Vec<Half>;
+
+/// An expert's pairs between both products.
+#[derive(Default)]
+pub(crate) struct Half {
+    /// Blocks of gate and up that are not done.
+    left: AtomicUsize,
+    /// Whether `inner` can be multiplied.
+    ready: AtomicBool,
+    /// The pairs' rows of `inner`, in order.
+    inner: RwLock<Tokens>,
+}
+
+/// Says so if a thread panics, for whom the others would wait for ever.
+struct Alarm<'a>(&'a AtomicBool);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The lines of gate and up, and of down, if there are few enough pairs.
+pub(in crate::experts) fn few_in_lines(groups: &Groups, bank: &Bank) -> Option<[Lines; 2]> {
+    match (bank.gate_up.format, bank.down.format) {
+        (Format::Lines(up), Format::Lines(down)) => {
+            let few = groups.iter().all(|active| active.pairs.len() <= PAIRS_MAX);
+            few.then_some([up, down])
+        }
+        _ => None,
+    }
+}
+
+/// Computes all pairs and hands out `put(pair, first output, sums)`, every output once, on any thread;
+/// `lines` are those of gate and up, and of down.
+pub(in crate::experts) fn few(
+    job: &Job,
+    lines: [Lines; 2],
+    x: Mat<Act>,
+    (tokens, halves): (&mut Tokens, &mut Halves),
+    inner: &mut [f32],
+    put: impl Fn(usize, usize, &[f32]) + Sync,
+) {
+    let (cols, rows) = (x.cols as usize, x.rows as usize);
+    tokens.fill(job.isa, job.team, lines[0], cols, rows, |i| job.inputs.row(x, i as u32));
+    let tokens = &*tokens;
+    let [gate_up, down] = [job.gate_up_list(lines[0]), job.down_list(lines[1])];
+    let inter = job.bank.inter as usize;
+    halves.resize_with(job.groups.len().max(halves.len()), Half::default);
+    for half in &mut halves[..job.groups.len()] {
+        (half.left, half.ready) = (gate_up.blocks.into(), false.into());
+    }
+    let (halves, tiles, failed) = (&halves[..], Tiles::new(inner, inter), AtomicBool::new(false));
+    let half_of = |index: usize, active: &Active, blocks: Range<usize>| {
+        let (half, count) = (&halves[index], blocks.len());
+        job.gate_up_blocks(lines[0], tokens, active, blocks, &tiles);
+        // Whoever is last sees what the others have written.
+        if half.left.fetch_sub(count, Ordering::AcqRel) == count {
+            let mut to = half.inner.write().expect("a thread that fails says so");
+            // SAFETY: nobody writes these rows any more.
+            let row = |i: usize| &*unsafe { tiles.tile(active.pairs[i] as usize, 0..inter) };
+            to.fill(job.isa, job.team, lines[1], inter, active.pairs.len(), row);
+            drop(to);
+            half.ready.store(true, Ordering::Release);
+        }
+    };
+    let rest_of = |index: usize, active: &Active, blocks: Range<usize>| {
+        let half = &halves[index];
+        // Gate and up come first in the list, so whoever has the rest of them is at work on it.
+        let ready = || half.ready.load(Ordering::Acquire);
+        job.team.wait_until(|| ready() || failed.load(Ordering::Relaxed));
+        if ready() {
+            let inner = half.inner.read().expect("it is ready");
+            job.down_blocks(lines[1], (&inner, inner.all()), active, blocks, &put);
+        }
+    };
+    let border = gate_up.total();
+    let all = border + down.total();
+    let part = |part: Range<usize>| {
+        let _alarm = Alarm(&failed);
+        gate_up.part(part.start.min(border)..part.end.min(border), half_of);
+        down.part(part.start.max(border) - border..part.end.max(border) - border, rest_of);
+    };
+    if all < 2 * TOKENS_PER_READ * LINE_BYTES_WORTH_A_THREAD {
+        return part(0..all);
+    }
+    let shares = job.team.shares(all, TOKENS_PER_READ * PART_BYTES);
+    job.team.run(|_| {
+        while let Some(range) = shares.take() {
+            part(range);
+        }
+    });
+}
