@@ -125,7 +125,8 @@ fn one(
 fn hash(version: (i32, i32), program: &Program, options: &[String]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325;
     let version = format!("{}.{}", version.0, version.1);
-    let texts = HEADERS.iter().flat_map(|(name, text)| [*name, text]);
+    let headers = program.headers();
+    let texts = headers.iter().flat_map(|(name, text)| [*name, *text]);
     let parts = texts.chain([program.source, &version]).chain(options.iter().map(String::as_str));
     for part in parts {
         for byte in part.bytes().chain([0]) {

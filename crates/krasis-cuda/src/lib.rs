@@ -11,6 +11,7 @@ mod delta;
 mod desk;
 pub mod driver;
 pub mod error;
+mod expand;
 pub mod gpu;
 mod heads;
 mod limits;

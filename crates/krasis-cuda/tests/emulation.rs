@@ -42,6 +42,14 @@ fn delta_nets_do_not_mind_company_or_cuts() {
 }
 
 #[test]
+fn prompts_do_not_mind_company() {
+    if possible() {
+        let kernels = Kernels::new::<bf16>(LARGE);
+        common::prompts_do_not_mind_company(Emulated::new(Bytes(ARENA_BYTES), &kernels));
+    }
+}
+
+#[test]
 fn copies_come_between_kernels() {
     if possible() {
         let kernels = Kernels::new::<bf16>(LARGE);

@@ -57,6 +57,13 @@ fn delta_nets_do_not_mind_company_or_cuts() {
 }
 
 #[test]
+fn prompts_do_not_mind_company() {
+    if let Some(gpu) = opened::<bf16>(Checking::Launches) {
+        common::prompts_do_not_mind_company(gpu);
+    }
+}
+
+#[test]
 fn copies_come_between_kernels() {
     if let Some(gpu) = opened::<bf16>(Checking::Reads) {
         copies_are_made_in_turn::<bf16, _>(gpu);

@@ -7,7 +7,7 @@ use crate::step::{Chosen, ChosenPlaces, LOGIT_ROWS, Places, StepInput, StepSlots
 use krasis_core::{Mat, Slot};
 use krasis_model::Buffers;
 use krasis_model::blocks::Step;
-use krasis_ops::{Memory, Ops};
+use krasis_ops::{Memory, Ops, Prompts};
 
 /// Decoded rows up to which a device remembers what comes between the experts of two layers, if those
 /// are asked for from outside: each number of rows takes memory for all layers.
@@ -153,7 +153,9 @@ impl<D: Ops + Memory> Runner<D> {
         // A list may be shorter than planned where a test has few pages: its end is not looked at.
         lists.extend_from_slice(pages);
         self.device.upload(self.step.lists, lists);
-        self.step.places(tokens.len(), state.len(), first)
+        let mut places = self.step.places(tokens.len(), state.len(), first);
+        places.step.seqs.prompts = Prompts::of(first_row, positions);
+        places
     }
 
     /// Brings what is known of the last logits to the host; `first` is the index of their first row.

@@ -269,4 +269,16 @@ impl<D: Ops> Ops for Traced<D> {
             d.mla_heads(q_rope, kept, norm, eps, turns, stores, seqs)
         });
     }
+    fn mla_mix(
+        &mut self,
+        q: [Mat<Act>; 2],
+        absorb: [&Weight; 2],
+        stores: [&KvStore; 2],
+        seqs: &Seqs,
+        scale: f32,
+        scratch: [Slot<Act>; 2],
+        out: Mat<Act>,
+    ) {
+        self.time("mla_mix", out.rows, |d| d.mla_mix(q, absorb, stores, seqs, scale, scratch, out));
+    }
 }

@@ -4,7 +4,7 @@
 use krasis_core::Bytes;
 use krasis_cuda::Activation;
 use krasis_cuda::machine::{Answering, Arg, Kernel, Limits, Machine, Shape, Taken};
-use krasis_cuda::programs::{Build, HEADERS, Signatures, builds};
+use krasis_cuda::programs::{Build, Signatures, builds};
 use krasis_ops::{ABSENT, Keep};
 use libloading::Library;
 use std::collections::HashMap;
@@ -104,7 +104,7 @@ fn compile(Build { program, defines, .. }: &Build, activation: &str) -> PathBuf 
     let (mine, headers) = (crate_dir.join("tests/emulated"), crate_dir.join("kernels"));
     let read = |name: &str| std::fs::read_to_string(mine.join(name)).unwrap();
     let mut hash = DefaultHasher::new();
-    (program.source, HEADERS, activation, defines).hash(&mut hash);
+    (program.source, program.headers(), activation, defines).hash(&mut hash);
     ["emulate.h", "ptx.cuh", "attend/ptx.cuh", "moe/mma.cuh"].map(read).hash(&mut hash);
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated");
     std::fs::create_dir_all(&folder).unwrap();
