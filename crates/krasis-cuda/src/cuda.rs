@@ -179,6 +179,10 @@ impl<A: Activation, M: Machine> Memory for Cuda<A, M> {
         self.machine.take(Taken { to, places, rows: out.rows, row: out.cols * A::BYTES });
     }
 
+    fn layer(&mut self, layer: Option<u32>) {
+        self.machine.layer(layer);
+    }
+
     fn bring(&mut self, to: Slot<u8>, from: &[u8], keep: &Keep) {
         assert!(from.len() as u64 <= to.len, "{} bytes for {to:?}", from.len());
         self.machine.bring(to.start, from, keep);

@@ -23,6 +23,7 @@ pub mod programs;
 mod recording;
 mod route;
 mod staging;
+mod timeline;
 mod vector;
 
 pub use activation::Activation;

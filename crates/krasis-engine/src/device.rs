@@ -110,6 +110,9 @@ pub fn gpu<A: Activation>(
     tracing::info!(gpu = %found.name, memory = %found.memory, "found");
     let mut gpu = Gpu::open::<A>(found.clone(), cache, threads, Checking::Reads)?;
     gpu.limit_starts(options.kernel_starts);
+    if let Some(spans) = &options.trace {
+        gpu.watch(spans.clone())?;
+    }
     // Speeds matter to nobody who has decided.
     let host = match options.residency {
         Residency::Device => Host::read(options),

@@ -122,10 +122,11 @@ fn start_described(
     watch: &dyn Watch,
 ) -> Result<Running, StartError> {
     match options.device {
-        DeviceKind::Cpu => start_at(stock, source, options, device::cpu(options), watch),
+        DeviceKind::Cpu => start_traced(stock, source, options, device::cpu(options), watch),
         DeviceKind::Reference => {
-            start_at(stock, source, options, device::reference(options), watch)
+            start_traced(stock, source, options, device::reference(options), watch)
         }
+        // These send spans of their own.
         DeviceKind::Cuda(Activations::Bf16) => {
             start_at(stock, source, options, device::gpu::<bf16>(options)?, watch)
         }
@@ -142,11 +143,22 @@ fn start_at(
     home: impl Home,
     watch: &dyn Watch,
 ) -> Result<Running, StartError> {
+    launch(Engine::load_described(stock, source, options, home, watch)?)
+}
+
+/// The same with a watch on each operation, if anybody wants to know how long they take.
+fn start_traced(
+    stock: &impl Stock,
+    source: &Model<Source>,
+    options: &Options,
+    home: impl Home,
+    watch: &dyn Watch,
+) -> Result<Running, StartError> {
     match &options.trace {
-        None => launch(Engine::load_described(stock, source, options, home, watch)?),
+        None => start_at(stock, source, options, home, watch),
         Some(spans) => {
             let home = Watched { home, spans: spans.clone() };
-            launch(Engine::load_described(stock, source, options, home, watch)?)
+            start_at(stock, source, options, home, watch)
         }
     }
 }

@@ -48,7 +48,7 @@ pub use memory::{Aide, Answer, Memory, Nobody, Question};
 pub use reference::Reference;
 pub use route::{GroupScore, Groups, Routes, Routing, Score};
 pub use step::{KEYS_TOGETHER, KvStore, PROMPT_ROWS, Prompts, Seqs, StateStore};
-pub use traced::{Span, Traced};
+pub use traced::{Span, Traced, Track};
 
 use krasis_core::{Act, Mat, Slot, Weight};
 

@@ -143,6 +143,10 @@ pub trait Memory {
         body(self, aide);
     }
 
+    /// Operations from now on belong to this layer, or to none: for whoever asks where time goes, and for
+    /// what is said if one fails.
+    fn layer(&mut self, _layer: Option<u32>) {}
+
     /// Has `write` fill slots that lie one behind the other, `piece` bytes at a time: it is given the
     /// slot's index, the first byte in the slot and the bytes. Here they are uploaded in turn; host
     /// memory is written where it lies, by the whole team and by a few more threads if it is small.

@@ -26,6 +26,7 @@ part ops-bf16 .gpu/ops in_bf16 --nocapture
 part repeats .gpu/ops repeated --nocapture
 part delta-nets .gpu/ops delta_nets --nocapture
 part prompts .gpu/ops prompts_do_not --nocapture
+part timeline .gpu/ops timeline --nocapture
 part models-f32 .gpu/models f32_activations --nocapture
 part models-bf16 .gpu/models bf16_activations --nocapture
 part models-quantised .gpu/models quantised --nocapture
