@@ -29,8 +29,8 @@ pub struct Target<'a> {
     pub activation: &'a str,
     /// What its kernels may take.
     pub limits: Limits,
-    /// Which of all builds: every one, unless they shall be tried only.
-    pub wanted: fn(&Build) -> bool,
+    /// Which of all builds.
+    pub wanted: &'a (dyn Fn(&Build) -> bool + Sync),
     /// Where cubins are kept; nowhere without a folder.
     pub cache: Option<&'a Path>,
     /// Further options for the compiler.

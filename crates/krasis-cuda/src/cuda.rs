@@ -120,6 +120,7 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
 
 impl<A: Activation, M: Machine> Memory for Cuda<A, M> {
     const ACT_BYTES: u32 = A::BYTES;
+    const REMEMBERS: bool = true;
 
     fn upload<T: Pod>(&mut self, at: Slot<T>, values: &[T]) {
         assert!(values.len() as u64 <= at.len, "{} values for {at:?}", values.len());

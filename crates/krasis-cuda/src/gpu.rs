@@ -19,7 +19,7 @@ use krasis_ops::{Keep, Span, Track};
 use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::ffi::CString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -77,6 +77,8 @@ pub struct Gpu {
     recording: Option<Recorded>,
     /// Where graphs ask, once one does.
     desk: Option<Arc<Mutex<Desk>>>,
+    /// The activations that kernels are compiled for, and where they are kept.
+    compiler: Option<(&'static str, Option<PathBuf>)>,
 }
 
 // SAFETY: the driver's handles may be used from any thread; every method makes the context current
@@ -84,23 +86,26 @@ pub struct Gpu {
 unsafe impl Send for Gpu {}
 
 impl Gpu {
-    /// Opens `found` and loads all kernels, which are kept in `cache` once they are compiled.
-    /// Memory comes later: [`Self::allocate`].
+    /// Opens `found` with all kernels there are, which are kept in `cache` once they are compiled. Memory
+    /// comes later: [`Self::allocate`].
     pub fn open<A: Activation>(
         found: Found,
         cache: Option<&Path>,
         threads: usize,
         checking: Checking,
     ) -> Result<Gpu, CudaError> {
+        let mut gpu = Gpu::connect(found, checking)?;
+        gpu.compile::<A>(cache, threads, &|_| true)?;
+        Ok(gpu)
+    }
+
+    /// Opens `found` without any kernel: they come by [`Self::compile`].
+    pub fn connect(found: Found, checking: Checking) -> Result<Gpu, CudaError> {
         let (version, compiler) = (driver::open()?, compile::version()?.0);
         let driver = version / 1000;
         if compiler > driver {
             return Err(CudaError::NewCompiler { compiler, driver });
         }
-        let (arch, limits) = (&*found.arch(), found.limits);
-        let (activation, wanted, options) = (A::NAME, |_: &Build| true, &[]);
-        let target = Target { arch, activation, limits, wanted, cache, options };
-        let cubins = compile::all(&target, threads)?;
         let what = failed("open the GPU");
         let device = result::device::get(found.ordinal).map_err(&what)?;
         // SAFETY: the device was handed out by the driver; released in `drop`.
@@ -109,7 +114,7 @@ impl Gpu {
         unsafe { result::ctx::set_current(context) }.map_err(&what)?;
         let stream =
             result::stream::create(result::stream::StreamKind::NonBlocking).map_err(&what)?;
-        let mut gpu = Gpu {
+        Ok(Gpu {
             device,
             context,
             stream,
@@ -133,12 +138,54 @@ impl Gpu {
             timeline: None,
             recording: None,
             desk: None,
+            compiler: None,
             found,
-        };
-        for cubin in &cubins {
-            gpu.load(cubin).map_err(failed("load a kernel"))?;
+        })
+    }
+
+    /// Compiles what is wanted on so many threads, or takes it from `cache`, and loads it. Kernels that are
+    /// missing later are compiled when they are launched.
+    pub fn compile<A: Activation>(
+        &mut self,
+        cache: Option<&Path>,
+        threads: usize,
+        wanted: &(dyn Fn(&Build) -> bool + Sync),
+    ) -> Result<(), CudaError> {
+        self.compiler = Some((A::NAME, cache.map(Path::to_owned)));
+        self.compile_more(threads, wanted)
+    }
+
+    fn compile_more(
+        &mut self,
+        threads: usize,
+        wanted: &(dyn Fn(&Build) -> bool + Sync),
+    ) -> Result<(), CudaError> {
+        self.enter();
+        let (activation, cache) = self.compiler.as_ref().expect("`compile` comes first");
+        let (arch, limits) = (&*self.found.arch(), self.found.limits);
+        let target =
+            Target { arch, activation, limits, wanted, cache: cache.as_deref(), options: &[] };
+        for cubin in compile::all(&target, threads)? {
+            self.load(&cubin).map_err(failed("load a kernel"))?;
         }
-        Ok(gpu)
+        Ok(())
+    }
+
+    /// A kernel's function, which nobody has foreseen if it has to be compiled now.
+    fn function(&mut self, kernel: Kernel) -> sys::CUfunction {
+        if let Some(function) = self.kernels.get(&kernel) {
+            return *function;
+        }
+        assert!(self.recording.is_none(), "{kernel:?} is recorded before it has run");
+        tracing::warn!(
+            kernel = kernel.entry,
+            variant = kernel.variant,
+            "compiled while it is waited for"
+        );
+        if let Err(error) = self.compile_more(1, &|build: &Build| build.makes(kernel)) {
+            panic!("{}/{} cannot be compiled: {error}", kernel.entry, kernel.variant);
+        }
+        *self.kernels.get(&kernel).unwrap_or_else(|| panic!("no program has {kernel:?}"))
     }
 
     /// From now on kernels begin no earlier than `starts` says, to measure what it saves.
@@ -192,6 +239,11 @@ impl Gpu {
             let told = timeline.tell_passed();
             self.check("an event", told);
         }
+    }
+
+    /// What launches have to fit.
+    pub fn limits(&self) -> Limits {
+        self.found.limits
     }
 
     /// What is free for an arena.
@@ -311,8 +363,7 @@ impl Machine for Gpu {
     fn launch(&mut self, kernel: Kernel, shape: Shape, args: &[Arg]) {
         self.enter();
         self.signatures.check(kernel, args.iter().map(|arg| arg.kind));
-        let function =
-            *self.kernels.get(&kernel).unwrap_or_else(|| panic!("{kernel:?} is not compiled"));
+        let function = self.function(kernel);
         let mut places = [std::ptr::null_mut(); 24];
         for (place, arg) in places.iter_mut().zip(args) {
             *place = arg.place();

@@ -186,6 +186,18 @@ pub struct Build {
     pub defines: Vec<String>,
 }
 
+impl Build {
+    /// Whether a kernel comes of it.
+    pub fn makes(&self, kernel: Kernel) -> bool {
+        self.variant == kernel.variant && self.program.entries.contains(&kernel.entry)
+    }
+
+    /// Whether it is for what a GPU does by itself, whatever runs on it.
+    pub fn is_own(&self) -> bool {
+        self.program.name == "mail"
+    }
+}
+
 /// What a GPU of these limits takes, for activations of this name.
 pub fn builds(activation: &str, limits: Limits) -> Vec<Build> {
     let all = PROGRAMS.iter().flat_map(|program| {

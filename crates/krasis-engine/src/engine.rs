@@ -13,6 +13,7 @@ use crate::options::{Activations, CacheUse, DeviceKind, Options};
 use crate::plan::Plan;
 use crate::planner::{Proposal, Site};
 use crate::preflight::Preflight;
+use crate::rehearsal::Rehearsal;
 use crate::runner::{HostMemory, Runner};
 use crate::sample::Known;
 use crate::scheduler::{Batch, Limits, Scheduler};
@@ -260,7 +261,7 @@ impl<D: Ops + Memory> Engine<D> {
         plan: Plan,
         shelf: Option<&Shelf>,
         options: &Options,
-        home: impl Home<Device = D>,
+        mut home: impl Home<Device = D>,
         watch: &dyn Watch,
     ) -> Result<Loaded<D>, StartError> {
         for (region, bytes) in &plan.regions {
@@ -284,6 +285,7 @@ impl<D: Ops + Memory> Engine<D> {
         let looks = site.card.is_none() || plan.away.is_some();
         let preflight = Preflight::new(site.host.machine, options);
         let held = preflight.look(&plan.need);
+        home.prepare(&Rehearsal::new(&plan, options.sequences_max))?;
         let mut device = home.build(&plan.layout)?;
         let mut host = match &plan.away {
             Some(_) => {
@@ -375,7 +377,7 @@ impl<D: Ops + Memory> Engine<D> {
             }
         };
         let network = Network { model, caches: plan.caches, buffers: plan.buffers };
-        let runner = Runner {
+        let mut runner = Runner {
             device,
             network,
             experts,
@@ -383,6 +385,7 @@ impl<D: Ops + Memory> Engine<D> {
             rows_max: plan.rows_max,
             host: HostMemory::default(),
         };
+        runner.warm_up(options.sequences_max);
         let fault = options.fault_at_step;
         let census = handle.census.clone();
         let engine = Engine { scheduler, runner, batch: Batch::default(), seeds, census, fault };

@@ -17,6 +17,7 @@ pub mod options;
 pub mod plan;
 pub mod planner;
 pub mod preflight;
+pub mod rehearsal;
 pub mod request;
 pub mod runner;
 pub mod sample;

@@ -71,6 +71,8 @@ impl Aide for Nobody {
 pub trait Memory {
     /// Bytes of one activation.
     const ACT_BYTES: u32;
+    /// Whether anything is remembered by [`Self::repeat`].
+    const REMEMBERS: bool = false;
     /// Copies `values` to the start of a slot.
     fn upload<T: Pod>(&mut self, at: Slot<T>, values: &[T]);
     /// Copies a slot to the host, in place of what `to` holds.
