@@ -2,15 +2,13 @@
 //! registers in the same run: `attention [ROWS/PAST…]`. Operations are those of each row with all keys that
 //! it sees, and for latent attention those of expanded heads, 192 and 128 columns, whatever else is done.
 
-use half::bf16;
-use krasis_core::{DType, Format, KvDtype};
-use krasis_cuda::gpu::Checking;
-use krasis_cuda::{Activation, Cuda, CudaError, Gpu, Machine, driver};
-use krasis_ops::testing::Case;
-use krasis_ops::{Memory, Ops, Seqs, mla_mix};
-use std::time::Instant;
+mod on_gpu;
 
-type Device = Cuda<bf16, Gpu>;
+use krasis_core::{DType, Format, KvDtype};
+use krasis_cuda::CudaError;
+use krasis_ops::testing::Case;
+use krasis_ops::{Ops, Seqs, mla_mix};
+use on_gpu::{Device, device_with, timed};
 
 /// Runs of which the mean is printed, after one that warms up.
 const RUNS: u32 = 10;
@@ -110,14 +108,8 @@ fn report(
     ways: &[Way],
 ) -> Result<(), CudaError> {
     let mut device = device_with(case)?;
-    let mut timed = |runs: u32, run: &mut dyn FnMut(&mut Device)| {
-        // A download waits for all that was launched.
-        device.download(seqs.first_row);
-        let start = Instant::now();
-        (0..runs).for_each(|_| run(&mut device));
-        device.download(seqs.first_row);
-        start.elapsed().as_secs_f64() / f64::from(runs)
-    };
+    let mut timed =
+        |runs: u32, run: &mut dyn FnMut(&mut Device)| timed(&mut device, seqs.first_row, runs, run);
     for (way, run) in ways {
         timed(1, &mut |device| run(device));
         let seconds = timed(RUNS, &mut |device| run(device));
@@ -134,24 +126,4 @@ fn report(
         );
     }
     Ok(())
-}
-
-/// A device that holds a case.
-fn device_with(case: &Case) -> Result<Device, CudaError> {
-    let cache = std::env::temp_dir().join("krasis-test-kernels");
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let found = driver::first()?;
-    let mut gpu = Gpu::open::<bf16>(found, Some(&cache), threads, Checking::Reads)?;
-    gpu.allocate(Device::arena_bytes(&case.layout))?;
-    for upload in &case.uploads {
-        if upload.acts {
-            let numbers: &[f32] = bytemuck::cast_slice(&upload.bytes);
-            let mut bytes = vec![0; 2 * numbers.len()];
-            bf16::encode(numbers, &mut bytes);
-            gpu.write(upload.start, &bytes);
-        } else {
-            gpu.write(upload.start, &upload.bytes);
-        }
-    }
-    Ok(Device::new(&case.layout, gpu))
 }
