@@ -8,6 +8,7 @@ use std::ffi::{CString, c_char, c_int};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 /// A program's variant, ready for the driver.
 pub struct Cubin {
@@ -56,7 +57,7 @@ pub fn all(target: &Target, threads: usize) -> Result<Vec<Cubin>, CudaError> {
     tasks.retain(target.wanted);
     let (next, compiled) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let results = Mutex::new(Vec::new());
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..threads.clamp(1, tasks.len()) {
             scope.spawn(|| {
@@ -110,8 +111,11 @@ fn one(
     {
         return Ok((bytes, String::new()));
     }
+    let started = Instant::now();
     let (bytes, log) = compile(target, program, &options)?;
-    compiled.fetch_add(1, Ordering::Relaxed);
+    let number = 1 + compiled.fetch_add(1, Ordering::Relaxed);
+    let seconds = started.elapsed().as_secs_f32();
+    tracing::info!(number, seconds, "compiled {} for {}, once", program.name, target.arch);
     let cannot = |error| CudaError::Cache { path: file.clone(), error };
     std::fs::create_dir_all(&folder).map_err(cannot)?;
     // Another process may do the same: each writes its own file, and renaming is atomic.
