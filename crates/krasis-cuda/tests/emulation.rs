@@ -62,7 +62,7 @@ fn copies_come_between_kernels() {
 /// Attention and chunks of delta nets have other blocks there.
 #[test]
 fn kernels_agree_with_the_reference_on_a_gpu_with_little_shared_memory() {
-    for filter in ["attend", "delta_rule"] {
+    for filter in ["mla_mix", "attend", "delta_rule"] {
         agree::<bf16>(Limits { processors: 24, shared_max: 99 << 10 }, filter);
     }
 }
