@@ -1,15 +1,13 @@
 //! Milliseconds of a delta net's layer on a GPU, heads as in Qwen3-Next: `delta [TOKENS…]`, of one
 //! sequence in chunks, of the same a token at a time, and of its convolution.
 
-use half::bf16;
-use krasis_core::{Act, DType, Format, Mat};
-use krasis_cuda::gpu::Checking;
-use krasis_cuda::{Activation, Cuda, CudaError, Gpu, Machine, driver};
-use krasis_ops::testing::Case;
-use krasis_ops::{DeltaHeads, Memory, Ops};
-use std::time::Instant;
+mod on_gpu;
 
-type Device = Cuda<bf16, Gpu>;
+use krasis_core::{Act, DType, Format, Mat};
+use krasis_cuda::CudaError;
+use krasis_ops::testing::Case;
+use krasis_ops::{DeltaHeads, Ops};
+use on_gpu::{Device, device_with, timed};
 
 const HEADS: DeltaHeads = DeltaHeads { key: 16, value: 32, key_dim: 128, value_dim: 128 };
 
@@ -40,34 +38,12 @@ fn measure(tokens: u32) -> Result<(), CudaError> {
     // What does not begin at 16 bytes goes token by token.
     let (whole, apart) = (wide.cols(0, HEADS.width()), wide.cols(1, HEADS.width()));
 
-    let cache = std::env::temp_dir().join("krasis-test-kernels");
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let found = driver::first()?;
-    let mut gpu = Gpu::open::<bf16>(found, Some(&cache), threads, Checking::Reads)?;
-    gpu.allocate(Device::arena_bytes(&case.layout))?;
-    for upload in &case.uploads {
-        match upload.acts {
-            true => {
-                let numbers: &[f32] = bytemuck::cast_slice(&upload.bytes);
-                let mut bytes = vec![0; 2 * numbers.len()];
-                bf16::encode(numbers, &mut bytes);
-                gpu.write(upload.start, &bytes);
-            }
-            false => gpu.write(upload.start, &upload.bytes),
-        }
-    }
-    let mut device = Device::new(&case.layout, gpu);
+    let mut device = device_with(&case)?;
     let mut report = |name: &str, run: &dyn Fn(&mut Device, Mat<Act>), out: Mat<Act>| {
-        let mut timed = |runs: u32| {
-            // A download waits for all that was launched.
-            device.download(seqs.first_row);
-            let start = Instant::now();
-            (0..runs).for_each(|_| run(&mut device, out));
-            device.download(seqs.first_row);
-            start.elapsed().as_secs_f64() * 1e3 / f64::from(runs)
-        };
-        timed(1);
-        println!("{name}, {tokens} tokens: {:.3} ms", timed(RUNS));
+        let mut ms =
+            |runs| 1e3 * timed(&mut device, seqs.first_row, runs, &mut |device| run(device, out));
+        ms(1);
+        println!("{name}, {tokens} tokens: {:.3} ms", ms(RUNS));
     };
     let rule = |device: &mut Device, out: Mat<Act>| {
         device.delta_rule(qkv, ba, &HEADS, &a_log, &dt_bias, &state, &seqs, out);

@@ -18,8 +18,14 @@ fn main() -> ExitCode {
             let options = ["-Xptxas=-v"];
             let cache = Some(Path::new(&cache));
             let limits = limits(&arch);
-            let target =
-                Target { arch: &arch, activation, limits, wanted, cache, options: &options };
+            let target = Target {
+                arch: &arch,
+                activation,
+                limits,
+                wanted: &wanted,
+                cache,
+                options: &options,
+            };
             let threads = std::thread::available_parallelism().map_or(1, usize::from);
             match all(&target, threads) {
                 Ok(cubins) => report(&arch, activation, &cubins),

@@ -264,7 +264,7 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
         ]
     }
 
-    fn launch_block(&mut self, choice: Choice, grid: [u32; 3], args: &[Arg]) {
+    pub(crate) fn launch_block(&mut self, choice: Choice, grid: [u32; 3], args: &[Arg]) {
         let Choice { kernel, block } = choice;
         let shape = Shape { grid, block: block.threads(), shared: block.shared };
         self.launch(kernel, shape, args);

@@ -110,6 +110,30 @@ pub const LATENT: Family = Family {
     ],
 };
 
+/// Latent attention of many rows, over keys of so many elements with the rotated ones and values of
+/// [`EXPANDED_VALUE`].
+pub const EXPANDED: Family = Family {
+    entry: "mla_prefill",
+    dims: "-DKEY_DIM=@ -DVALUE_DIM=128 -DROPE=64",
+    blocks: &[
+        block((192, Bf16), (8, 2, 1), 189_456, "-DKEYS=64"),
+        block((192, Bf16), (8, 2, 1), 146_448, "-DKEYS=32"),
+        block((192, Bf16), (4, 2, 1), 94_736, "-DKEYS=32"),
+    ],
+};
+
+/// Elements of a value, and of a key but for its rotated ones, that there are expanded heads of.
+pub const EXPANDED_VALUE: u32 = 128;
+
+/// Elements of a latent that heads are expanded from.
+pub const EXPANDED_LATENT: u32 = 512;
+
+/// How `mla_expand` is built.
+pub const EXPAND: &str = "-DLATENT=512 -DSHARED_BYTES=87552";
+
+/// The shared memory that it takes.
+pub const EXPAND_SHARED: u32 = 87_552;
+
 /// Elements of a head's output that `attend_merge` is built for.
 const MERGED: [u32; 4] = [64, 128, 256, 512];
 
@@ -202,6 +226,8 @@ mod tests {
                 }
                 assert!(LATENT.choose(512, dtype, 16, limits).is_some(), "{dtype:?}");
             }
+            assert!(EXPANDED.choose(192, Bf16, 16, limits).is_some());
+            assert!(EXPAND_SHARED <= limits.shared_max);
         }
         assert!(PREFILL.choose(128, KvDtype::F32, 8, H200).is_none());
         assert!(DECODE.choose(96, Bf16, 8, H200).is_none());

@@ -49,19 +49,11 @@ impl Beside {
         self.ordered = false;
     }
 
-    /// Queues a copy of `from`, a part of the memory of `keep`, to device memory at `to`, behind what
-    /// has been queued on `kernels`.
+    /// Has copies from now on wait for what has been queued on `kernels`, and says where they are queued.
     ///
     /// # Safety
-    /// `to` and as many bytes are device memory of the current context, to which `kernels` belongs, and
-    /// nobody changes `from` until the copy is done.
-    pub unsafe fn copy(
-        &mut self,
-        to: sys::CUdeviceptr,
-        from: &[u8],
-        keep: &Keep,
-        kernels: sys::CUstream,
-    ) -> Result<(), DriverError> {
+    /// `kernels` belongs to the current context.
+    pub unsafe fn order(&mut self, kernels: sys::CUstream) -> Result<sys::CUstream, DriverError> {
         if !self.ordered {
             // SAFETY: event and streams are alive.
             unsafe {
@@ -70,6 +62,21 @@ impl Beside {
             }
             self.ordered = true;
         }
+        Ok(self.stream)
+    }
+
+    /// Queues a copy of `from`, a part of the memory of `keep`, to device memory at `to`, behind what
+    /// [`Self::order`] was told of.
+    ///
+    /// # Safety
+    /// `to` and as many bytes are device memory of the current context, and nobody changes `from` until
+    /// the copy is done.
+    pub unsafe fn copy(
+        &mut self,
+        to: sys::CUdeviceptr,
+        from: &[u8],
+        keep: &Keep,
+    ) -> Result<(), DriverError> {
         let base = keep.addresses().start;
         if !self.is_pinned(keep)? {
             if self.staging.is_none() {

@@ -8,6 +8,7 @@ use std::ffi::{CString, c_char, c_int};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 /// A program's variant, ready for the driver.
 pub struct Cubin {
@@ -29,8 +30,8 @@ pub struct Target<'a> {
     pub activation: &'a str,
     /// What its kernels may take.
     pub limits: Limits,
-    /// Which of all builds: every one, unless they shall be tried only.
-    pub wanted: fn(&Build) -> bool,
+    /// Which of all builds.
+    pub wanted: &'a (dyn Fn(&Build) -> bool + Sync),
     /// Where cubins are kept; nowhere without a folder.
     pub cache: Option<&'a Path>,
     /// Further options for the compiler.
@@ -56,7 +57,7 @@ pub fn all(target: &Target, threads: usize) -> Result<Vec<Cubin>, CudaError> {
     tasks.retain(target.wanted);
     let (next, compiled) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let results = Mutex::new(Vec::new());
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..threads.clamp(1, tasks.len()) {
             scope.spawn(|| {
@@ -110,8 +111,11 @@ fn one(
     {
         return Ok((bytes, String::new()));
     }
+    let started = Instant::now();
     let (bytes, log) = compile(target, program, &options)?;
-    compiled.fetch_add(1, Ordering::Relaxed);
+    let number = 1 + compiled.fetch_add(1, Ordering::Relaxed);
+    let seconds = started.elapsed().as_secs_f32();
+    tracing::info!(number, seconds, "compiled {} for {}, once", program.name, target.arch);
     let cannot = |error| CudaError::Cache { path: file.clone(), error };
     std::fs::create_dir_all(&folder).map_err(cannot)?;
     // Another process may do the same: each writes its own file, and renaming is atomic.
@@ -125,7 +129,8 @@ fn one(
 fn hash(version: (i32, i32), program: &Program, options: &[String]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325;
     let version = format!("{}.{}", version.0, version.1);
-    let texts = HEADERS.iter().flat_map(|(name, text)| [*name, text]);
+    let headers = program.headers();
+    let texts = headers.iter().flat_map(|(name, text)| [*name, *text]);
     let parts = texts.chain([program.source, &version]).chain(options.iter().map(String::as_str));
     for part in parts {
         for byte in part.bytes().chain([0]) {

@@ -121,6 +121,7 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
 
 impl<A: Activation, M: Machine> Memory for Cuda<A, M> {
     const ACT_BYTES: u32 = A::BYTES;
+    const REMEMBERS: bool = true;
 
     fn upload<T: Pod>(&mut self, at: Slot<T>, values: &[T]) {
         assert!(values.len() as u64 <= at.len, "{} values for {at:?}", values.len());
@@ -178,6 +179,10 @@ impl<A: Activation, M: Machine> Memory for Cuda<A, M> {
         }
         let (to, places) = (out.at.start, places.start);
         self.machine.take(Taken { to, places, rows: out.rows, row: out.cols * A::BYTES });
+    }
+
+    fn layer(&mut self, layer: Option<u32>) {
+        self.machine.layer(layer);
     }
 
     fn bring(&mut self, to: Slot<u8>, from: &[u8], keep: &Keep) {

@@ -11,15 +11,18 @@ use crate::mail::{self, Mail, Part};
 use crate::programs::{Build, Signatures};
 use crate::recording::{Answers, Recorded, Recording, desk_of, locked};
 use crate::staging::Staging;
+use crate::timeline::{Captured, Timeline, What};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUfunction_attribute};
 use krasis_core::Bytes;
-use krasis_ops::Keep;
+use krasis_ops::{Keep, Span, Track};
 use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::ffi::CString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 /// Launches that are remembered, to be named when the GPU reports a fault.
 const REMEMBERED: usize = 24;
@@ -65,11 +68,17 @@ pub struct Gpu {
     starts: Starts,
     /// The next kernel finds what was uploaded only behind the kernel that copies it.
     in_turn: bool,
-    recent: VecDeque<Kernel>,
+    recent: VecDeque<(Kernel, Option<u32>)>,
+    /// The layer that launches belong to.
+    layer: Option<u32>,
+    /// Who wants to know when things ran.
+    timeline: Option<Timeline>,
     /// What has been launched since [`Machine::record`], while that is so.
     recording: Option<Recorded>,
     /// Where graphs ask, once one does.
     desk: Option<Arc<Mutex<Desk>>>,
+    /// The activations that kernels are compiled for, and where they are kept.
+    compiler: Option<(&'static str, Option<PathBuf>)>,
 }
 
 // SAFETY: the driver's handles may be used from any thread; every method makes the context current
@@ -77,23 +86,26 @@ pub struct Gpu {
 unsafe impl Send for Gpu {}
 
 impl Gpu {
-    /// Opens `found` and loads all kernels, which are kept in `cache` once they are compiled.
-    /// Memory comes later: [`Self::allocate`].
+    /// Opens `found` with all kernels there are, which are kept in `cache` once they are compiled. Memory
+    /// comes later: [`Self::allocate`].
     pub fn open<A: Activation>(
         found: Found,
         cache: Option<&Path>,
         threads: usize,
         checking: Checking,
     ) -> Result<Gpu, CudaError> {
+        let mut gpu = Gpu::connect(found, checking)?;
+        gpu.compile::<A>(cache, threads, &|_| true)?;
+        Ok(gpu)
+    }
+
+    /// Opens `found` without any kernel: they come by [`Self::compile`].
+    pub fn connect(found: Found, checking: Checking) -> Result<Gpu, CudaError> {
         let (version, compiler) = (driver::open()?, compile::version()?.0);
         let driver = version / 1000;
         if compiler > driver {
             return Err(CudaError::NewCompiler { compiler, driver });
         }
-        let (arch, limits) = (&*found.arch(), found.limits);
-        let (activation, wanted, options) = (A::NAME, |_: &Build| true, &[]);
-        let target = Target { arch, activation, limits, wanted, cache, options };
-        let cubins = compile::all(&target, threads)?;
         let what = failed("open the GPU");
         let device = result::device::get(found.ordinal).map_err(&what)?;
         // SAFETY: the device was handed out by the driver; released in `drop`.
@@ -102,7 +114,7 @@ impl Gpu {
         unsafe { result::ctx::set_current(context) }.map_err(&what)?;
         let stream =
             result::stream::create(result::stream::StreamKind::NonBlocking).map_err(&what)?;
-        let mut gpu = Gpu {
+        Ok(Gpu {
             device,
             context,
             stream,
@@ -122,14 +134,58 @@ impl Gpu {
             },
             in_turn: false,
             recent: VecDeque::with_capacity(REMEMBERED),
+            layer: None,
+            timeline: None,
             recording: None,
             desk: None,
+            compiler: None,
             found,
-        };
-        for cubin in &cubins {
-            gpu.load(cubin).map_err(failed("load a kernel"))?;
+        })
+    }
+
+    /// Compiles what is wanted on so many threads, or takes it from `cache`, and loads it. Kernels that are
+    /// missing later are compiled when they are launched.
+    pub fn compile<A: Activation>(
+        &mut self,
+        cache: Option<&Path>,
+        threads: usize,
+        wanted: &(dyn Fn(&Build) -> bool + Sync),
+    ) -> Result<(), CudaError> {
+        self.compiler = Some((A::NAME, cache.map(Path::to_owned)));
+        self.compile_more(threads, wanted)
+    }
+
+    fn compile_more(
+        &mut self,
+        threads: usize,
+        wanted: &(dyn Fn(&Build) -> bool + Sync),
+    ) -> Result<(), CudaError> {
+        self.enter();
+        let (activation, cache) = self.compiler.as_ref().expect("`compile` comes first");
+        let (arch, limits) = (&*self.found.arch(), self.found.limits);
+        let target =
+            Target { arch, activation, limits, wanted, cache: cache.as_deref(), options: &[] };
+        for cubin in compile::all(&target, threads)? {
+            self.load(&cubin).map_err(failed("load a kernel"))?;
         }
-        Ok(gpu)
+        Ok(())
+    }
+
+    /// A kernel's function, which nobody has foreseen if it has to be compiled now.
+    fn function(&mut self, kernel: Kernel) -> sys::CUfunction {
+        if let Some(function) = self.kernels.get(&kernel) {
+            return *function;
+        }
+        assert!(self.recording.is_none(), "{kernel:?} is recorded before it has run");
+        tracing::warn!(
+            kernel = kernel.entry,
+            variant = kernel.variant,
+            "compiled while it is waited for"
+        );
+        if let Err(error) = self.compile_more(1, &|build: &Build| build.makes(kernel)) {
+            panic!("{}/{} cannot be compiled: {error}", kernel.entry, kernel.variant);
+        }
+        *self.kernels.get(&kernel).unwrap_or_else(|| panic!("no program has {kernel:?}"))
     }
 
     /// From now on kernels begin no earlier than `starts` says, to measure what it saves.
@@ -137,6 +193,57 @@ impl Gpu {
         if starts == Starts::InTurn {
             self.starts = starts;
         }
+    }
+
+    /// From now on `spans` hears of each kernel and copy when a result has been read. Kernels wait for
+    /// each other then.
+    pub fn watch(&mut self, spans: Sender<Span>) -> Result<(), CudaError> {
+        self.enter();
+        let timeline = Timeline::new(spans, self.stream).map_err(failed("watch its queues"))?;
+        self.timeline = Some(timeline);
+        self.limit_starts(Starts::InTurn);
+        Ok(())
+    }
+
+    fn captured(&self) -> Captured {
+        if self.recording.is_some() { Captured::Yes } else { Captured::No }
+    }
+
+    /// Something that may be watched begins on a stream of ours.
+    fn begin(&mut self, stream: sys::CUstream) -> Option<sys::CUevent> {
+        let captured = self.captured();
+        let begun = self.timeline.as_mut().map(|timeline| timeline.event(stream, captured))?;
+        self.check("an event", begun.as_ref().map(drop).map_err(|error| *error));
+        begun.ok()
+    }
+
+    /// It ends.
+    fn end(
+        &mut self,
+        begun: Option<sys::CUevent>,
+        stream: sys::CUstream,
+        (name, track, amount): (&'static str, Track, u64),
+    ) {
+        let (captured, layer) = (self.captured(), self.layer);
+        let Some((begun, timeline)) = begun.zip(self.timeline.as_mut()) else { return };
+        let mark = timeline.end(begun, stream, captured, What { name, track, layer, amount });
+        self.check("an event", mark.as_ref().map(drop).map_err(|error| *error));
+        if let (Some(recorded), Ok(mark)) = (&mut self.recording, mark) {
+            recorded.marks.push(mark);
+        }
+    }
+
+    /// Sends what is known of the time until now.
+    fn tell_passed(&mut self) {
+        if let Some(timeline) = &mut self.timeline {
+            let told = timeline.tell_passed();
+            self.check("an event", told);
+        }
+    }
+
+    /// What launches have to fit.
+    pub fn limits(&self) -> Limits {
+        self.found.limits
     }
 
     /// What is free for an arena.
@@ -195,21 +302,24 @@ impl Gpu {
 
     fn check(&self, what: &str, answered: Result<(), DriverError>) {
         if let Err(error) = answered {
-            let recent: Vec<String> =
-                self.recent.iter().map(|k| format!("{}/{}", k.entry, k.variant)).collect();
+            let name = |(kernel, layer): &(Kernel, Option<u32>)| {
+                let of = layer.map_or(String::new(), |layer| format!(" of layer {layer}"));
+                format!("{}/{}{of}", kernel.entry, kernel.variant)
+            };
+            let recent: Vec<String> = self.recent.iter().map(name).collect();
             panic!(
                 "the GPU failed in {what}: {}; last launches, newest last: {}",
                 answer(error),
-                recent.join(" ")
+                recent.join(", ")
             );
         }
     }
 
-    fn remember(&mut self, kernel: Kernel) {
+    fn remember(&mut self, launched: (Kernel, Option<u32>)) {
         if self.recent.len() == REMEMBERED {
             self.recent.pop_front();
         }
-        self.recent.push_back(kernel);
+        self.recent.push_back(launched);
     }
 
     /// Waits for what was queued last, where every launch is to be checked.
@@ -246,17 +356,20 @@ impl Machine for Gpu {
         self.found.limits
     }
 
+    fn layer(&mut self, layer: Option<u32>) {
+        self.layer = layer;
+    }
+
     fn launch(&mut self, kernel: Kernel, shape: Shape, args: &[Arg]) {
         self.enter();
         self.signatures.check(kernel, args.iter().map(|arg| arg.kind));
-        let function =
-            *self.kernels.get(&kernel).unwrap_or_else(|| panic!("{kernel:?} is not compiled"));
+        let function = self.function(kernel);
         let mut places = [std::ptr::null_mut(); 24];
         for (place, arg) in places.iter_mut().zip(args) {
             *place = arg.place();
         }
         assert!(args.len() <= places.len(), "{} arguments for {}", args.len(), kernel.entry);
-        self.remember(kernel);
+        self.remember((kernel, self.layer));
         let mut early = early_start();
         let in_turn = std::mem::take(&mut self.in_turn) || self.starts == Starts::InTurn;
         let waits = !in_turn && self.signatures.waits(kernel);
@@ -273,6 +386,7 @@ impl Machine for Gpu {
             attrs: &mut early,
             numAttrs: waits.into(),
         };
+        let begun = self.begin(self.stream);
         // SAFETY: the arguments are those of the kernel's source by the check above, and outlive
         // the call, which copies them, as does the attribute. That the kernel stays inside the arena,
         // and waits for the one before it if it says so, is its own promise.
@@ -281,9 +395,11 @@ impl Machine for Gpu {
         }
         .result();
         self.check(kernel.entry, launched);
+        let blocks = [x, y, z].map(u64::from).iter().product();
+        self.end(begun, self.stream, (kernel.entry, Track::Kernels, blocks));
         self.beside.queued();
         match &mut self.recording {
-            Some(recorded) => recorded.kernels.push(kernel),
+            Some(recorded) => recorded.kernels.push((kernel, self.layer)),
             None => self.check_launch(kernel.entry),
         }
     }
@@ -347,9 +463,16 @@ impl Machine for Gpu {
 
     fn replay(&mut self, recording: &Recording, answer: &mut Answering) {
         self.enter();
-        let Recorded { kernels, asked, desk } = &recording.of;
+        let Recorded { kernels, asked, desk, marks } = &recording.of;
+        if self.timeline.is_some() {
+            // The events of the last time are passed anew.
+            // SAFETY: the stream is alive.
+            self.check("a replay", unsafe { result::stream::synchronize(self.stream) });
+            self.tell_passed();
+        }
+        let start = Instant::now();
         let last = kernels.len().saturating_sub(REMEMBERED);
-        kernels[last..].iter().for_each(|kernel| self.remember(*kernel));
+        kernels[last..].iter().for_each(|launched| self.remember(*launched));
         if !asked.is_empty() {
             // The last graph may still look at its signs.
             // SAFETY: the stream is alive.
@@ -363,9 +486,15 @@ impl Machine for Gpu {
         // SAFETY: both are alive.
         self.check("a replay", unsafe { result::graph::launch(recording.graph, self.stream) });
         self.beside.queued();
+        if let Some(timeline) = &mut self.timeline {
+            marks.iter().for_each(|mark| timeline.launched(*mark));
+        }
         if let Some(mut answers) = answers {
             let answered = answers.give(self.stream, answer);
             self.check("a question", answered);
+        }
+        if let Some(timeline) = &self.timeline {
+            timeline.host("replay", None, kernels.len() as u64, start);
         }
         self.check_launch("a replay");
     }
@@ -375,8 +504,10 @@ impl Machine for Gpu {
         assert!(at + bytes.len() as u64 <= self.bytes, "an upload ends behind the arena");
         assert!(self.recording.is_none(), "an upload in the middle of a recording");
         let Some(shape) = mail::outgoing(self.arena + at, bytes.len()) else {
+            let begun = self.begin(self.stream);
             // SAFETY: inside the arena by the assertion; context and stream are ours.
             let copied = unsafe { self.staging.copy(self.arena + at, bytes, self.stream) };
+            self.end(begun, self.stream, ("upload", Track::Copies, bytes.len() as u64));
             return self.check("an upload", copied);
         };
         // SAFETY: the stream is ours, and the only one that anything staged here is read on.
@@ -392,9 +523,16 @@ impl Machine for Gpu {
         self.enter();
         assert!(at + bytes.len() as u64 <= self.bytes, "a copy ends behind the arena");
         assert!(self.recording.is_none(), "a copy in the middle of a recording");
+        // SAFETY: the stream is ours.
+        let ordered = unsafe { self.beside.order(self.stream) };
+        self.check("a copy from host memory", ordered.as_ref().map(drop).map_err(|error| *error));
+        let begun = ordered.map(|stream| (stream, self.begin(stream)));
         // SAFETY: inside the arena by the assertion; the rest is the caller's promise to `Memory`.
-        let copied = unsafe { self.beside.copy(self.arena + at, bytes, keep, self.stream) };
+        let copied = unsafe { self.beside.copy(self.arena + at, bytes, keep) };
         self.check("a copy from host memory", copied);
+        if let Ok((stream, begun)) = begun {
+            self.end(begun, stream, ("bring", Track::Copies, bytes.len() as u64));
+        }
     }
 
     fn brought(&mut self) {
@@ -410,9 +548,11 @@ impl Machine for Gpu {
         assert!(from.abs_diff(to) >= bytes, "a copy of {bytes} bytes from {from} to {to}");
         assert!(self.recording.is_none(), "a copy in the middle of a recording");
         let (to, from, len) = (self.arena + to, self.arena + from, bytes as usize);
+        let begun = self.begin(self.stream);
         // SAFETY: inside the arena and disjoint by the assertions; context and stream are ours.
         let copied = unsafe { result::memcpy_dtod_async(to, from, len, self.stream) };
         self.check("a copy", copied);
+        self.end(begun, self.stream, ("copy", Track::Kernels, bytes));
         self.beside.queued();
     }
 
@@ -422,6 +562,7 @@ impl Machine for Gpu {
         assert!(inside(&first) && inside(&second), "a download ends behind the arena");
         assert!(self.recording.is_none(), "a download in the middle of a recording");
         let [first, second] = [first, second].map(|(at, bytes)| (self.arena + at, bytes));
+        let (start, bytes) = (Instant::now(), first.1.len() + second.1.len());
         let copied = match self.mail.back(&first, &second) {
             Some(args) => {
                 self.launch(mail::TO_HOST, mail::TO_HOST_SHAPE, &args);
@@ -434,6 +575,10 @@ impl Machine for Gpu {
             }),
         };
         self.check("a download", copied);
+        if let Some(timeline) = &self.timeline {
+            timeline.host("wait for a result", self.layer, bytes as u64, start);
+        }
+        self.tell_passed();
     }
 }
 
@@ -445,6 +590,9 @@ impl Drop for Gpu {
             let _ = result::ctx::set_current(self.context);
             let _ = result::stream::synchronize(self.stream);
             self.beside.free();
+            if let Some(timeline) = &mut self.timeline {
+                timeline.free();
+            }
             self.staging.free();
             self.mail.free();
             self.desk = None;

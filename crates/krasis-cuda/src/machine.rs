@@ -111,6 +111,8 @@ pub trait Machine {
     fn base(&self) -> u64;
     /// What launches have to fit.
     fn limits(&self) -> Limits;
+    /// What is launched from now on belongs to this layer, or to none.
+    fn layer(&mut self, _layer: Option<u32>) {}
     /// Queues a kernel, or records it.
     fn launch(&mut self, kernel: Kernel, shape: Shape, args: &[Arg]);
     /// From here on launches are recorded in place of being queued. Nothing is written or read until

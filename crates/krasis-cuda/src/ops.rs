@@ -644,4 +644,17 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
     ) {
         self.latent_heads(q_rope, kept, norm, eps, turns, stores, seqs);
     }
+
+    fn mla_mix(
+        &mut self,
+        q: [Mat<Act>; 2],
+        absorb: [&Weight; 2],
+        stores: [&KvStore; 2],
+        seqs: &Seqs,
+        scale: f32,
+        scratch: [Slot<Act>; 2],
+        out: Mat<Act>,
+    ) {
+        self.latent_mix(q, absorb, stores, seqs, scale, scratch, out);
+    }
 }

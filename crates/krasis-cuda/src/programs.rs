@@ -25,6 +25,8 @@ pub enum Variants {
     KvDtypes,
     /// Once for each block of a family that the GPU takes, for BF16 activations.
     Blocks(&'static Family),
+    /// Once, for BF16 activations, with these macros.
+    Only(&'static str),
     /// Once for each size of a head's output, for BF16 activations.
     Merges,
     /// Once for each size of keys that delta nets have chunks for, for BF16 activations.
@@ -40,6 +42,7 @@ impl Variants {
     fn defines(self, limits: Limits) -> Vec<Vec<String>> {
         match self {
             Variants::One => vec![vec![]],
+            Variants::Only(macros) => vec![macros.split(' ').map(str::to_owned).collect()],
             Variants::Formats => (0..7).map(|i| vec![format!("-DFORMAT={i}")]).collect(),
             Variants::KvDtypes => (0..3).map(|i| vec![format!("-DKV_DTYPE={i}")]).collect(),
             Variants::Blocks(family) => family.defines(),
@@ -56,9 +59,11 @@ impl Variants {
     fn takes(self, variant: u8, activation: &str, limits: Limits) -> bool {
         match self {
             Variants::Blocks(family) => activation == bf16::NAME && family.takes(variant, limits),
-            Variants::Merges | Variants::Chunks | Variants::Lined | Variants::Few => {
-                activation == bf16::NAME
-            }
+            Variants::Only(_)
+            | Variants::Merges
+            | Variants::Chunks
+            | Variants::Lined
+            | Variants::Few => activation == bf16::NAME,
             Variants::One | Variants::Formats | Variants::KvDtypes => true,
         }
     }
@@ -106,7 +111,7 @@ pub struct Program {
 }
 
 /// Name and text of what programs include.
-pub const HEADERS: [(&str, &str); 13] = [
+pub const HEADERS: [(&str, &str); 15] = [
     ("absent.cuh", include_str!("../kernels/absent.cuh")),
     ("arrive.cuh", include_str!("../kernels/arrive.cuh")),
     ("ptx.cuh", include_str!("../kernels/ptx.cuh")),
@@ -118,6 +123,8 @@ pub const HEADERS: [(&str, &str); 13] = [
     ("kv.cuh", include_str!("../kernels/kv.cuh")),
     ("attend/ptx.cuh", include_str!("../kernels/attend/ptx.cuh")),
     ("attend/tile.cuh", include_str!("../kernels/attend/tile.cuh")),
+    ("attend/flash.cuh", include_str!("../kernels/attend/flash.cuh")),
+    ("attend/prompts.cuh", include_str!("../kernels/attend/prompts.cuh")),
     ("moe/mma.cuh", include_str!("../kernels/moe/mma.cuh")),
     ("vector/few.cuh", include_str!("../kernels/vector/few.cuh")),
 ];
@@ -133,15 +140,16 @@ macro_rules! program {
     };
 }
 
-use Variants::{Blocks, Chunks, Few, Formats, KvDtypes, Lined, Merges, One};
+use Variants::{Blocks, Chunks, Few, Formats, KvDtypes, Lined, Merges, One, Only};
 
 /// All of them. The longest compilations come first.
-pub const PROGRAMS: [Program; 23] = [
+pub const PROGRAMS: [Program; 26] = [
     program!("moe/moe_gemm", Lined, ["moe_gate_up", "moe_down"]),
     program!("experts", Formats, ["gate_up_vector", "down_vector", "gate_up_tile", "down_tile"]),
     program!("vector/linear", Few, ["linear_few", "linear_more"]),
     program!("vector/experts", Few, ["gate_up_few", "down_few"]),
     program!("attend/prefill", Blocks(&attention::PREFILL), ["attend_prefill"]),
+    program!("attend/mla_prefill", Blocks(&attention::EXPANDED), ["mla_prefill"]),
     program!("attend/decode", Blocks(&attention::DECODE), ["attend_decode"]),
     program!("attend/mla_decode", Blocks(&attention::LATENT), ["mla_attend_decode"]),
     program!("attend", KvDtypes, ["attend", "mla_attend"]),
@@ -161,9 +169,11 @@ pub const PROGRAMS: [Program; 23] = [
     program!("sort", One, ["sort_pairs", "sort_rows", "place"]),
     program!("kv", KvDtypes, ["kv_append", "gqa_heads", "mla_heads"]),
     program!("largest", One, ["largest_pieces", "largest_merge"]),
-    program!("limits", One, ["read_all"]),
+    program!("limits", One, ["read_all", "multiply_all"]),
     program!("mail", One, ["from_host", "to_host", "take_answers"]),
     program!("attend/merge", Merges, ["attend_merge"]),
+    program!("attend/mla_expand", Only(attention::EXPAND), ["mla_expand"]),
+    program!("attend/mla_latents", KvDtypes, ["mla_latents"]),
 ];
 
 /// A program's variant, to be compiled.
@@ -174,6 +184,18 @@ pub struct Build {
     pub variant: u8,
     /// Its macros.
     pub defines: Vec<String>,
+}
+
+impl Build {
+    /// Whether a kernel comes of it.
+    pub fn makes(&self, kernel: Kernel) -> bool {
+        self.variant == kernel.variant && self.program.entries.contains(&kernel.entry)
+    }
+
+    /// Whether it is for what a GPU does by itself, whatever runs on it.
+    pub fn is_own(&self) -> bool {
+        self.program.name == "mail"
+    }
 }
 
 /// What a GPU of these limits takes, for activations of this name.
@@ -211,14 +233,24 @@ impl Program {
     /// Whether one of its entries waits by itself for the kernel before, and so may begin early: where it
     /// begins, or in what all entries of its program share.
     fn waits(&self, entry: &str) -> bool {
-        let shared = self.included().any(|header| header.contains(WAIT));
+        let shared = self.headers().iter().any(|(_, header)| header.contains(WAIT));
         shared || self.entry(entry).1.contains(WAIT)
     }
 
-    /// The headers that its source names.
-    fn included(&self) -> impl Iterator<Item = &'static str> {
-        let named = |name: &str| self.source.contains(&format!("#include <{name}>"));
-        HEADERS.iter().filter(move |(name, _)| named(name)).map(|(_, text)| *text)
+    /// The headers that its source names, and those that they name: nothing else is compiled with it.
+    pub fn headers(&self) -> Vec<(&'static str, &'static str)> {
+        let mut found: Vec<(&str, &str)> = Vec::new();
+        let mut texts = vec![self.source];
+        while let Some(text) = texts.pop() {
+            for &(name, header) in &HEADERS {
+                let named = text.contains(&format!("#include <{name}>"));
+                if named && !found.iter().any(|(other, _)| *other == name) {
+                    found.push((name, header));
+                    texts.push(header);
+                }
+            }
+        }
+        found
     }
 
     /// The parameters of one of its entries.

@@ -2,6 +2,7 @@
 
 use crate::desk::Desk;
 use crate::machine::{Answering, Kernel};
+use crate::timeline::Mark;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,8 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// What is known of a graph besides what the driver knows.
 #[derive(Default)]
 pub struct Recorded {
-    /// In the order of their launches.
-    pub kernels: Vec<Kernel>,
+    /// In the order of their launches, with their layers.
+    pub kernels: Vec<(Kernel, Option<u32>)>,
+    /// When they ran, if that is watched.
+    pub marks: Vec<Mark>,
     /// Bytes of each question and of its answer.
     pub asked: Vec<[usize; 2]>,
     /// Where they are asked, if any is.
@@ -32,6 +35,8 @@ impl Drop for Recording {
     fn drop(&mut self) {
         // SAFETY: made by `recorded` and used no more; the driver keeps it while it is running.
         let _ = unsafe { result::graph::exec_destroy(self.graph) };
+        // SAFETY: captured in this graph alone.
+        self.of.marks.iter().for_each(|mark| unsafe { mark.free() });
     }
 }
 

@@ -14,7 +14,6 @@ use home::Here;
 use krasis_engine::{Engine, Event, Loaded};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
-use std::marker::PhantomData;
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -29,7 +28,7 @@ fn recorded_decode_steps_allocate_nothing() {
     if !possible() {
         return;
     }
-    let home = Here::<bf16>(Kernels::new::<bf16>(LARGE), PhantomData);
+    let home = Here::<bf16>::new(Kernels::new::<bf16>(LARGE));
     let loaded = Engine::load(&dir("qwen3_moe"), &defaults(), home).unwrap();
     let Loaded { mut engine, handle, submissions, .. } = loaded;
     let tickets = [5, 9].map(|tokens| {

@@ -14,7 +14,6 @@ use home::Here;
 use krasis_core::Bytes;
 use krasis_cuda::Activation;
 use krasis_engine::{DecodeStrategy, Engine, Loaded, Options, PrefillStrategy, Residency};
-use std::marker::PhantomData;
 
 fn each<A: Activation>(fixtures: &[&str], good: impl Fn(&Compared) -> bool) {
     let options = Options { context_max: Some(320), ..defaults() };
@@ -29,7 +28,7 @@ fn each_with<A: Activation>(runs: &[(&str, Options)], good: impl Fn(&Compared) -
     let kernels = Kernels::new::<A>(LARGE);
     let mut bad = Vec::new();
     for (fixture, options) in runs {
-        let home = Here::<A>(kernels.clone(), PhantomData);
+        let home = Here::<A>::new(kernels.clone());
         let Loaded { mut engine, handle, submissions, .. } =
             Engine::load(&dir(fixture), options, home).unwrap();
         let serving = std::thread::spawn(move || engine.serve(&submissions));

@@ -1,5 +1,5 @@
 //! Every operation's cases on the kernels as C++: index arithmetic, barriers and rounding, without
-//! a GPU.
+//! a GPU. `KRASIS_CASE=experts` runs only the cases whose name contains it.
 
 mod common;
 mod emulated;
@@ -19,6 +19,8 @@ use krasis_ops::{Bank, KvStore, Memory, Ops, Routes, Turns, heads};
 fn agree<A: Activation>(limits: Limits, filter: &str) {
     if possible() {
         let kernels = Kernels::new::<A>(limits);
+        let asked = std::env::var("KRASIS_CASE").unwrap_or_default();
+        let filter = if filter.is_empty() { &asked } else { filter };
         judge_all::<A, _>(Emulated::new(Bytes(ARENA_BYTES), &kernels), filter);
     }
 }
@@ -42,6 +44,14 @@ fn delta_nets_do_not_mind_company_or_cuts() {
 }
 
 #[test]
+fn prompts_do_not_mind_company() {
+    if possible() {
+        let kernels = Kernels::new::<bf16>(LARGE);
+        common::prompts_do_not_mind_company(Emulated::new(Bytes(ARENA_BYTES), &kernels));
+    }
+}
+
+#[test]
 fn copies_come_between_kernels() {
     if possible() {
         let kernels = Kernels::new::<bf16>(LARGE);
@@ -52,7 +62,7 @@ fn copies_come_between_kernels() {
 /// Attention and chunks of delta nets have other blocks there.
 #[test]
 fn kernels_agree_with_the_reference_on_a_gpu_with_little_shared_memory() {
-    for filter in ["attend", "delta_rule"] {
+    for filter in ["mla_mix", "attend", "delta_rule"] {
         agree::<bf16>(Limits { processors: 24, shared_max: 99 << 10 }, filter);
     }
 }

@@ -4,14 +4,16 @@ use crate::error::StartError;
 use crate::options::{Activations, DeviceKind, Options, Residency};
 use crate::planner::{Card, Host, Site};
 use crate::preflight::Preflight;
+use crate::rehearsal::Rehearsal;
 use half::bf16;
 use krasis_core::{Bytes, KvDtype, Layout};
 use krasis_cpu::{Arena, OutOfMemory, Team};
 use krasis_cuda::gpu::Checking;
-use krasis_cuda::{Activation, Cuda, Gpu, driver};
+use krasis_cuda::programs::Build;
+use krasis_cuda::{Activation, Cuda, Gpu, Noting, driver};
 use krasis_machine::Machine;
 use krasis_ops::{Cpu, Memory, Ops, Reference, Span, Traced};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 
 /// Where a plan is carried out.
@@ -20,6 +22,10 @@ pub trait Home {
     type Device: Ops + Memory + Send + 'static;
     /// The machine, and what of it a plan may take.
     fn site(&self) -> Site;
+    /// Makes ready what the device needs for what will be asked of it.
+    fn prepare(&mut self, _rehearsal: &Rehearsal<'_>) -> Result<(), StartError> {
+        Ok(())
+    }
     /// The device, with memory for a plan.
     fn build(self, plan: &Layout) -> Result<Self::Device, StartError>;
 }
@@ -69,6 +75,10 @@ impl<H: Home> Home for Watched<H> {
         self.home.site()
     }
 
+    fn prepare(&mut self, rehearsal: &Rehearsal<'_>) -> Result<(), StartError> {
+        self.home.prepare(rehearsal)
+    }
+
     fn build(self, plan: &Layout) -> Result<Traced<H::Device>, StartError> {
         Ok(Traced::new(self.home.build(plan)?, self.spans))
     }
@@ -90,10 +100,13 @@ fn in_host<F>(options: &Options, device: F) -> InHost<F> {
     InHost { site: Site { card: None, host }, preflight, device }
 }
 
-/// A GPU whose kernels are ready.
+/// A GPU that has no kernels yet.
 struct Opened<A> {
     gpu: Gpu,
     site: Site,
+    /// Where kernels are kept, and how many threads compile others.
+    cache: Option<PathBuf>,
+    threads: usize,
     activation: std::marker::PhantomData<fn() -> A>,
 }
 
@@ -105,18 +118,21 @@ pub fn gpu<A: Activation>(
         return Err(StartError::GpuKv);
     }
     let threads = options.threads.unwrap_or_else(krasis_cpu::affinity::threads);
-    let cache = options.kernel_cache.as_deref();
+    let cache = options.kernel_cache.clone();
     let found = driver::first()?;
     tracing::info!(gpu = %found.name, memory = %found.memory, "found");
-    let mut gpu = Gpu::open::<A>(found.clone(), cache, threads, Checking::Reads)?;
+    let mut gpu = Gpu::connect(found.clone(), Checking::Reads)?;
     gpu.limit_starts(options.kernel_starts);
+    if let Some(spans) = &options.trace {
+        gpu.watch(spans.clone())?;
+    }
     // Speeds matter to nobody who has decided.
     let host = match options.residency {
         Residency::Device => Host::read(options),
         _ => Host::measured(options),
     };
     let site = Site { card: Some(Card::of(&found, gpu.free()?)), host };
-    Ok(Opened::<A> { gpu, site, activation: std::marker::PhantomData })
+    Ok(Opened::<A> { gpu, site, cache, threads, activation: std::marker::PhantomData })
 }
 
 impl<A: Activation> Home for Opened<A> {
@@ -124,6 +140,16 @@ impl<A: Activation> Home for Opened<A> {
 
     fn site(&self) -> Site {
         self.site.clone()
+    }
+
+    fn prepare(&mut self, rehearsal: &Rehearsal<'_>) -> Result<(), StartError> {
+        let mut listener =
+            Cuda::<A, Noting>::new(rehearsal.layout(), Noting::new(self.gpu.limits()));
+        rehearsal.on(&mut listener);
+        let kernels = listener.into_machine().kernels;
+        let wanted =
+            |build: &Build| build.is_own() || kernels.iter().any(|kernel| build.makes(*kernel));
+        Ok(self.gpu.compile::<A>(self.cache.as_deref(), self.threads, &wanted)?)
     }
 
     fn build(mut self, plan: &Layout) -> Result<Cuda<A, Gpu>, StartError> {

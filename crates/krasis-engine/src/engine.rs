@@ -13,6 +13,7 @@ use crate::options::{Activations, CacheUse, DeviceKind, Options};
 use crate::plan::Plan;
 use crate::planner::{Proposal, Site};
 use crate::preflight::Preflight;
+use crate::rehearsal::Rehearsal;
 use crate::runner::{HostMemory, Runner};
 use crate::sample::Known;
 use crate::scheduler::{Batch, Limits, Scheduler};
@@ -122,10 +123,11 @@ fn start_described(
     watch: &dyn Watch,
 ) -> Result<Running, StartError> {
     match options.device {
-        DeviceKind::Cpu => start_at(stock, source, options, device::cpu(options), watch),
+        DeviceKind::Cpu => start_traced(stock, source, options, device::cpu(options), watch),
         DeviceKind::Reference => {
-            start_at(stock, source, options, device::reference(options), watch)
+            start_traced(stock, source, options, device::reference(options), watch)
         }
+        // These send spans of their own.
         DeviceKind::Cuda(Activations::Bf16) => {
             start_at(stock, source, options, device::gpu::<bf16>(options)?, watch)
         }
@@ -142,11 +144,22 @@ fn start_at(
     home: impl Home,
     watch: &dyn Watch,
 ) -> Result<Running, StartError> {
+    launch(Engine::load_described(stock, source, options, home, watch)?)
+}
+
+/// The same with a watch on each operation, if anybody wants to know how long they take.
+fn start_traced(
+    stock: &impl Stock,
+    source: &Model<Source>,
+    options: &Options,
+    home: impl Home,
+    watch: &dyn Watch,
+) -> Result<Running, StartError> {
     match &options.trace {
-        None => launch(Engine::load_described(stock, source, options, home, watch)?),
+        None => start_at(stock, source, options, home, watch),
         Some(spans) => {
             let home = Watched { home, spans: spans.clone() };
-            launch(Engine::load_described(stock, source, options, home, watch)?)
+            start_at(stock, source, options, home, watch)
         }
     }
 }
@@ -248,7 +261,7 @@ impl<D: Ops + Memory> Engine<D> {
         plan: Plan,
         shelf: Option<&Shelf>,
         options: &Options,
-        home: impl Home<Device = D>,
+        mut home: impl Home<Device = D>,
         watch: &dyn Watch,
     ) -> Result<Loaded<D>, StartError> {
         for (region, bytes) in &plan.regions {
@@ -272,6 +285,7 @@ impl<D: Ops + Memory> Engine<D> {
         let looks = site.card.is_none() || plan.away.is_some();
         let preflight = Preflight::new(site.host.machine, options);
         let held = preflight.look(&plan.need);
+        home.prepare(&Rehearsal::new(&plan, options.sequences_max))?;
         let mut device = home.build(&plan.layout)?;
         let mut host = match &plan.away {
             Some(_) => {
@@ -363,7 +377,7 @@ impl<D: Ops + Memory> Engine<D> {
             }
         };
         let network = Network { model, caches: plan.caches, buffers: plan.buffers };
-        let runner = Runner {
+        let mut runner = Runner {
             device,
             network,
             experts,
@@ -371,6 +385,7 @@ impl<D: Ops + Memory> Engine<D> {
             rows_max: plan.rows_max,
             host: HostMemory::default(),
         };
+        runner.warm_up(options.sequences_max);
         let fault = options.fault_at_step;
         let census = handle.census.clone();
         let engine = Engine { scheduler, runner, batch: Batch::default(), seeds, census, fault };

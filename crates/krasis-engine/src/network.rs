@@ -50,9 +50,11 @@ impl Network {
                     None => {}
                 }
                 for layer in first..next.unwrap_or(layers.end) {
+                    d.layer(Some(layer as u32));
                     self.before_experts(d, layer, step, b);
                     blocks::after_experts(d, &self.model, layer, b);
                 }
+                d.layer(next.map(|layer| layer as u32));
                 match next {
                     Some(layer) => self.before_experts(d, layer, step, b),
                     None if layers.end == self.model.layers.len() => end(d),

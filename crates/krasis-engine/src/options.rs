@@ -142,7 +142,7 @@ pub struct Options {
     pub sequences_max: u32,
     /// Requests that may wait.
     pub queue_max: usize,
-    /// Who wants to know how long each operation takes.
+    /// Who wants to know how long each operation takes, or each kernel of a GPU.
     pub trace: Option<Sender<Span>>,
     /// Folder of compiled GPU kernels; without one they are compiled for every start.
     pub kernel_cache: Option<PathBuf>,

@@ -7,11 +7,16 @@ use crate::step::{Chosen, ChosenPlaces, LOGIT_ROWS, Places, StepInput, StepSlots
 use krasis_core::{Mat, Slot};
 use krasis_model::Buffers;
 use krasis_model::blocks::Step;
-use krasis_ops::{Memory, Ops};
+use krasis_ops::{Memory, Ops, Prompts};
+use std::time::Instant;
 
 /// Decoded rows up to which a device remembers what comes between the experts of two layers, if those
 /// are asked for from outside: each number of rows takes memory for all layers.
 const ROWS_REMEMBERED: u32 = 8;
+
+/// Rows of decode steps that are run before anybody waits for them: one of an answer alone, and those of
+/// a few together.
+const ROWS_WARM: [u32; 4] = [1, 2, 4, 8];
 
 /// A loaded model on its device.
 pub struct Runner<D> {
@@ -75,6 +80,34 @@ impl<D: Ops + Memory> Runner<D> {
             self.network.logits(&mut self.device, places, &self.step);
             self.hand_out(first, scales, &mut hear);
         }
+    }
+
+    /// Has a device that remembers steps run those of up to `sequences` rows until it does, so that an
+    /// answer's first tokens are as fast as the others. Rows are sequences that begin, in page 0 and in place
+    /// 0, which nobody owns yet. Where experts lie away from the device, rows of nobody would count as
+    /// asking for some, so there are none.
+    pub fn warm_up(&mut self, sequences: u32) {
+        if !D::REMEMBERS || self.experts.repeats() != Repeats::Step {
+            return;
+        }
+        let (started, most) = (Instant::now(), sequences.min(self.rows_max));
+        for rows in ROWS_WARM.into_iter().filter(|rows| *rows <= most) {
+            let count = rows as usize;
+            let input = StepInput {
+                tokens: vec![0; count],
+                positions: vec![0; count],
+                row_seq: (0..rows).collect(),
+                first_row: (0..=rows).collect(),
+                pages: vec![0; (rows * self.step.pages_max()) as usize],
+                state: vec![0; count],
+            };
+            let chosen = Chosen { rows: (0..rows).collect(), scales: vec![1.0; count] };
+            // The second time a step is remembered.
+            for _ in 0..2 {
+                self.forward(&input, &chosen, |_, _| true);
+            }
+        }
+        tracing::info!(seconds = started.elapsed().as_secs_f32(), "decode steps are remembered");
     }
 
     /// All layers, and the logits of as many chosen rows as the result says.
@@ -153,7 +186,9 @@ impl<D: Ops + Memory> Runner<D> {
         // A list may be shorter than planned where a test has few pages: its end is not looked at.
         lists.extend_from_slice(pages);
         self.device.upload(self.step.lists, lists);
-        self.step.places(tokens.len(), state.len(), first)
+        let mut places = self.step.places(tokens.len(), state.len(), first);
+        places.step.seqs.prompts = Prompts::of(first_row, positions);
+        places
     }
 
     /// Brings what is known of the last logits to the host; `first` is the index of their first row.

@@ -10,6 +10,7 @@ use crate::request::{Finish, Request};
 use crate::sample::{self, History, Known};
 use crate::sequence::Sequence;
 use crate::step::{Chosen, StepInput};
+use krasis_ops::PROMPT_ROWS;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -269,15 +270,21 @@ impl Scheduler {
     fn fill(&self, batch: &mut Batch) {
         batch.clear();
         let mut budget = self.limits.pass_tokens as usize;
-        for (index, s) in self.running.iter().enumerate() {
+        for s in &self.running {
             // Decoding is never kept waiting by prompts.
             let rows = if s.pending() == 1 { 1 } else { self.piece(s, budget) };
             if s.pending() > 1 {
                 budget -= rows;
             }
             batch.parts.push(rows);
-            if rows > 0 {
-                batch.push(index, s, rows, self.limits.pages_max as usize);
+        }
+        // Prompts come last: what they have in common is computed together.
+        for prompts in [false, true] {
+            for (index, s) in self.running.iter().enumerate() {
+                let rows = batch.parts[index];
+                if rows > 0 && (rows >= PROMPT_ROWS as usize) == prompts {
+                    batch.push(index, s, rows, self.limits.pages_max as usize);
+                }
             }
         }
         batch.input.first_row.push(batch.input.tokens.len() as u32);

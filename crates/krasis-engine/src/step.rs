@@ -4,7 +4,7 @@ use crate::kv::STRIDE;
 use krasis_core::{Act, Layout, Mat, Slot};
 use krasis_model::Model;
 use krasis_model::blocks::Step;
-use krasis_ops::{LARGEST_MAX, Seqs};
+use krasis_ops::{LARGEST_MAX, PROMPT_ROWS, Prompts, Seqs};
 use std::ops::Range;
 
 /// Rows whose logits are computed at a time: they are as wide as the vocabulary.
@@ -39,7 +39,12 @@ impl StepInput {
                 || self.row_seq[row] != self.row_seq[row - 1]
                 || self.positions[row].is_multiple_of(stride)
         };
-        (first + 1..=end).rev().take(STRIDE).find(ends_well).unwrap_or(end)
+        let end = (first + 1..=end).rev().take(STRIDE).find(ends_well).unwrap_or(end);
+        // Prompts come last, so the beginning of one that is too short for one waits for the next chunk.
+        let begin = |row: u32| self.first_row[self.row_seq[row as usize] as usize].max(first);
+        let last = begin(end - 1);
+        let follows = last > first && last - begin(last - 1) >= PROMPT_ROWS;
+        if follows && end - last < PROMPT_ROWS { last } else { end }
     }
 
     /// Makes this the given rows of `whole`, whose page lists have `pages_max` entries each.
@@ -145,6 +150,7 @@ impl StepSlots {
             pages,
             pages_max: self.pages_max,
             state,
+            prompts: Prompts::NONE,
         };
         let scales = Slot::new(scales.start, scales.len);
         Places {
@@ -158,16 +164,21 @@ impl StepSlots {
 mod tests {
     use super::StepInput;
 
-    #[test]
-    fn chunks_end_where_delta_nets_sum_anew() {
-        // Two decoded tokens, 100 rows of a prompt from 50 on, 200 of another one.
-        let parts = [(7, 1), (9, 1), (50, 100), (0, 200)];
+    fn rows_of(parts: &[(u32, u32)]) -> StepInput {
         let mut input = StepInput::default();
-        for (seq, (position, rows)) in (0..).zip(parts) {
+        for (seq, &(position, rows)) in (0..).zip(parts) {
             input.tokens.extend((0..rows).map(|_| 0));
+            input.first_row.push(input.row_seq.len() as u32);
             input.positions.extend(position..position + rows);
             input.row_seq.extend((0..rows).map(|_| seq));
         }
+        input
+    }
+
+    #[test]
+    fn chunks_end_where_delta_nets_sum_anew() {
+        // Two decoded tokens, 100 rows of a prompt from 50 on, 200 of another one.
+        let input = rows_of(&[(7, 1), (9, 1), (50, 100), (0, 200)]);
         for (first, rows_max, end) in [
             (0, 1, 1),
             (0, 2, 2),
@@ -178,6 +189,22 @@ mod tests {
             (0, 302, 302),
             (102, 63, 165),
             (166, 1000, 302),
+        ] {
+            assert_eq!(input.chunk_end(first, rows_max), end, "{first} {rows_max}");
+        }
+    }
+
+    #[test]
+    fn no_chunk_has_few_rows_behind_those_of_a_prompt() {
+        let input = rows_of(&[(7, 1), (0, 300), (0, 400)]);
+        for (first, rows_max, end) in [
+            (0, 200, 193),
+            (0, 310, 301),
+            (0, 500, 301),
+            (0, 600, 557),
+            (100, 400, 493),
+            (200, 300, 493),
+            (301, 100, 365),
         ] {
             assert_eq!(input.chunk_end(first, rows_max), end, "{first} {rows_max}");
         }

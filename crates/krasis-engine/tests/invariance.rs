@@ -93,6 +93,30 @@ fn neighbours_do_not_matter() {
     }
 }
 
+/// Steps have sequences of many rows last, in whatever order they came.
+#[test]
+fn long_prompts_among_short_ones_change_nothing() {
+    for fixture in ["qwen3_moe", "deepseek_v3", "qwen3_next"] {
+        let golden = Golden::of(fixture);
+        let options = Options { context_max: Some(400), ..chunks(1024) };
+        let request = |(i, length): (usize, usize)| {
+            let tokens = golden.tokens.iter().cycle().skip(7 * i);
+            greedy(&tokens.take(length).copied().collect::<Vec<_>>(), 6)
+        };
+        let lengths = || [20, 300, 9, 280, 31, 270].into_iter().enumerate();
+        let run = |each: &dyn Fn(&krasis_engine::Handle) -> Vec<Answer>| {
+            each(&engine(fixture, &options)).into_iter().map(|answer| answer.tokens).collect()
+        };
+        let alone: Vec<_> =
+            run(&|handle| lengths().map(|of| answer(handle, request(of))).collect());
+        let together: Vec<_> = run(&|handle| {
+            let pending: Vec<_> = lengths().map(|of| submit(handle, request(of))).collect();
+            pending.into_iter().map(|pending| pending.wait()).collect()
+        });
+        assert_eq!(together, alone, "{fixture}");
+    }
+}
+
 /// Eight sequences of up to 160 tokens in 31 pages of 16: they push each other out again and again.
 #[test]
 fn running_out_of_pages_changes_nothing() {

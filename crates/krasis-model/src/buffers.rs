@@ -15,6 +15,11 @@ impl Scratch {
         assert!(len <= self.0.len, "{rows}x{cols} wanted of a buffer of {}", self.0.len);
         Mat::new(Slot::new(self.0.start, len), rows, cols)
     }
+
+    /// All of it, for an operation that makes use of more than its rows have.
+    pub fn whole(self) -> Slot<Act> {
+        self.0
+    }
 }
 
 /// Activations, `[rows, …]` for as many rows as were planned. Three of them are kept from layer to

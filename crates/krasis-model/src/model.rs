@@ -73,7 +73,7 @@ pub struct Gqa<W> {
     pub out_bias: Option<W>,
 }
 
-/// Multi-head latent attention (DeepSeek-V2), absorbed form.
+/// Multi-head latent attention (DeepSeek-V2).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mla<W> {
     /// Dimensions.

@@ -8,7 +8,7 @@
 use krasis_core::{Act, DType, Format, KvDtype, Layout, Mat, Slot, Weight};
 use krasis_cpu::isa::Isa;
 use krasis_cpu::{Arena, Team, limits};
-use krasis_ops::{Cpu, DeltaHeads, KvStore, Memory, Ops, Seqs, StateStore};
+use krasis_ops::{Cpu, DeltaHeads, KvStore, Memory, Ops, Prompts, Seqs, StateStore};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -176,6 +176,7 @@ impl Step {
             pages: layout.slot(pages_max.into()),
             pages_max,
             state: layout.slot(1),
+            prompts: Prompts::NONE,
         };
         Step { layout, past, rows, context, dtype: KvDtype::F32, seqs }
     }

@@ -30,6 +30,7 @@ pub mod largest;
 pub mod linear;
 pub mod linear_heads;
 pub mod mla_attend;
+pub mod mla_mix;
 pub mod place;
 pub mod rope;
 pub mod route;
@@ -46,8 +47,8 @@ pub use largest::LARGEST_MAX;
 pub use memory::{Aide, Memory, Nobody, Paper, Question};
 pub use reference::Reference;
 pub use route::{GroupScore, Groups, Routes, Routing, Score};
-pub use step::{KvStore, Seqs, StateStore};
-pub use traced::{Span, Traced};
+pub use step::{KEYS_TOGETHER, KvStore, PROMPT_ROWS, Prompts, Seqs, StateStore};
+pub use traced::{Span, Traced, Track};
 
 use krasis_core::{Act, Mat, Slot, Weight};
 
@@ -212,5 +213,18 @@ pub trait Ops {
         seqs: &Seqs,
     ) {
         heads::mla(self, q_rope, kept, norm, eps, turns, stores, seqs);
+    }
+    /// Latent attention from queries to values; see [`mla_mix`].
+    fn mla_mix(
+        &mut self,
+        q: [Mat<Act>; 2],
+        absorb: [&Weight; 2],
+        stores: [&KvStore; 2],
+        seqs: &Seqs,
+        scale: f32,
+        scratch: [Slot<Act>; 2],
+        out: Mat<Act>,
+    ) {
+        mla_mix::absorbed(self, q, absorb, stores, seqs, scale, scratch, out);
     }
 }

@@ -68,6 +68,8 @@ impl Aide for Nobody {
 pub trait Memory {
     /// Bytes of one activation.
     const ACT_BYTES: u32;
+    /// Whether anything is remembered by [`Self::repeat`].
+    const REMEMBERS: bool = false;
     /// Copies `values` to the start of a slot.
     fn upload<T: Pod>(&mut self, at: Slot<T>, values: &[T]);
     /// Copies a slot to the host, in place of what `to` holds.
@@ -139,6 +141,10 @@ pub trait Memory {
     {
         body(self, aide);
     }
+
+    /// Operations from now on belong to this layer, or to none: for whoever asks where time goes, and for
+    /// what is said if one fails.
+    fn layer(&mut self, _layer: Option<u32>) {}
 
     /// Has `write` fill slots that lie one behind the other, `piece` bytes at a time: it is given the
     /// slot's index, the first byte in the slot and the bytes. Here they are uploaded in turn; host

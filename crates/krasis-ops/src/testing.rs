@@ -3,7 +3,7 @@
 //! Each operation lists its cases in its own folder. The CPU runs them as tests of this crate;
 //! devices elsewhere are a [`Judge`] and run [`all`] of them.
 
-use crate::{Cpu, KvStore, Memory, Ops, Reference, Seqs, StateStore};
+use crate::{Cpu, KvStore, Memory, Ops, Prompts, Reference, Seqs, StateStore};
 use bytemuck::{Pod, cast_slice};
 use half::{bf16, f16};
 use krasis_core::lines::{Bits, Lines};
@@ -83,6 +83,7 @@ pub fn all() -> Vec<Named> {
         kv_append::cases::ALL,
         attend::cases::ALL,
         mla_attend::cases::ALL,
+        mla_mix::cases::ALL,
         heads::cases::ALL,
         causal_conv::cases::ALL,
         delta_rule::cases::ALL,
@@ -227,6 +228,7 @@ impl Case {
             positions.extend(at..at + rows);
             first_row.push(first_row.last().unwrap() + rows);
         }
+        let prompts = Prompts::of(&first_row, &positions);
         // Slots are planned for the largest step: what an earlier one left stands behind.
         row_seq.push(count);
         positions.push(9999);
@@ -242,6 +244,7 @@ impl Case {
             pages: self.u32s(&pages),
             pages_max,
             state: self.u32s(&state),
+            prompts,
         };
         (seqs, count * pages_max * page)
     }
@@ -269,6 +272,7 @@ impl Case {
             pages: self.u32s(&pages[seq * pages_max as usize..][..pages_max as usize]),
             pages_max,
             state: self.u32s(&[count - 1 - seq as u32]),
+            prompts: Prompts::of(&[0, rows.len() as u32], &positions),
         }
     }
 

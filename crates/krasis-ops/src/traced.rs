@@ -1,8 +1,8 @@
 //! Any device with a watch: how long each operation keeps whoever calls it, and how much it was given.
 //!
-//! On the CPU that is the time of the operation; on a GPU it is the time of putting it into the
-//! stream, except where a result is waited for. What a device would repeat at one go is given to it
-//! operation by operation, or there would be nothing to see.
+//! That is the time of the operation where devices compute while they are called. A GPU does so later, and
+//! sends the same spans by itself. What a device would repeat at one go is given to it operation by
+//! operation, or there would be nothing to see.
 
 use crate::*;
 use bytemuck::Pod;
@@ -10,13 +10,29 @@ use krasis_cpu::Keep;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-/// One call of an operation.
+/// Whose time it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Track {
+    /// The thread that calls.
+    Host,
+    /// Kernels of a GPU.
+    Kernels,
+    /// Its copies from host memory and back.
+    Copies,
+}
+
+/// One call of an operation, a kernel or a copy.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
-    /// Its name in [`Ops`] or [`Memory`].
+    /// Its name in [`Ops`] or [`Memory`], or the kernel's.
     pub name: &'static str,
-    /// Rows that it was given: tokens, or pairs of tokens and experts.
-    pub rows: u32,
+    /// Whose time it is.
+    pub track: Track,
+    /// The layer that it belongs to.
+    pub layer: Option<u32>,
+    /// Rows of an operation, which are tokens or pairs of tokens and experts; blocks of a kernel; bytes
+    /// of a copy.
+    pub amount: u64,
     /// When it began.
     pub start: Instant,
     /// How long it took.
@@ -28,19 +44,22 @@ pub struct Traced<D> {
     /// The device.
     pub device: D,
     spans: Sender<Span>,
+    layer: Option<u32>,
 }
 
 impl<D> Traced<D> {
     /// Puts a watch on a device.
     pub const fn new(device: D, spans: Sender<Span>) -> Traced<D> {
-        Traced { device, spans }
+        Traced { device, spans, layer: None }
     }
 
     fn time<T>(&mut self, name: &'static str, rows: u32, call: impl FnOnce(&mut D) -> T) -> T {
         let start = Instant::now();
         let result = call(&mut self.device);
         // Nobody listens any more: then nobody wants to know.
-        let _ = self.spans.send(Span { name, rows, start, time: start.elapsed() });
+        let (track, amount) = (Track::Host, u64::from(rows));
+        let (layer, time) = (self.layer, start.elapsed());
+        let _ = self.spans.send(Span { name, track, layer, amount, start, time });
         result
     }
 }
@@ -68,6 +87,10 @@ impl<D: Memory> Memory for Traced<D> {
     }
     fn brought(&mut self) {
         self.device.brought();
+    }
+    fn layer(&mut self, layer: Option<u32>) {
+        self.layer = layer;
+        self.device.layer(layer);
     }
     fn copy(&mut self, from: Slot<u8>, to: Slot<u8>) {
         self.time("copy", from.len as u32, |d| d.copy(from, to));
@@ -268,5 +291,17 @@ impl<D: Ops> Ops for Traced<D> {
         self.time("mla_heads", q_rope.rows, |d| {
             d.mla_heads(q_rope, kept, norm, eps, turns, stores, seqs)
         });
+    }
+    fn mla_mix(
+        &mut self,
+        q: [Mat<Act>; 2],
+        absorb: [&Weight; 2],
+        stores: [&KvStore; 2],
+        seqs: &Seqs,
+        scale: f32,
+        scratch: [Slot<Act>; 2],
+        out: Mat<Act>,
+    ) {
+        self.time("mla_mix", out.rows, |d| d.mla_mix(q, absorb, stores, seqs, scale, scratch, out));
     }
 }

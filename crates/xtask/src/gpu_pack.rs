@@ -11,8 +11,8 @@ const RUN: &str = include_str!("gpu_run.sh");
 /// Builds, strips and collects.
 pub fn gpu_pack(root: &Path) -> Result<ExitCode> {
     let tests = ["test", "--no-run", "-p", "krasis-cuda", "-p", "krasis-engine", "--test", "gpu"];
-    let [vector, delta] =
-        ["vector", "delta"].map(|name| ["build", "-p", "krasis-cuda", "--example", name]);
+    let [vector, delta, attention] = ["vector", "delta", "attention"]
+        .map(|name| ["build", "-p", "krasis-cuda", "--example", name]);
     let folder = root.join(".gpu");
     fs::create_dir_all(&folder)?;
     for (built, name) in [
@@ -21,6 +21,7 @@ pub fn gpu_pack(root: &Path) -> Result<ExitCode> {
         (executable(&["build", "-p", "krasis"], "crates/krasis/")?, "krasis"),
         (executable(&vector, "crates/krasis-cuda/")?, "vector"),
         (executable(&delta, "crates/krasis-cuda/")?, "delta"),
+        (executable(&attention, "crates/krasis-cuda/")?, "attention"),
     ] {
         let file = folder.join(name);
         // A program that runs cannot be overwritten, but it can be replaced.

@@ -25,6 +25,8 @@ part ops-f32 .gpu/ops in_f32 --nocapture
 part ops-bf16 .gpu/ops in_bf16 --nocapture
 part repeats .gpu/ops repeated --nocapture
 part delta-nets .gpu/ops delta_nets --nocapture
+part prompts .gpu/ops prompts_do_not --nocapture
+part timeline .gpu/ops timeline --nocapture
 part models-f32 .gpu/models f32_activations --nocapture
 part models-bf16 .gpu/models bf16_activations --nocapture
 part models-quantised .gpu/models quantised --nocapture
@@ -33,6 +35,7 @@ part perplexity .gpu/krasis eval --text demo/heldout/text.jsonl --limit 40 --dev
 if [ "${1:-}" = bench ]; then
     part bench-vector .gpu/vector
     part bench-delta .gpu/delta
+    part bench-attention .gpu/attention
     for bits in 16 4; do
         part "bench-$bits" .gpu/krasis bench --model-path fixtures/configs/Qwen3-30B-A3B.json \
             --load-format dummy --cpu-expert-bits "$bits" --device cuda

@@ -309,6 +309,42 @@ pub fn cut_a_delta_net<M: Machine>(mut machine: M) {
     assert!(both[0].1 == both[1].1, "states after it");
 }
 
+/// A prompt among others whose keys are made a window at a time, or alone and all at once: the same bits.
+pub fn prompts_do_not_mind_company<M: Machine>(machine: M) {
+    const PARTS: [(u32, u32); 4] = [(40, 3), (300, 1), (0, 300), (130, 290)];
+    let heads = 2;
+    let mut case = Case::new(52);
+    let (seqs, tokens) = case.seqs(&PARTS, 16);
+    let [latent, rope] =
+        [512, 64].map(|dim| case.store(tokens, 1, dim, krasis_core::KvDtype::Bf16, 16));
+    let bf16 = Format::Float(DType::Bf16);
+    let absorb = [case.weight(heads * 512, 128, bf16), case.weight(heads * 128, 512, bf16)];
+    let rows = PARTS.iter().map(|(_, rows)| rows).sum::<u32>();
+    let scratch = [(); 2].map(|()| case.blank(rows, heads * 512).at);
+    let queries: Vec<f32> = (0..rows * heads * 192).map(|_| case.float()).collect();
+    let own = (rows - 290) * heads * 192;
+    let alone = case.some_rows(&PARTS, 16, 3, 0..290);
+    let mut device_of = Some(machine);
+    let mut results = Vec::new();
+    // 300 rows of scratch memory hold 256 keys, and all rows 512.
+    for (seqs, rows, first, room) in
+        [(seqs, rows, 0, 300), (seqs, rows, 0, rows), (alone, 290, own as usize, rows)]
+    {
+        let mats = case.act_of(rows, heads * 192, &queries[first..]);
+        let out = case.blank(rows, heads * 128);
+        let past = Slot::new(scratch[0].start, u64::from(room * heads * 512));
+        let mut device = device_with::<bf16, M>(&case, device_of.take().expect("one at a time"));
+        let q = [mats.cols(0, heads * 128), mats.cols(heads * 128, heads * 64)];
+        let (absorb, stores) = ([&absorb[0], &absorb[1]], [&latent, &rope]);
+        device.mla_mix(q, absorb, stores, &seqs, 0.01, [past, scratch[1]], out);
+        let all = device.download_act(out);
+        results.push(all[all.len() - (290 * heads * 128) as usize..].to_vec());
+        device_of = Some(device.into_machine());
+    }
+    assert!(results[0] == results[2], "windows of 256 keys");
+    assert!(results[1] == results[2], "windows of 512 keys");
+}
+
 /// A copy comes behind the kernel that writes what is copied, and before the one that writes it again.
 pub fn copies_are_made_in_turn<A: Activation, M: Machine>(machine: M) {
     let mut case = Case::new(27);

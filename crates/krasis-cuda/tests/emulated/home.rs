@@ -2,15 +2,27 @@
 
 use super::emulated::{Emulated, Kernels};
 use krasis_core::{Bytes, Layout};
-use krasis_cuda::{Activation, Cuda};
+use krasis_cuda::{Activation, Cuda, Kernel, Noting};
 use krasis_engine::device::Home;
 use krasis_engine::planner::{Card, Host, Site};
+use krasis_engine::rehearsal::Rehearsal;
 use krasis_engine::{Options, StartError};
+use std::collections::HashSet;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-/// Memory of any size, under kernels that are compiled.
-pub struct Here<A>(pub Arc<Kernels>, pub PhantomData<fn() -> A>);
+/// Memory of any size, under kernels that are compiled. None runs that was not foreseen.
+pub struct Here<A> {
+    kernels: Arc<Kernels>,
+    foreseen: HashSet<Kernel>,
+    activation: PhantomData<fn() -> A>,
+}
+
+impl<A> Here<A> {
+    pub fn new(kernels: Arc<Kernels>) -> Here<A> {
+        Here { kernels, foreseen: HashSet::new(), activation: PhantomData }
+    }
+}
 
 impl<A: Activation> Home for Here<A> {
     type Device = Cuda<A, Emulated>;
@@ -22,8 +34,18 @@ impl<A: Activation> Home for Here<A> {
         Site { card: Some(card), host: Host::read(&Options::default()) }
     }
 
+    fn prepare(&mut self, rehearsal: &Rehearsal<'_>) -> Result<(), StartError> {
+        let machine = Noting::new(self.kernels.limits);
+        let mut listener = Cuda::<A, _>::new(rehearsal.layout(), machine);
+        rehearsal.on(&mut listener);
+        self.foreseen = listener.into_machine().kernels;
+        Ok(())
+    }
+
     fn build(self, plan: &Layout) -> Result<Self::Device, StartError> {
         let bytes = Cuda::<A, Emulated>::arena_bytes(plan);
-        Ok(Cuda::new(plan, Emulated::new(bytes, &self.0)))
+        let mut machine = Emulated::new(bytes, &self.kernels);
+        machine.only = Some(self.foreseen);
+        Ok(Cuda::new(plan, machine))
     }
 }

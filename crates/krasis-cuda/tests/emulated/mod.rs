@@ -4,11 +4,11 @@
 use krasis_core::Bytes;
 use krasis_cuda::Activation;
 use krasis_cuda::machine::{Answering, Arg, Kernel, Limits, Machine, Shape, Taken};
-use krasis_cuda::programs::{Build, HEADERS, Signatures, builds};
+use krasis_cuda::programs::{Build, Signatures, builds};
 use krasis_ops::{ABSENT, Keep};
 use libloading::Library;
-use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
+use std::collections::{HashMap, HashSet};
 use std::ffi::c_void;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -20,7 +20,8 @@ type Entry = unsafe extern "C" fn(*const u32, u32, u32, *const *mut c_void);
 /// All kernels for one type of activations.
 pub struct Kernels {
     entries: HashMap<Kernel, Entry>,
-    limits: Limits,
+    /// What they are compiled for.
+    pub limits: Limits,
     signatures: Signatures,
     _libraries: Vec<Library>,
 }
@@ -37,6 +38,8 @@ pub struct Emulated {
     /// What is on its way to the arena.
     coming: Vec<(u64, Vec<u8>)>,
     recording: Option<Vec<Recorded>>,
+    /// The only kernels that may run, if not all.
+    pub only: Option<HashSet<Kernel>>,
 }
 
 /// What is recorded, with its arguments as they were: replays show whether anything else would have
@@ -104,7 +107,7 @@ fn compile(Build { program, defines, .. }: &Build, activation: &str) -> PathBuf 
     let (mine, headers) = (crate_dir.join("tests/emulated"), crate_dir.join("kernels"));
     let read = |name: &str| std::fs::read_to_string(mine.join(name)).unwrap();
     let mut hash = DefaultHasher::new();
-    (program.source, HEADERS, activation, defines).hash(&mut hash);
+    (program.source, program.headers(), activation, defines).hash(&mut hash);
     ["emulate.h", "ptx.cuh", "attend/ptx.cuh", "moe/mma.cuh"].map(read).hash(&mut hash);
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated");
     std::fs::create_dir_all(&folder).unwrap();
@@ -136,7 +139,8 @@ impl Emulated {
     /// An arena full of NaN, whatever type is read from it.
     pub fn new(bytes: Bytes, kernels: &Arc<Kernels>) -> Emulated {
         let memory = vec![Line([0xff; 64]); bytes.0.div_ceil(64) as usize];
-        Emulated { kernels: kernels.clone(), memory, coming: Vec::new(), recording: None }
+        let kernels = kernels.clone();
+        Emulated { kernels, memory, coming: Vec::new(), recording: None, only: None }
     }
 
     fn bytes(&self, at: u64, len: u32) -> Vec<u8> {
@@ -157,6 +161,8 @@ impl Machine for Emulated {
     }
 
     fn launch(&mut self, kernel: Kernel, shape: Shape, args: &[Arg]) {
+        let foreseen = self.only.as_ref().is_none_or(|only| only.contains(&kernel));
+        assert!(foreseen, "{kernel:?} was not rehearsed");
         self.kernels.signatures.check(kernel, args.iter().map(|arg| arg.kind));
         if let Some(recording) = &mut self.recording {
             return recording.push(Recorded::Launch(kernel, shape, args.to_vec()));

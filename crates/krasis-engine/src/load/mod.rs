@@ -229,6 +229,12 @@ impl Placed {
         all + banks.map(|bank| bytes_of(&bank.gate_up) + bytes_of(&bank.down)).sum()
     }
 
+    /// The model as it will run.
+    pub fn weights(&self) -> Model<Weight> {
+        let Ok(model) = self.model.try_map(|leaf| Ok::<_, Infallible>(leaf.weight));
+        model
+    }
+
     /// Bytes of weights that one decoded token reads: all but the embedding, and of each layer's
     /// experts those that it is routed to.
     pub fn decode_bytes(&self) -> Bytes {

@@ -1,5 +1,4 @@
-//! Multi-head latent attention in its absorbed form: attention runs in the latent space, so that a
-//! token's cache is one vector for all heads.
+//! Multi-head latent attention: a token's cache is one vector for all heads.
 
 use super::Step;
 use crate::buffers::Buffers;
@@ -37,12 +36,14 @@ pub fn mla<O: Ops>(
     let stores = [latent_store, rope_store];
     o.mla_heads(q_rope, [latent, k_rope], &m.kv_norm, m.eps, turns, stores, &s.seqs);
 
-    let q_latent = b.middle.mat(s.rows, h.count * h.latent);
-    let mixed = b.mixed.mat(s.rows, h.count * h.latent);
-    o.linear_heads(q_nope, &m.absorb_k, h.count, q_latent);
-    o.mla_attend(q_latent, q_rope, latent_store, rope_store, &s.seqs, m.scale, mixed);
-    // The queries are spent: their buffer takes the values.
-    let values = b.wide.mat(s.rows, h.count * h.value);
-    o.linear_heads(mixed, &m.absorb_v, h.count, values);
+    // The queries are spent: values take their places, each head's its own query's if they are as long.
+    let values = if h.value <= h.nope + h.rope {
+        queries.cols(0, h.count * h.value)
+    } else {
+        b.wide.mat(s.rows, h.count * h.value)
+    };
+    let absorb = [&m.absorb_k, &m.absorb_v];
+    let scratch = [b.middle.whole(), b.mixed.whole()];
+    o.mla_mix([q_nope, q_rope], absorb, stores, &s.seqs, m.scale, scratch, values);
     o.linear(values, &m.out, m.out_bias.as_ref(), b.block);
 }

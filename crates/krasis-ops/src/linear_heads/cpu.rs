@@ -1,6 +1,7 @@
 //! The product per head on the CPU. Lines: each head's part of the activations becomes INT8, and the
 //! integer kernels do the rest. Floats: a sum is taken in the order of the inputs, one after the other;
 //! so it is the same whether a panel of weights is turned for all rows or read as it lies for one.
+//! Outputs may be some columns of wider rows.
 
 use crate::cpu::{Cpu, Rows, matrix_of};
 use crate::linear::LINE_BYTES_WORTH_A_THREAD;
@@ -11,6 +12,7 @@ use krasis_cpu::floats::{
     BF16_INPUTS, Block, PAD, ROWS_TRANSPOSED, add_product, bf16_rows, transpose,
 };
 use krasis_cpu::lines::{PANEL_BLOCKS, multiply};
+use std::ops::Range;
 
 /// Token rows whose sums are taken together.
 const TOGETHER: usize = 64;
@@ -31,8 +33,14 @@ pub(crate) fn cpu(d: &mut Cpu, x: Mat<Act>, w: &Weight, heads: u32, out: Mat<Act
     }
 }
 
+/// Where some outputs stand in a row of what `out` is a view of.
+fn columns(out: Mat<Act>, outputs: Range<usize>) -> Range<usize> {
+    let first = out.first_col as usize;
+    first + outputs.start..first + outputs.end
+}
+
 fn in_lines(d: &mut Cpu, x: Mat<Act>, lines: Lines, w: &Weight, heads: u32, out: Mat<Act>) {
-    let (inputs, all) = d.arena.write(out.whole().floats());
+    let (inputs, all) = d.arena.write(out.at.floats());
     let (team, isa, count) = (&d.team, d.isa, x.rows as usize);
     let (per_head, cols) = ((w.rows / heads) as usize, w.cols as usize);
     // The parts of all tokens that meet the same head are neighbours.
@@ -40,7 +48,7 @@ fn in_lines(d: &mut Cpu, x: Mat<Act>, lines: Lines, w: &Weight, heads: u32, out:
         &inputs.row(x, (i % count) as u32)[i / count * cols..]
     });
     let (w, tokens) = (matrix_of(lines, w, &inputs), &d.tokens);
-    let tiles = Tiles::new(all, out.cols as usize);
+    let tiles = Tiles::new(all, out.stride as usize);
     // Several tokens share what is unpacked for a panel.
     let unit = if count == 1 { 1 } else { PANEL_BLOCKS };
     // A head may begin and end inside a block, whose other rows are not its own.
@@ -57,7 +65,7 @@ fn in_lines(d: &mut Cpu, x: Mat<Act>, lines: Lines, w: &Weight, heads: u32, out:
             multiply(isa, &w, blocks, tokens, parts, |row, first, sums| {
                 let outputs = own.start.max(first)..own.end.min(first + sums.len());
                 // SAFETY: each task has its own outputs, and tiles die at once.
-                let tile = unsafe { tiles.tile(row, outputs.clone()) };
+                let tile = unsafe { tiles.tile(row, columns(out, outputs.clone())) };
                 tile.copy_from_slice(&sums[outputs.start - first..outputs.end - first]);
             });
         }
@@ -66,8 +74,8 @@ fn in_lines(d: &mut Cpu, x: Mat<Act>, lines: Lines, w: &Weight, heads: u32, out:
 
 /// Few rows and weights in BF16: memory is the limit.
 fn as_they_lie(d: &mut Cpu, x: Mat<Act>, w: &Weight, heads: u32, out: Mat<Act>) {
-    let (inputs, all) = d.arena.write(out.whole().floats());
-    let (isa, tiles) = (d.isa, Tiles::new(all, out.cols as usize));
+    let (inputs, all) = d.arena.write(out.at.floats());
+    let (isa, tiles) = (d.isa, Tiles::new(all, out.stride as usize));
     let (cols, row_bytes) = (w.cols as usize, w.format.row_bytes(w.cols) as usize);
     let (data, panels) = (inputs.slice(w.data), (w.rows / heads) as usize / PAD);
     let least = LINE_BYTES_WORTH_A_THREAD.div_ceil(PAD * row_bytes);
@@ -78,8 +86,8 @@ fn as_they_lie(d: &mut Cpu, x: Mat<Act>, w: &Weight, heads: u32, out: Mat<Act>) 
             for row in 0..x.rows {
                 let x = &inputs.row(x, row)[head * cols..][..cols];
                 // SAFETY: each panel has its own outputs, and tiles die at once.
-                let out = unsafe { tiles.tile(row as usize, first..first + PAD) };
-                bf16_rows(isa, weights, x, out.try_into().expect("a panel's outputs"));
+                let tile = unsafe { tiles.tile(row as usize, columns(out, first..first + PAD)) };
+                bf16_rows(isa, weights, x, tile.try_into().expect("a panel's outputs"));
             }
         }
     });
@@ -88,8 +96,8 @@ fn as_they_lie(d: &mut Cpu, x: Mat<Act>, w: &Weight, heads: u32, out: Mat<Act>) 
 /// A task is up to [`PAD`] outputs of a head: their weights are decoded and turned once, then meet all
 /// tokens.
 fn in_panels(d: &mut Cpu, x: Mat<Act>, w: &Weight, heads: u32, out: Mat<Act>) {
-    let (inputs, all) = d.arena.write(out.whole().floats());
-    let (weights, tiles) = (Rows::of(w, &inputs), Tiles::new(all, out.cols as usize));
+    let (inputs, all) = d.arena.write(out.at.floats());
+    let (weights, tiles) = (Rows::of(w, &inputs), Tiles::new(all, out.stride as usize));
     let (per_head, cols) = ((w.rows / heads) as usize, w.cols as usize);
     let panels = per_head.div_ceil(PAD);
     let (isa, count) = (d.isa, x.rows as usize);
@@ -121,8 +129,8 @@ fn in_panels(d: &mut Cpu, x: Mat<Act>, w: &Weight, heads: u32, out: Mat<Act>) {
             add_product(isa, (rows.len(), cols, outputs.len()), x, panel, sums, PAD);
             for (row, sums) in rows.zip(sums.chunks_exact(PAD)) {
                 // SAFETY: each task has its own columns, and tiles die at once.
-                let out = unsafe { tiles.tile(row, outputs.clone()) };
-                out.copy_from_slice(&sums[..outputs.len()]);
+                let tile = unsafe { tiles.tile(row, columns(out, outputs.clone())) };
+                tile.copy_from_slice(&sums[..outputs.len()]);
             }
         }
     });

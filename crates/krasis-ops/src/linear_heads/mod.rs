@@ -51,7 +51,7 @@ pub(crate) mod cases {
                 let mut case = Case::new(26);
                 let x = case.act(rows, heads * inputs);
                 let w = case.weight(heads * outputs, inputs, format);
-                let out = case.blank(rows, heads * outputs);
+                let out = case.blank(rows, heads * outputs + 7).cols(3, heads * outputs);
                 case.agree(on, &[out], tolerance(format, 1e-4, 0.03), |ops| {
                     ops.linear_heads(x, &w, heads, out);
                 });
