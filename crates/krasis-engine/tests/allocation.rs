@@ -40,6 +40,7 @@ fn steps(fixture: &str, options: &Options) -> usize {
             logprobs: None,
             prompt_logprobs: None,
             grammar: None,
+            priority: 0,
         })
         .into_iter()
         .map(|request| handle.submit(request, Box::new(|_: Event| {})).unwrap())

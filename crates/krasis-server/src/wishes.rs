@@ -116,6 +116,7 @@ impl Wishes {
             logprobs: None,
             prompt_logprobs: None,
             grammar: None,
+            priority: self.priority,
         })
     }
 }

@@ -357,6 +357,7 @@ fn warm(loaded: &Loaded) -> Result<(), Failure> {
         logprobs: None,
         prompt_logprobs: None,
         grammar: None,
+        priority: 0,
     };
     let stream = Stream::start(&loaded.handle, request)?;
     while !matches!(stream.next()?, Event::Done { .. }) {}
