@@ -1,6 +1,7 @@
 //! From a checkpoint to an engine that is ready: planned, allocated, filled. What it then does is in
 //! `thread.rs`.
 
+use crate::batch::Batch;
 use crate::census::{Census, ExpertCensus};
 use crate::device::{self, Home, Watched, allocate};
 use crate::dummy::{self, Dummy};
@@ -15,7 +16,6 @@ use crate::plan::Plan;
 use crate::planner::{Proposal, Site};
 use crate::preflight::Preflight;
 use crate::runner::{HostMemory, Runner};
-use crate::batch::Batch;
 use crate::scheduler::{Limits, Scheduler};
 use half::bf16;
 use krasis_checkpoint::{Checkpoint, compressed_tensors};

@@ -5,8 +5,8 @@ mod common;
 
 use common::{Golden, answer, defaults, dir, engine, greedy};
 use krasis_engine::{
-    Census, DecodeStrategy, Engine, Event, Finish, Handle, Loaded, Options, PrefillStrategy, Request,
-    Residency, Running, Ticket, device, start,
+    Census, DecodeStrategy, Engine, Event, Finish, Handle, Loaded, Options, PrefillStrategy,
+    Request, Residency, Running, Ticket, device, start,
 };
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -109,10 +109,8 @@ fn no_pause_is_longer_than_a_group_of_layers_and_a_step() {
     for (model, length, answer_tokens) in MODELS {
         let golden = Golden::of(model);
         let alone = engine(model, &defaults());
-        let (a, b) = (
-            greedy(&golden.greedy_prompt, answer_tokens),
-            greedy(&prompt(&golden, length), 5),
-        );
+        let (a, b) =
+            (greedy(&golden.greedy_prompt, answer_tokens), greedy(&prompt(&golden, length), 5));
         let wanted = [&a, &b].map(|request| answer(&alone, request.clone()).tokens);
         for (residency, groups) in STRATEGIES {
             let name = format!("{model}, {residency:?}");

@@ -8,6 +8,7 @@ mod doctor;
 mod eval;
 mod exit;
 mod gpus;
+mod hang;
 mod load;
 mod machine;
 mod options;
