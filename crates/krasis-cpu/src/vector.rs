@@ -80,6 +80,16 @@ for_this_machine! {
 }
 
 for_this_machine! {
+    /// [`dot_row`] with two `x`, bit for bit, reading the row once.
+    pub fn dot_row2(format: Format, data: &[u8], scales: &[bf16], x: [&[f32]; 2]) -> [f32; 2] = dot_row2_body
+}
+
+for_this_machine! {
+    /// [`dot_row`] with four `x`, bit for bit, reading the row once.
+    pub fn dot_row4(format: Format, data: &[u8], scales: &[bf16], x: [&[f32]; 4]) -> [f32; 4] = dot_row4_body
+}
+
+for_this_machine! {
     /// Where the largest number is, the first of equals; what is no number is passed over.
     pub fn largest(values: &[f32]) -> Option<usize> = largest_body
 }
@@ -187,25 +197,117 @@ const STRETCH: usize = 512;
 
 #[inline(always)]
 fn dot_row_body<const FMA: bool>(format: Format, data: &[u8], scales: &[bf16], x: &[f32]) -> f32 {
+    let [sum] = dot_rows::<FMA, 1>(format, data, scales, [x]);
+    sum
+}
+
+#[inline(always)]
+fn dot_row2_body<const FMA: bool>(
+    format: Format,
+    data: &[u8],
+    scales: &[bf16],
+    x: [&[f32]; 2],
+) -> [f32; 2] {
+    dot_rows::<FMA, 2>(format, data, scales, x)
+}
+
+#[inline(always)]
+fn dot_row4_body<const FMA: bool>(
+    format: Format,
+    data: &[u8],
+    scales: &[bf16],
+    x: [&[f32]; 4],
+) -> [f32; 4] {
+    dot_rows::<FMA, 4>(format, data, scales, x)
+}
+
+#[inline(always)]
+fn dot_rows<const FMA: bool, const N: usize>(
+    format: Format,
+    data: &[u8],
+    scales: &[bf16],
+    x: [&[f32]; N],
+) -> [f32; N] {
+    if format == Format::Float(DType::Bf16) {
+        return totals(&dot_bf16::<FMA, N>(data, x));
+    }
     let group = match format {
         Format::Int8 { group } | Format::Int4 { group } => group as usize,
         _ => 1,
     };
+    let mut sums = [[0.0f32; LANES]; N];
+    let cols = x[0].len();
     if !STRETCH.is_multiple_of(group) {
-        let mut row = vec![0.0; x.len()];
+        let mut row = vec![0.0; cols];
         decode_row_body::<FMA>(format, data, scales, &mut row);
-        return dot_body::<FMA>(&row, x);
+        for i in 0..N {
+            sums[i] = accumulate::<FMA>(&row, x[i], sums[i]);
+        }
+        return totals(&sums);
     }
     let (bytes, groups) = (format.row_bytes(STRETCH as u32) as usize, STRETCH / group);
-    let (mut sums, mut row) = ([0.0f32; LANES], [0.0f32; STRETCH]);
-    for (i, x) in x.chunks(STRETCH).enumerate() {
-        let row = &mut row[..x.len()];
-        let data = &data[i * bytes..][..format.row_bytes(x.len() as u32) as usize];
-        let scales = if scales.is_empty() { scales } else { &scales[i * groups..] };
+    let mut row = [0.0f32; STRETCH];
+    for (stretch, first) in (0..cols).step_by(STRETCH).enumerate() {
+        let end = cols.min(first + STRETCH);
+        let row = &mut row[..end - first];
+        let data = &data[stretch * bytes..][..format.row_bytes((end - first) as u32) as usize];
+        let scales = if scales.is_empty() { scales } else { &scales[stretch * groups..] };
         decode_row_body::<FMA>(format, data, scales, row);
-        sums = accumulate::<FMA>(row, x, sums);
+        for i in 0..N {
+            sums[i] = accumulate::<FMA>(row, &x[i][first..end], sums[i]);
+        }
     }
-    total(&sums)
+    totals(&sums)
+}
+
+/// The lanes of a row of BF16 with each `x`: it is widened in registers, where a buffer between would
+/// take longer than the products.
+#[inline(always)]
+fn dot_bf16<const FMA: bool, const N: usize>(data: &[u8], x: [&[f32]; N]) -> [[f32; LANES]; N] {
+    let cols = data.len() / 2;
+    for i in 0..N {
+        assert!(x[i].len() == cols);
+    }
+    let mut sums = [[0.0f32; LANES]; N];
+    let whole = cols / LANES * LANES;
+    let mut at = 0;
+    while at < whole {
+        let data = &data[2 * at..2 * (at + LANES)];
+        let mut row = [0.0f32; LANES];
+        for lane in 0..LANES {
+            row[lane] = widened(data[2 * lane], data[2 * lane + 1]);
+        }
+        for i in 0..N {
+            let x = &x[i][at..at + LANES];
+            for lane in 0..LANES {
+                sums[i][lane] = madd::<FMA>(row[lane], x[lane], sums[i][lane]);
+            }
+        }
+        at += LANES;
+    }
+    for lane in 0..cols - whole {
+        let at = whole + lane;
+        let row = widened(data[2 * at], data[2 * at + 1]);
+        for i in 0..N {
+            sums[i][lane] = madd::<FMA>(row, x[i][at], sums[i][lane]);
+        }
+    }
+    sums
+}
+
+/// A BF16 of two bytes.
+#[inline(always)]
+fn widened(low: u8, high: u8) -> f32 {
+    f32::from_bits(u32::from(u16::from_le_bytes([low, high])) << 16)
+}
+
+#[inline(always)]
+fn totals<const N: usize>(sums: &[[f32; LANES]; N]) -> [f32; N] {
+    let mut totals = [0.0; N];
+    for i in 0..N {
+        totals[i] = total(&sums[i]);
+    }
+    totals
 }
 
 /// Four sums side by side: `a` is read once, and there is always an addition to start while others
@@ -635,6 +737,14 @@ mod tests {
                 decode_row(format, &data, &scales, &mut row);
                 let got = dot_row(format, &data, &scales, &x);
                 assert_eq!(got.to_bits(), dot(&row, &x).to_bits(), "{format} of {cols}");
+                let xs: Vec<Vec<f32>> =
+                    (1..5).map(|i| ramp(cols as usize, 0.004 * i as f32)).collect();
+                let wanted: Vec<u32> = xs.iter().map(|x| dot(&row, x).to_bits()).collect();
+                let four = [&xs[0][..], &xs[1], &xs[2], &xs[3]];
+                let four = dot_row4(format, &data, &scales, four).map(f32::to_bits);
+                assert_eq!(four[..], wanted, "{format} of {cols}");
+                let two = dot_row2(format, &data, &scales, [&xs[2], &xs[3]]).map(f32::to_bits);
+                assert_eq!(two[..], wanted[2..], "{format} of {cols}");
             }
         }
     }

@@ -113,6 +113,24 @@ impl<'a> Rows<'a> {
         vector::dot_row(self.format, data, scales, x)
     }
 
+    /// [`Rows::dot`] with two `x`, bit for bit.
+    pub(crate) fn dot2(&self, row: usize, x: [&[f32]; 2]) -> [f32; 2] {
+        if let Format::Lines(_) = self.format {
+            return x.map(|x| self.dot(row, x));
+        }
+        let (data, scales) = self.stored(row);
+        vector::dot_row2(self.format, data, scales, x)
+    }
+
+    /// The same with four.
+    pub(crate) fn dot4(&self, row: usize, x: [&[f32]; 4]) -> [f32; 4] {
+        if let Format::Lines(_) = self.format {
+            return x.map(|x| self.dot(row, x));
+        }
+        let (data, scales) = self.stored(row);
+        vector::dot_row4(self.format, data, scales, x)
+    }
+
     fn stored(&self, row: usize) -> (&'a [u8], &'a [bf16]) {
         let bytes = self.format.row_bytes(self.cols) as usize;
         let scales = self.format.row_scales(self.cols) as usize;
