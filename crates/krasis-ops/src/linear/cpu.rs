@@ -80,24 +80,6 @@ fn in_lines(
 /// its own, rather than once: as many sequences may decode without an allocation.
 const FEW: usize = 8;
 
-/// [`products`] of few rows, which share what is read of a weight row.
-fn few(w: &Rows, outputs: Range<usize>, x: &[&[f32]], mut put: impl FnMut(usize, usize, f32)) {
-    let (fours, rest) = x.as_chunks::<4>();
-    let (twos, ones) = rest.as_chunks::<2>();
-    for output in outputs {
-        let mut row = 0;
-        let mut tell = |sums: &[f32]| {
-            for &sum in sums {
-                put(row, output, sum);
-                row += 1;
-            }
-        };
-        fours.iter().for_each(|x| tell(&w.dot4(output, *x)));
-        twos.iter().for_each(|x| tell(&w.dot2(output, *x)));
-        ones.iter().for_each(|x| tell(&[w.dot(output, x)]));
-    }
-}
-
 /// Hands `put(row, output, Σ x[row]·w[output])` for the given outputs of a weight and `count` rows.
 pub(crate) fn products<'x>(
     w: &Rows,
@@ -110,7 +92,7 @@ pub(crate) fn products<'x>(
     if count <= FEW {
         let mut rows = [&[][..]; FEW];
         (0..count).for_each(|i| rows[i] = x(i));
-        return few(w, outputs, &rows[..count], put);
+        return w.dots(outputs, &rows[..count], put);
     }
     let cols = cols as usize;
     let mut decoded = vec![0.0; BLOCK.min(outputs.len()) * cols];
