@@ -21,7 +21,7 @@ fn main() {
     let alone: Vec<Stream> = prompts.iter().map(|p| server.ask(&text(p))).collect();
     let long = "the cat sat on the mat and looked at the moon. ".repeat(200);
 
-    let mut figures: [Vec<f64>; 6] = Default::default();
+    let (mut figures, mut read): ([Vec<f64>; 6], u64) = Default::default();
     for round in 0..rounds {
         let run = run();
         let (one, plain) = (server.ask(&chat()), server.ask(&text(&prompts[0])));
@@ -29,7 +29,9 @@ fn main() {
         for (together, alone) in all.iter().zip(&alone) {
             assert_eq!(together.text, alone.text, "an answer depends on its company");
         }
-        let beside = server.ask_beside(&prompts[..CLIENTS - 1], &format!("{round} {long}"));
+        let (beside, prompt) =
+            server.ask_beside(&prompts[..CLIENTS - 1], &format!("{round} {long}"));
+        read = prompt.prompt_tokens;
         let row = [run, one.rate(), plain.rate(), total(&all), longest(&all), longest(&beside)];
         figures.iter_mut().zip(row).for_each(|(all, figure)| all.push(figure));
     }
@@ -39,7 +41,7 @@ fn main() {
     println!("a text over HTTP           {plain:8.1} tok/s");
     println!("{CLIENTS} of them at once          {all:8.1} tok/s, {:.2} times one", all / plain);
     println!("longest pause of a stream  {pause:8.1} ms");
-    println!("beside a prompt of some 2,600 tokens {beside:8.1} ms");
+    println!("while {read} tokens are read {beside:8.1} ms");
 }
 
 /// Decoded tokens per second, as `krasis run` tells them.
@@ -73,6 +75,7 @@ fn text(prompt: &str) -> (&'static str, String) {
 
 /// What came of a stream.
 struct Stream {
+    prompt_tokens: u64,
     text: String,
     tokens: u64,
     /// When each chunk came that adds to the answer.
@@ -148,7 +151,7 @@ impl Server {
             body.len()
         )
         .expect("the server reads");
-        let (mut text, mut heard, mut tokens) = (String::new(), Vec::new(), None);
+        let (mut text, mut heard, mut usage) = (String::new(), Vec::new(), None);
         for line in BufReader::new(socket).lines().map_while(Result::ok) {
             let Some(data) = line.strip_prefix("data: ") else { continue };
             let now = Instant::now();
@@ -156,7 +159,8 @@ impl Server {
                 break;
             }
             let chunk: serde_json::Value = serde_json::from_str(data).expect("chunks are JSON");
-            tokens = chunk["usage"]["completion_tokens"].as_u64().or(tokens);
+            let tokens = |of: &str| chunk["usage"][of].as_u64();
+            usage = tokens("prompt_tokens").zip(tokens("completion_tokens")).or(usage);
             let choice = &chunk["choices"][0];
             let said = choice["text"].as_str().or(choice["delta"]["content"].as_str());
             // A chat begins with a role and no text.
@@ -165,7 +169,8 @@ impl Server {
                 heard.push(now);
             }
         }
-        Stream { text, tokens: tokens.expect("the answer is complete"), heard }
+        let (prompt_tokens, tokens) = usage.expect("the answer is complete");
+        Stream { prompt_tokens, text, tokens, heard }
     }
 
     fn ask_all(&self, prompts: &[String]) -> Vec<Stream> {
@@ -177,12 +182,12 @@ impl Server {
     }
 
     /// Streams answers, while a long prompt comes in between.
-    fn ask_beside(&self, prompts: &[String], long: &str) -> Vec<Stream> {
+    fn ask_beside(&self, prompts: &[String], long: &str) -> (Vec<Stream>, Stream) {
         std::thread::scope(|scope| {
             let streams = scope.spawn(|| self.ask_all(prompts));
             std::thread::sleep(Duration::from_millis(100));
-            self.ask(&text(long));
-            streams.join().expect("they are answered")
+            let long = self.ask(&text(long));
+            (streams.join().expect("they are answered"), long)
         })
     }
 }
