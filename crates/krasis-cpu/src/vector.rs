@@ -80,6 +80,21 @@ for_this_machine! {
 }
 
 for_this_machine! {
+    /// [`dot_row`] of rows that are stored one behind the other, bit for bit.
+    pub fn dot_rows(format: Format, data: &[u8], scales: &[bf16], x: [&[f32]; 1], out: &mut [[f32; 1]]) = dot_rows_of_1
+}
+
+for_this_machine! {
+    /// The same with two `x`, reading each row once.
+    pub fn dot_rows2(format: Format, data: &[u8], scales: &[bf16], x: [&[f32]; 2], out: &mut [[f32; 2]]) = dot_rows_of_2
+}
+
+for_this_machine! {
+    /// The same with four.
+    pub fn dot_rows4(format: Format, data: &[u8], scales: &[bf16], x: [&[f32]; 4], out: &mut [[f32; 4]]) = dot_rows_of_4
+}
+
+for_this_machine! {
     /// Where the largest number is, the first of equals; what is no number is passed over.
     pub fn largest(values: &[f32]) -> Option<usize> = largest_body
 }
@@ -159,7 +174,7 @@ fn madd<const FMA: bool>(a: f32, b: f32, sum: f32) -> f32 {
 
 #[inline(always)]
 fn dot_body<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
-    total(&accumulate::<FMA>(a, b, [0.0; LANES]))
+    total::<FMA>(&accumulate::<FMA>(a, b, [0.0; LANES]))
 }
 
 /// Adds the products of a stretch to the lanes; all stretches but the last are whole lanes long. By
@@ -187,25 +202,147 @@ const STRETCH: usize = 512;
 
 #[inline(always)]
 fn dot_row_body<const FMA: bool>(format: Format, data: &[u8], scales: &[bf16], x: &[f32]) -> f32 {
+    let [sum] = dot_stored::<FMA, 1>(format, data, scales, [x]);
+    sum
+}
+
+#[inline(always)]
+fn dot_rows_body<const FMA: bool, const N: usize>(
+    format: Format,
+    data: &[u8],
+    scales: &[bf16],
+    x: [&[f32]; N],
+    out: &mut [[f32; N]],
+) {
+    let cols = x[0].len() as u32;
+    let (bytes, count) = (format.row_bytes(cols) as usize, format.row_scales(cols) as usize);
+    for row in 0..out.len() {
+        let data = &data[row * bytes..][..bytes];
+        let scales = &scales[row * count..][..count];
+        out[row] = dot_stored::<FMA, N>(format, data, scales, x);
+    }
+}
+
+#[inline(always)]
+fn dot_rows_of_1<const FMA: bool>(
+    format: Format,
+    data: &[u8],
+    scales: &[bf16],
+    x: [&[f32]; 1],
+    out: &mut [[f32; 1]],
+) {
+    dot_rows_body::<FMA, 1>(format, data, scales, x, out);
+}
+
+#[inline(always)]
+fn dot_rows_of_2<const FMA: bool>(
+    format: Format,
+    data: &[u8],
+    scales: &[bf16],
+    x: [&[f32]; 2],
+    out: &mut [[f32; 2]],
+) {
+    dot_rows_body::<FMA, 2>(format, data, scales, x, out);
+}
+
+#[inline(always)]
+fn dot_rows_of_4<const FMA: bool>(
+    format: Format,
+    data: &[u8],
+    scales: &[bf16],
+    x: [&[f32]; 4],
+    out: &mut [[f32; 4]],
+) {
+    dot_rows_body::<FMA, 4>(format, data, scales, x, out);
+}
+
+#[inline(always)]
+fn dot_stored<const FMA: bool, const N: usize>(
+    format: Format,
+    data: &[u8],
+    scales: &[bf16],
+    x: [&[f32]; N],
+) -> [f32; N] {
+    if format == Format::Float(DType::Bf16) {
+        return totals::<FMA, N>(&dot_bf16::<FMA, N>(data, x));
+    }
     let group = match format {
         Format::Int8 { group } | Format::Int4 { group } => group as usize,
         _ => 1,
     };
+    let mut sums = [[0.0f32; LANES]; N];
+    let cols = x[0].len();
     if !STRETCH.is_multiple_of(group) {
-        let mut row = vec![0.0; x.len()];
+        let mut row = vec![0.0; cols];
         decode_row_body::<FMA>(format, data, scales, &mut row);
-        return dot_body::<FMA>(&row, x);
+        for i in 0..N {
+            sums[i] = accumulate::<FMA>(&row, x[i], sums[i]);
+        }
+        return totals::<FMA, N>(&sums);
     }
     let (bytes, groups) = (format.row_bytes(STRETCH as u32) as usize, STRETCH / group);
-    let (mut sums, mut row) = ([0.0f32; LANES], [0.0f32; STRETCH]);
-    for (i, x) in x.chunks(STRETCH).enumerate() {
-        let row = &mut row[..x.len()];
-        let data = &data[i * bytes..][..format.row_bytes(x.len() as u32) as usize];
-        let scales = if scales.is_empty() { scales } else { &scales[i * groups..] };
+    let mut row = [0.0f32; STRETCH];
+    for (stretch, first) in (0..cols).step_by(STRETCH).enumerate() {
+        let end = cols.min(first + STRETCH);
+        let row = &mut row[..end - first];
+        let data = &data[stretch * bytes..][..format.row_bytes((end - first) as u32) as usize];
+        let scales = if scales.is_empty() { scales } else { &scales[stretch * groups..] };
         decode_row_body::<FMA>(format, data, scales, row);
-        sums = accumulate::<FMA>(row, x, sums);
+        for i in 0..N {
+            sums[i] = accumulate::<FMA>(row, &x[i][first..end], sums[i]);
+        }
     }
-    total(&sums)
+    totals::<FMA, N>(&sums)
+}
+
+/// The lanes of a row of BF16 with each `x`: it is widened in registers, where a buffer between would
+/// take longer than the products.
+#[inline(always)]
+fn dot_bf16<const FMA: bool, const N: usize>(data: &[u8], x: [&[f32]; N]) -> [[f32; LANES]; N] {
+    let cols = data.len() / 2;
+    for i in 0..N {
+        assert!(x[i].len() == cols);
+    }
+    let mut sums = [[0.0f32; LANES]; N];
+    let whole = cols / LANES * LANES;
+    let mut at = 0;
+    while at < whole {
+        let data = &data[2 * at..2 * (at + LANES)];
+        let mut row = [0.0f32; LANES];
+        for lane in 0..LANES {
+            row[lane] = widened(data[2 * lane], data[2 * lane + 1]);
+        }
+        for i in 0..N {
+            let x = &x[i][at..at + LANES];
+            for lane in 0..LANES {
+                sums[i][lane] = madd::<FMA>(row[lane], x[lane], sums[i][lane]);
+            }
+        }
+        at += LANES;
+    }
+    for lane in 0..cols - whole {
+        let at = whole + lane;
+        let row = widened(data[2 * at], data[2 * at + 1]);
+        for i in 0..N {
+            sums[i][lane] = madd::<FMA>(row, x[i][at], sums[i][lane]);
+        }
+    }
+    sums
+}
+
+/// A BF16 of two bytes.
+#[inline(always)]
+fn widened(low: u8, high: u8) -> f32 {
+    f32::from_bits(u32::from(u16::from_le_bytes([low, high])) << 16)
+}
+
+#[inline(always)]
+fn totals<const FMA: bool, const N: usize>(sums: &[[f32; LANES]; N]) -> [f32; N] {
+    let mut totals = [0.0; N];
+    for i in 0..N {
+        totals[i] = total::<FMA>(&sums[i]);
+    }
+    totals
 }
 
 /// Four sums side by side: `a` is read once, and there is always an addition to start while others
@@ -238,13 +375,24 @@ fn dot4_body<const FMA: bool>(a: &[f32], b: [&[f32]; 4]) -> [f32; 4] {
         s2[lane] = madd::<FMA>(a[whole + lane], b2[whole + lane], s2[lane]);
         s3[lane] = madd::<FMA>(a[whole + lane], b3[whole + lane], s3[lane]);
     }
-    [total(&s0), total(&s1), total(&s2), total(&s3)]
+    totals::<FMA, 4>(&[s0, s1, s2, s3])
 }
 
-/// Sums lanes pairwise, in an order that vector hardware can follow. A call, because the compiler
-/// would otherwise cut the lanes of the loops before it into the odd pieces of this tree.
+/// Sums lanes pairwise, in an order that vector hardware can follow.
+#[inline(always)]
+fn total<const FMA: bool>(sums: &[f32; LANES]) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if FMA {
+        // SAFETY: only what is compiled for AVX2 has FMA.
+        return unsafe { total_in_registers(sums) };
+    }
+    total_plain(sums)
+}
+
+/// A call, because the compiler would otherwise cut the lanes of the loops before it into the odd
+/// pieces of this tree.
 #[inline(never)]
-fn total(sums: &[f32; LANES]) -> f32 {
+fn total_plain(sums: &[f32; LANES]) -> f32 {
     let mut sums = *sums;
     let mut half = LANES / 2;
     while half > 0 {
@@ -254,6 +402,20 @@ fn total(sums: &[f32; LANES]) -> f32 {
         half /= 2;
     }
     sums[0]
+}
+
+/// The same additions. A row of 256 columns takes as long as the call and its way through memory.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn total_in_registers(sums: &[f32; LANES]) -> f32 {
+    use std::arch::x86_64::*;
+    // SAFETY: each of the four reads is of eight lanes within the 32.
+    let [a, b, c, d] = [0, 8, 16, 24].map(|at| unsafe { _mm256_loadu_ps(sums.as_ptr().add(at)) });
+    let eight = _mm256_add_ps(_mm256_add_ps(a, c), _mm256_add_ps(b, d));
+    let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
 #[inline(always)]
@@ -399,7 +561,7 @@ fn weigh_body<const FMA: bool>(x: &mut [f32], top: &mut f32, total: &mut f32) ->
     }
     let factor = if now == before { 1.0 } else { exp2_body::<FMA>(before - now) };
     *top = now;
-    *total = madd::<FMA>(*total, factor, self::total(&sums));
+    *total = madd::<FMA>(*total, factor, self::total::<FMA>(&sums));
     factor
 }
 
@@ -636,6 +798,54 @@ mod tests {
                 let got = dot_row(format, &data, &scales, &x);
                 assert_eq!(got.to_bits(), dot(&row, &x).to_bits(), "{format} of {cols}");
             }
+        }
+    }
+
+    #[test]
+    fn rows_together_are_rows_alone_bit_for_bit() {
+        let formats = [
+            Format::Float(DType::F32),
+            Format::Float(DType::Bf16),
+            Format::Int8 { group: 128 },
+            Format::Int4 { group: 48 },
+        ];
+        for (format, cols) in formats.into_iter().flat_map(|f| [1, 31, 96, 700].map(|c| (f, c))) {
+            let (bytes, count) =
+                (format.row_bytes(cols) as usize, format.row_scales(cols) as usize);
+            let data: Vec<u8> = (0..3 * bytes).map(|i| 0x3b + (i * i % 5) as u8).collect();
+            let scales: Vec<bf16> =
+                (0..3 * count).map(|i| bf16::from_f32(0.25 + i as f32 / 64.0)).collect();
+            let xs = [1, 2, 3, 4].map(|i| ramp(cols as usize, 0.004 * i as f32));
+            let [a, b, c, d] = xs.each_ref().map(|x| &x[..]);
+            let (mut one, mut two) = ([[f32::NAN; 1]; 3], [[f32::NAN; 2]; 3]);
+            let mut four = [[f32::NAN; 4]; 3];
+            dot_rows(format, &data, &scales, [a], &mut one);
+            dot_rows2(format, &data, &scales, [c, d], &mut two);
+            dot_rows4(format, &data, &scales, [a, b, c, d], &mut four);
+            for row in 0..3 {
+                let (data, scales) =
+                    (&data[row * bytes..][..bytes], &scales[row * count..][..count]);
+                let wanted = [a, b, c, d].map(|x| dot_row(format, data, scales, x).to_bits());
+                let name = format!("row {row} of {format} of {cols}");
+                assert_eq!(one[row].map(f32::to_bits), wanted[..1], "{name}");
+                assert_eq!(two[row].map(f32::to_bits), wanted[2..], "{name}");
+                assert_eq!(four[row].map(f32::to_bits), wanted, "{name}");
+            }
+        }
+    }
+
+    /// Lanes of every size, so that another order of the same sums would be another number.
+    #[test]
+    fn lanes_are_added_in_one_order_whatever_the_machine() {
+        for seed in 0..100u32 {
+            let lane = |i: usize| {
+                let bits = (seed + 1).wrapping_mul(2_654_435_761).wrapping_mul(2 * i as u32 + 1);
+                (bits as f32 - 2e9) * 2f32.powi((bits % 23) as i32)
+            };
+            // In 32 columns, each lane is one product.
+            let a: Vec<f32> = (0..LANES).map(lane).collect();
+            let lanes = std::array::from_fn(lane);
+            assert_eq!(dot(&a, &[1.0; LANES]).to_bits(), total_plain(&lanes).to_bits(), "{seed}");
         }
     }
 

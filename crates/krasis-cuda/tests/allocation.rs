@@ -1,5 +1,5 @@
-//! A decode step on a GPU's path allocates nothing, once its launches are recorded. One test alone in
-//! its program, because it counts what all threads do.
+//! A decode step on a GPU's path allocates nothing, once its launches are recorded. A program without the
+//! test harness, because it counts what all threads do, and the harness has one that says what takes long.
 
 mod emulated;
 #[path = "../../krasis-engine/tests/common/mod.rs"]
@@ -23,8 +23,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const WARM: usize = 40;
 const COUNTED: usize = 40;
 
-#[test]
-fn recorded_decode_steps_allocate_nothing() {
+fn main() {
     if !possible() {
         return;
     }

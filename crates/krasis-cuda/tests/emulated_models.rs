@@ -8,12 +8,14 @@ mod fixtures;
 mod home;
 
 use emulated::{Kernels, LARGE, possible};
-use fixtures::{Compared, FIXTURES, compare, defaults, dir};
+use fixtures::{Compared, FIXTURES, Golden, compare, defaults, differences, dir, greedy, submit};
 use half::bf16;
 use home::Here;
 use krasis_core::Bytes;
 use krasis_cuda::Activation;
-use krasis_engine::{DecodeStrategy, Engine, Loaded, Options, PrefillStrategy, Residency};
+use krasis_engine::{
+    Census, DecodeStrategy, Engine, Loaded, Options, PrefillStrategy, Request, Residency,
+};
 
 fn each<A: Activation>(fixtures: &[&str], good: impl Fn(&Compared) -> bool) {
     let options = Options { context_max: Some(320), ..defaults() };
@@ -79,4 +81,52 @@ fn experts_are_waited_for() {
         ],
         |got| got.mean < 1e-3 && got.worst < 2e-2 && got.same == 24,
     );
+}
+
+/// The same while somebody writes between the groups of a prompt's layers: whatever is on its way then must
+/// not be taken for there.
+#[test]
+fn whoever_writes_beside_a_prompt_meets_nothing_that_is_on_its_way() {
+    if !possible() {
+        return;
+    }
+    let kernels = Kernels::new::<f32>(LARGE);
+    use {DecodeStrategy as D, PrefillStrategy as P};
+    for (fixture, prefill, decode) in [
+        ("qwen3_moe", P::HcsPrefill, D::HcsHybrid),
+        ("qwen3_next", P::LayerGrouped(3), D::PureCpu),
+        ("qwen3_moe", P::LayerGrouped(3), D::Lru),
+        ("deepseek_v2_lite", P::LayerGrouped(2), D::Compact),
+    ] {
+        let options = Options {
+            residency: Residency::Host { prefill, decode },
+            prompt_rows: Some(12),
+            prefill_chunk: 48,
+            pass_tokens: 120,
+            context_max: Some(320),
+            device_bytes: Some(Bytes(3 << 20)),
+            ..defaults()
+        };
+        let home = Here::<f32>::new(kernels.clone());
+        let Loaded { mut engine, handle, submissions, .. } =
+            Engine::load(&dir(fixture), &options, home).unwrap();
+        let golden = Golden::of(fixture);
+        let writing = submit(&handle, greedy(&golden.greedy_prompt, 24));
+        engine.listen(&submissions);
+        (0..4).for_each(|_| engine.step());
+        let reading = Request { prompt_logprobs: Some(0), ..greedy(&golden.tokens, 0) };
+        let reading = submit(&handle, reading);
+        let before = Census::read(&handle.census.steps);
+        engine.listen(&submissions);
+        engine.step();
+        let name = format!("{fixture}, {prefill:?}, {decode:?}");
+        let beside = Census::read(&handle.census.steps) - before;
+        assert!(beside > 2, "{name}: {beside} steps");
+        drop(handle);
+        engine.serve(&submissions);
+        assert_eq!(writing.wait().tokens, golden.greedy, "{name}");
+        let got: Vec<f32> = reading.wait().prompt.into_iter().map(|entry| entry.logprob).collect();
+        let (mean, worst) = differences(&got, &golden.logprobs);
+        assert!(mean < 1e-3 && worst < 2e-2, "{name}: mean {mean}, worst {worst}");
+    }
 }

@@ -47,6 +47,9 @@ pub struct Census {
     pub preemptions: AtomicU64,
     /// Forward passes.
     pub steps: AtomicU64,
+    /// Grows while the thread is at work: with each forward pass that begins, and in a long one with each
+    /// group of layers. As long as it does, nothing hangs.
+    pub pulse: AtomicU64,
     /// Those that read prompts, with what was decoded beside them.
     pub prompts: Pace,
     /// Those that only decoded.
@@ -83,6 +86,11 @@ pub struct ExpertCensus {
 }
 
 impl Census {
+    /// Whether the thread has something to do.
+    pub fn is_busy(&self) -> bool {
+        [&self.queued, &self.waiting, &self.running].into_iter().any(|n| Census::read(n) > 0)
+    }
+
     /// A number as it is now.
     pub fn read(number: &AtomicU64) -> u64 {
         number.load(Ordering::Relaxed)

@@ -1,5 +1,7 @@
-//! The step, and the thread that makes it.
+//! From a checkpoint to an engine that is ready: planned, allocated, filled. What it then does is in
+//! `thread.rs`.
 
+use crate::batch::Batch;
 use crate::census::{Census, ExpertCensus};
 use crate::device::{self, Home, Watched, allocate};
 use crate::dummy::{self, Dummy};
@@ -9,15 +11,13 @@ use crate::handle::{Facts, Handle, Submission};
 use crate::kv::{Disk, Kind, Listed, OnDevice, Prefixes, Shape, Signature};
 use crate::load::{Built, Peak, PeakMeter, Placed, Shelf, Stock, Unwatched, Watch};
 use crate::network::Network;
-use crate::options::{Activations, CacheUse, DeviceKind, Options};
+use crate::options::{Activations, CacheUse, DeviceKind, Fault, Options};
 use crate::plan::Plan;
 use crate::planner::{Proposal, Site};
 use crate::preflight::Preflight;
 use crate::rehearsal::Rehearsal;
 use crate::runner::{HostMemory, Runner};
-use crate::sample::Known;
-use crate::scheduler::{Batch, Limits, Scheduler};
-use crate::sequence::Sequence;
+use crate::scheduler::{Limits, Scheduler};
 use half::bf16;
 use krasis_checkpoint::{Checkpoint, compressed_tensors};
 use krasis_core::{Bytes, Layout};
@@ -26,8 +26,7 @@ use krasis_model::{Config, Ffn, Model, Source, describe};
 use krasis_ops::{Cpu, Memory, Ops};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Tokens that a checkpoint of recurrent state has to spare before a prompt is cut for it: as many as take
@@ -35,9 +34,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// has the CPU compute them.
 const CUT_WORTH: u32 = 128;
 const CUT_WORTH_AWAY: u32 = 8192;
-
-/// What a wait for the disk takes at most before requests are looked at again.
-const PATIENCE: Duration = Duration::from_millis(5);
 
 /// A model in service. It stops when the last [`Handle`] is dropped.
 pub struct Running {
@@ -207,16 +203,20 @@ pub struct Loaded<D> {
 
 /// One thread owns everything: there are no locks below.
 pub struct Engine<D> {
-    scheduler: Scheduler,
+    pub(crate) scheduler: Scheduler,
     /// The model on its device.
     pub runner: Runner<D>,
     /// The step's work, kept for its memory.
-    batch: Batch,
-    /// Of requests that name no seed.
-    seeds: u64,
-    census: Arc<Census>,
-    /// The step that fails, in tests of what happens then.
-    fault: Option<u64>,
+    pub(crate) batch: Batch,
+    /// That of a step beside it.
+    pub(crate) beside: Batch,
+    /// Requests so far.
+    pub(crate) requests: u64,
+    /// Of requests that name no seed: this plus their number.
+    pub(crate) seeds: u64,
+    pub(crate) census: Arc<Census>,
+    /// How it fails, in tests of what happens then.
+    pub(crate) fault: Option<Fault>,
 }
 
 impl<D: Ops + Memory> Engine<D> {
@@ -383,81 +383,22 @@ impl<D: Ops + Memory> Engine<D> {
             experts,
             step: plan.step,
             rows_max: plan.rows_max,
+            first_of_pass: options.sequences_max.max(1),
             host: HostMemory::default(),
         };
         runner.warm_up(options.sequences_max);
-        let fault = options.fault_at_step;
-        let census = handle.census.clone();
-        let engine = Engine { scheduler, runner, batch: Batch::default(), seeds, census, fault };
+        let engine = Engine {
+            scheduler,
+            runner,
+            batch: Batch::default(),
+            beside: Batch::default(),
+            requests: 0,
+            seeds,
+            census: handle.census.clone(),
+            fault: options.fault,
+        };
         let regions = [plan.regions, plan.host_regions].concat();
         Loaded { engine, handle, submissions, regions, decode_bytes, loading }
-    }
-
-    /// Works until all handles are gone and all requests are answered.
-    pub fn serve(&mut self, submissions: &Receiver<Submission>) {
-        let mut open = true;
-        while open || self.scheduler.is_busy() {
-            open = open && self.listen(submissions);
-            self.step();
-        }
-        self.scheduler.close(&mut past(&mut self.runner));
-    }
-
-    /// One forward pass over whatever is due.
-    pub fn step(&mut self) {
-        let (scheduler, batch) = (&mut self.scheduler, &mut self.batch);
-        if !scheduler.next_batch(&mut past(&mut self.runner), batch) {
-            scheduler.count();
-            if scheduler.is_loading() {
-                scheduler.wait(PATIENCE);
-            }
-            return;
-        }
-        let step = self.census.steps.fetch_add(1, Ordering::Relaxed);
-        assert!(self.fault != Some(step), "step {step} fails, as --fault-at-step wishes");
-        let start = Instant::now();
-        let hear = |index, known: Known| scheduler.hear(batch, index, known);
-        self.runner.forward(&batch.input, &batch.chosen, hear);
-        // Before anybody hears of the step, so that whoever has heard of it finds it counted.
-        let pace = if batch.reads() { &self.census.prompts } else { &self.census.decodes };
-        pace.add(batch.input.tokens.len(), start.elapsed());
-        if let Some(experts) = self.census.experts.get() {
-            experts.moved(self.runner.experts.traffic());
-        }
-        scheduler.computed(batch, start.elapsed());
-        scheduler.commit(&mut past(&mut self.runner), batch);
-        scheduler.count();
-    }
-
-    /// Takes requests while there is room for them; with nothing to do, waits for one. False once
-    /// there can be no more.
-    pub fn listen(&mut self, submissions: &Receiver<Submission>) -> bool {
-        while self.scheduler.has_room() {
-            let submission = if self.scheduler.is_busy() {
-                match submissions.try_recv() {
-                    Ok(submission) => submission,
-                    Err(TryRecvError::Empty) => return true,
-                    Err(TryRecvError::Disconnected) => return false,
-                }
-            } else if self.scheduler.has_errands() {
-                self.scheduler.do_errands(&mut past(&mut self.runner));
-                match submissions.recv_timeout(PATIENCE) {
-                    Ok(submission) => submission,
-                    Err(RecvTimeoutError::Timeout) => continue,
-                    Err(RecvTimeoutError::Disconnected) => return false,
-                }
-            } else {
-                match submissions.recv() {
-                    Ok(submission) => submission,
-                    Err(_) => return false,
-                }
-            };
-            self.census.queued.fetch_sub(1, Ordering::Relaxed);
-            self.seeds = self.seeds.wrapping_add(1);
-            self.scheduler.add(Sequence::new(submission, self.seeds));
-            self.scheduler.admit(&mut past(&mut self.runner));
-        }
-        true
     }
 }
 
@@ -468,11 +409,6 @@ fn top_k(model: &Model<krasis_core::Weight>) -> u32 {
         Ffn::Dense(_) => 0,
     };
     model.layers.iter().map(of).max().unwrap_or(0)
-}
-
-/// What its sequences remember.
-fn past<D>(runner: &mut Runner<D>) -> OnDevice<'_, D> {
-    OnDevice { device: &mut runner.device, caches: &runner.network.caches }
 }
 
 /// The disk for what outlives the process, if there is to be one; what is wrong with it is said, and

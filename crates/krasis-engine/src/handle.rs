@@ -3,7 +3,7 @@
 use crate::census::Census;
 use crate::request::{Event, InvalidRequest, Request};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Instant;
 
@@ -61,6 +61,18 @@ pub struct Submission {
     pub cancelled: Arc<AtomicBool>,
     /// When it was queued.
     pub submitted: Instant,
+    /// Its place in the queue.
+    pub place: Place,
+}
+
+/// A place in the queue, free again when it is dropped: once the request runs, or is gone.
+#[derive(Debug)]
+pub struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The door to the engine's thread.
@@ -68,6 +80,8 @@ pub struct Submission {
 pub struct Handle {
     queue: SyncSender<Submission>,
     queue_max: usize,
+    /// Places of the queue that are taken, on this side of the engine's thread or behind it.
+    taken: Arc<AtomicUsize>,
     /// What is known without asking.
     pub facts: Arc<Facts>,
     /// What the engine's thread counts.
@@ -78,8 +92,8 @@ impl Handle {
     /// A door and the receiving end that the engine's thread (or a test's script) serves.
     pub fn new(facts: Facts, queue_max: usize) -> (Handle, Receiver<Submission>) {
         let (queue, submissions) = sync_channel(queue_max);
-        let (facts, census) = (Arc::new(facts), Arc::default());
-        (Handle { queue, queue_max, facts, census }, submissions)
+        let (facts, census, taken) = (Arc::new(facts), Arc::default(), Arc::default());
+        (Handle { queue, queue_max, taken, facts, census }, submissions)
     }
 
     /// Requests that may wait.
@@ -90,18 +104,32 @@ impl Handle {
     /// Checks the request and queues it. Never blocks: a full queue is [`SubmitError::Busy`].
     pub fn submit(&self, request: Request, sink: Sink) -> Result<Ticket, SubmitError> {
         self.check(&request)?;
+        let place = self.place()?;
         let cancelled = Arc::new(AtomicBool::new(false));
         let submitted = Instant::now();
-        let submission = Submission { request, sink, cancelled: cancelled.clone(), submitted };
+        let submission =
+            Submission { request, sink, cancelled: cancelled.clone(), submitted, place };
         // Counted before the engine can take it, so that the count never falls below zero.
         self.census.queued.fetch_add(1, Ordering::Relaxed);
         let refused = match self.queue.try_send(submission) {
             Ok(()) => return Ok(Ticket { cancelled }),
-            Err(TrySendError::Full(_)) => SubmitError::Busy { queue: self.queue_max },
+            Err(TrySendError::Full(_)) => self.busy(),
             Err(TrySendError::Disconnected(_)) => SubmitError::Stopped,
         };
         self.census.queued.fetch_sub(1, Ordering::Relaxed);
         Err(refused)
+    }
+
+    fn place(&self) -> Result<Place, SubmitError> {
+        let one_more = |taken| (taken < self.queue_max).then_some(taken + 1);
+        match self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {
+            Ok(_) => Ok(Place(self.taken.clone())),
+            Err(_) => Err(self.busy()),
+        }
+    }
+
+    fn busy(&self) -> SubmitError {
+        SubmitError::Busy { queue: self.queue_max }
     }
 
     fn check(&self, request: &Request) -> Result<(), InvalidRequest> {

@@ -2,6 +2,7 @@
 //! [`Handle`].
 #![forbid(unsafe_code)]
 
+pub mod batch;
 pub mod census;
 pub mod constraint;
 pub mod device;
@@ -25,6 +26,7 @@ pub mod scheduler;
 pub mod sequence;
 pub mod skew;
 pub mod step;
+mod thread;
 
 pub use census::{Census, ExpertCensus};
 pub use constraint::{Allowed, Constraint, Grammar};
@@ -39,6 +41,8 @@ pub use krasis_cuda::gpu::Starts;
 pub use krasis_ops::{Span, Track};
 pub use kv::{PrefixDisk, PrefixOptions, Reuse};
 pub use load::{Built, Peak, Phase, Unwatched, Watch, cache_folders};
-pub use options::{Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant, Residency};
+pub use options::{
+    Activations, CacheUse, DeviceKind, ExpertBits, Fault, Options, Quant, Residency,
+};
 pub use planner::{Proposal, Site};
 pub use request::{Event, Finish, InvalidRequest, Logprob, Request, Sampling, Usage};

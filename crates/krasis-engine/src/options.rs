@@ -88,6 +88,15 @@ pub enum Residency {
     },
 }
 
+/// How the engine's thread fails, in the forward pass of a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It panics, as on a device that is lost.
+    Panic(u64),
+    /// It never comes back, as from a device that hangs.
+    Hang(u64),
+}
+
 /// Everything that can be chosen about a running model.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -146,9 +155,8 @@ pub struct Options {
     pub trace: Option<Sender<Span>>,
     /// Folder of compiled GPU kernels; without one they are compiled for every start.
     pub kernel_cache: Option<PathBuf>,
-    /// The forward pass in which the engine's thread panics, as on a device that fails: for tests of
-    /// what happens then.
-    pub fault_at_step: Option<u64>,
+    /// How the engine's thread fails: for tests of what happens then.
+    pub fault: Option<Fault>,
     /// When GPU kernels may begin, at the earliest.
     pub kernel_starts: Starts,
 }
@@ -183,7 +191,7 @@ impl Default for Options {
             queue_max: 64,
             trace: None,
             kernel_cache: None,
-            fault_at_step: None,
+            fault: None,
             kernel_starts: Starts::Early,
         }
     }

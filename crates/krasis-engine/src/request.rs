@@ -21,6 +21,10 @@ pub struct Request {
     pub prompt_logprobs: Option<u32>,
     /// What the answer must keep to.
     pub grammar: Option<Arc<dyn Grammar>>,
+    /// Who goes first: lower numbers do, and among equals whoever came first. It orders the queue and the
+    /// reading of prompts, and whose memory is taken last; nobody who runs is stopped for it. As long as
+    /// requests of lower numbers keep coming, others wait.
+    pub priority: i64,
 }
 
 /// How the next token is chosen from the logits. Applied in the order of the fields.

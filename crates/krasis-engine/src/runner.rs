@@ -30,6 +30,8 @@ pub struct Runner<D> {
     pub step: StepSlots,
     /// Rows that buffers are made for; a pass of more is made of chunks.
     pub rows_max: u32,
+    /// Where the rows of an open pass begin: those before it are for steps beside it.
+    pub first_of_pass: u32,
     /// Memory on the host that is kept from step to step.
     pub host: HostMemory,
 }
@@ -62,23 +64,71 @@ impl<D: Ops + Memory> Runner<D> {
             heard = self.whole(input, chosen);
             self.hand_out(0, &chosen.scales[..heard], &mut hear);
         } else {
-            (0..groups).for_each(|group| self.group(group, input));
+            (0..groups).for_each(|group| self.group(group, input, 0));
         }
         self.experts.end(&mut self.device);
+        self.logits_from(heard, chosen, 0, &mut hear);
+    }
+
+    /// Groups that a pass of so many rows takes its layers in.
+    pub fn groups(&mut self, rows: u32) -> usize {
+        self.experts.begin(rows)
+    }
+
+    /// Begins a pass whose groups are computed one at a time, by [`Runner::group_of_pass`]: as many as the
+    /// result says, until [`Runner::close`]. Between them there may be other steps, of as many rows as
+    /// sequences may run.
+    pub fn open(&mut self, input: &StepInput) -> usize {
+        self.experts.open(input.tokens.len() as u32)
+    }
+
+    /// The next group of an open pass.
+    pub fn group_of_pass(&mut self, group: usize, input: &StepInput) {
+        self.experts.begin(input.tokens.len() as u32);
+        self.group(group, input, self.first_of_pass);
+    }
+
+    /// Ends a pass after its last group, and hands out its logits as [`Runner::forward`] does.
+    pub fn close(
+        &mut self,
+        input: &StepInput,
+        chosen: &Chosen,
+        mut hear: impl FnMut(usize, Known) -> bool,
+    ) {
+        self.experts.begin(input.tokens.len() as u32);
+        self.experts.close();
+        self.experts.end(&mut self.device);
+        self.logits_from(0, chosen, self.first_of_pass, &mut hear);
+    }
+
+    /// Ends a pass whose outcome nobody wants.
+    pub fn give_up(&mut self) {
+        self.experts.close();
+    }
+
+    /// The logits of chosen rows from number `heard` on, of a pass that lies from row `at` on.
+    fn logits_from(
+        &mut self,
+        heard: usize,
+        chosen: &Chosen,
+        at: u32,
+        hear: &mut impl FnMut(usize, Known) -> bool,
+    ) {
         // What comes now takes the place of the lists, which nobody needs any more.
         let places = self.step.places(0, 0, LOGIT_ROWS as usize).chosen;
         for first in (heard..chosen.rows.len()).step_by(LOGIT_ROWS as usize) {
             let piece = first..chosen.rows.len().min(first + LOGIT_ROWS as usize);
-            let (rows, scales) = (&chosen.rows[piece.clone()], &chosen.scales[piece]);
+            let scales = &chosen.scales[piece.clone()];
+            let rows: Vec<u32> = chosen.rows[piece].iter().map(|row| at + row).collect();
             let len = rows.len() as u64;
             let places = ChosenPlaces {
                 rows: Slot::new(places.rows.start, len),
                 scales: Slot::new(places.scales.start, len),
             };
-            self.device.upload(places.rows, rows);
+            self.device.upload(places.rows, &rows);
             self.device.upload(places.scales, scales);
             self.network.logits(&mut self.device, places, &self.step);
-            self.hand_out(first, scales, &mut hear);
+            self.hand_out(first, scales, hear);
         }
     }
 
@@ -143,8 +193,8 @@ impl<D: Ops + Memory> Runner<D> {
         first
     }
 
-    /// The layers of a group, for one chunk after the other.
-    fn group(&mut self, group: usize, input: &StepInput) {
+    /// The layers of a group, for one chunk after the other of a pass that lies from row `at` on.
+    fn group(&mut self, group: usize, input: &StepInput, at: u32) {
         let (rows, layers) =
             (input.tokens.len() as u32, self.experts.enter(&mut self.device, group));
         let mut chunk = std::mem::take(&mut self.host.chunk);
@@ -154,10 +204,10 @@ impl<D: Ops + Memory> Runner<D> {
             next = end;
             let of_pass = first..end;
             let (step, b) = if of_pass == (0..rows) {
-                self.begin(input, 0)
+                self.begin(input, at)
             } else {
                 chunk.cut(input, of_pass, self.step.pages_max());
-                self.begin(&chunk, first)
+                self.begin(&chunk, at + first)
             };
             let Runner { device, network, experts, .. } = self;
             network.layers(device, experts, layers.clone(), (&step, &b), Repeat::Never, |_| {});

@@ -1,15 +1,18 @@
 //! Who runs next: mixes decoding sequences with pieces of prompts, within rows and KV pages.
 //!
 //! A sequence claims the pages of its prompt when it is admitted and grows page by page. If memory
-//! ends, the one admitted last goes back to the queue and is computed again later; since results do
+//! ends, the last in order goes back to the queue and is computed again later; since results do
 //! not depend on how tokens are grouped into steps, nobody can tell.
+//!
+//! The order is that of priorities, and of arrival among equals: in the queue, in the share of a step's
+//! rows that prompts get, and, from its end, in giving memory back.
 
+use crate::batch::{Batch, Wanted};
 use crate::census::Census;
 use crate::kv::{Arrival, Claim, Past, Prefixes};
-use crate::request::{Finish, Request};
+use crate::request::Finish;
 use crate::sample::{self, History, Known};
 use crate::sequence::Sequence;
-use crate::step::{Chosen, StepInput};
 use krasis_ops::PROMPT_ROWS;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,9 +24,12 @@ const ROWS_OF_A_RATE: usize = 64;
 
 /// Sequences that wait and run, and the memory that they share.
 pub struct Scheduler {
+    /// In order.
     waiting: VecDeque<Sequence>,
-    /// In the order of admission.
+    /// In order.
     running: Vec<Sequence>,
+    /// Those that run as well, but not in the step at work. In order.
+    aside: Vec<Sequence>,
     prefixes: Prefixes,
     limits: Limits,
     census: Arc<Census>,
@@ -40,26 +46,6 @@ pub struct Limits {
     pub context_max: u32,
 }
 
-/// One step's work.
-#[derive(Debug, Default)]
-pub struct Batch {
-    /// For the device.
-    pub input: StepInput,
-    /// Rows whose logits are wanted.
-    pub chosen: Chosen,
-    /// What each of them is wanted for.
-    wanted: Vec<Wanted>,
-    /// Rows of each sequence in `running`, from its `computed` on.
-    parts: Vec<usize>,
-}
-
-/// The logits of a row, and whose they are.
-#[derive(Debug)]
-struct Wanted {
-    sequence: usize,
-    position: usize,
-}
-
 impl Scheduler {
     /// Shares out the memory of `prefixes`; what happens is counted in `census`.
     pub fn new(prefixes: Prefixes, limits: Limits, census: Arc<Census>) -> Scheduler {
@@ -68,6 +54,7 @@ impl Scheduler {
         Scheduler {
             waiting: VecDeque::new(),
             running: Vec::new(),
+            aside: Vec::new(),
             prefixes,
             limits: Limits { pass_tokens: limits.pass_tokens.max(1), ..limits },
             census,
@@ -78,18 +65,14 @@ impl Scheduler {
     pub fn count(&self) {
         let Census { waiting, running, pages_available, .. } = &*self.census;
         waiting.store(self.waiting.len() as u64, Ordering::Relaxed);
-        running.store(self.running.len() as u64, Ordering::Relaxed);
+        running.store((self.running.len() + self.aside.len()) as u64, Ordering::Relaxed);
         pages_available.store(self.prefixes.available() as u64, Ordering::Relaxed);
     }
 
-    /// Queues a request.
+    /// Queues a request, or one that has to begin again.
     pub fn add(&mut self, sequence: Sequence) {
-        self.waiting.push_back(sequence);
-    }
-
-    /// Whether another request could start soon: if not, it better waits in the bounded queue.
-    pub fn has_room(&self) -> bool {
-        self.waiting.is_empty() && self.prefixes.has_place()
+        let at = self.waiting.partition_point(|other| other.order < sequence.order);
+        self.waiting.insert(at, sequence);
     }
 
     /// Whether there is anything to do.
@@ -102,6 +85,44 @@ impl Scheduler {
         self.drop_cancelled();
         self.do_errands(past);
         self.admit(past);
+        self.grow(past);
+        self.fill(batch);
+        !batch.input.tokens.is_empty()
+    }
+
+    /// Leaves a step to those that read prompts, if there are such: others are put aside, to go on beside
+    /// it until [`Scheduler::rejoin`].
+    pub fn part(&mut self, batch: &mut Batch) -> bool {
+        if !batch.reads() {
+            return false;
+        }
+        let running = self.running.drain(..);
+        (self.running, self.aside) = running.partition(|sequence| sequence.pending() > 1);
+        self.fill(batch);
+        true
+    }
+
+    /// Those that were put aside run, and those that ran are aside.
+    pub fn change_sides(&mut self) {
+        std::mem::swap(&mut self.running, &mut self.aside);
+    }
+
+    /// The step is over, and nobody is aside any more.
+    pub fn rejoin(&mut self) {
+        if !self.aside.is_empty() {
+            self.running.append(&mut self.aside);
+            self.running.sort_by_key(|sequence| sequence.order);
+        }
+    }
+
+    /// Whether nobody wants what the step at work computes.
+    pub fn is_given_up(&self) -> bool {
+        self.running.iter().all(Sequence::is_cancelled)
+    }
+
+    /// The same as [`Scheduler::next_batch`] beside a step that is at work: nobody begins.
+    pub fn next_beside(&mut self, past: &mut dyn Past, batch: &mut Batch) -> bool {
+        self.drop_cancelled();
         self.grow(past);
         self.fill(batch);
         !batch.input.tokens.is_empty()
@@ -123,7 +144,7 @@ impl Scheduler {
                 Arrival::Missing => {
                     let mut sequence = self.running.remove(index);
                     self.release(&mut sequence);
-                    self.waiting.push_front(sequence);
+                    self.add(sequence);
                 }
             }
         }
@@ -246,7 +267,8 @@ impl Scheduler {
             if !awaits {
                 sequence.begin(covered);
             }
-            self.running.push(sequence);
+            let at = self.running.partition_point(|other| other.order < sequence.order);
+            self.running.insert(at, sequence);
         }
     }
 
@@ -262,7 +284,7 @@ impl Scheduler {
             }
             let mut last = self.running.pop().expect("one is running");
             self.release(&mut last);
-            self.waiting.push_front(last);
+            self.add(last);
             self.census.preemptions.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -308,45 +330,6 @@ impl Scheduler {
         if let Some(held) = sequence.held.take() {
             self.prefixes.release(held);
             sequence.computed = 0;
-        }
-    }
-}
-
-impl Batch {
-    /// Whether it reads a prompt, or only decodes.
-    pub fn reads(&self) -> bool {
-        self.parts.iter().any(|&rows| rows > 1)
-    }
-
-    /// Keeps the memory: a decode step allocates nothing.
-    fn clear(&mut self) {
-        let StepInput { tokens, positions, row_seq, first_row, pages, state } = &mut self.input;
-        let rows = &mut self.chosen.rows;
-        let lists = [tokens, positions, row_seq, first_row, pages, state, rows];
-        lists.into_iter().for_each(Vec::clear);
-        self.chosen.scales.clear();
-        self.wanted.clear();
-        self.parts.clear();
-    }
-
-    fn push(&mut self, index: usize, s: &Sequence, rows: usize, pages_max: usize) {
-        let held = s.held.as_ref().expect("running sequences hold memory");
-        let input = &mut self.input;
-        let seq = input.state.len() as u32;
-        input.first_row.push(input.tokens.len() as u32);
-        input.pages.extend_from_slice(&held.pages);
-        input.pages.resize((seq as usize + 1) * pages_max, 0);
-        input.state.push(held.place);
-        for position in s.computed..s.computed + rows {
-            if s.wants_prompt_logprob(position) || s.wants_token(position) {
-                let Request { sampling, logprobs, .. } = &s.request;
-                self.chosen.rows.push(input.tokens.len() as u32);
-                self.chosen.scales.push(sample::weight_scale(sampling, *logprobs));
-                self.wanted.push(Wanted { sequence: index, position });
-            }
-            input.tokens.push(s.tokens[position]);
-            input.positions.push(position as u32);
-            input.row_seq.push(seq);
         }
     }
 }

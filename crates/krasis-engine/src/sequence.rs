@@ -1,7 +1,7 @@
 //! One request while it runs.
 
 use crate::constraint::{Bounds, Mask, Next};
-use crate::handle::{Sink, Submission};
+use crate::handle::{Place, Sink, Submission};
 use crate::kv::Held;
 use crate::request::{Event, Finish, Logprob, Request, Usage};
 use std::sync::Arc;
@@ -12,6 +12,8 @@ use std::time::Instant;
 pub struct Sequence {
     /// What was asked for.
     pub request: Request,
+    /// Before whom it goes: its priority, then its number.
+    pub order: (i64, u64),
     /// Of its random choices.
     pub seed: u64,
     /// Prompt and answer.
@@ -33,6 +35,8 @@ pub struct Sequence {
     cached: Option<usize>,
     sink: Sink,
     cancelled: Arc<AtomicBool>,
+    /// Until it runs.
+    place: Option<Place>,
     submitted: Instant,
     admitted: Option<Instant>,
     first_token: Option<Instant>,
@@ -47,10 +51,11 @@ enum Stuck {
 }
 
 impl Sequence {
-    /// A request that has not run yet; `seed` is used if it names none.
-    pub fn new(submission: Submission, seed: u64) -> Sequence {
-        let Submission { request, sink, cancelled, submitted } = submission;
+    /// A request that has not run yet, by its number; `seed` is used if it names none.
+    pub fn new(submission: Submission, number: u64, seed: u64) -> Sequence {
+        let Submission { request, sink, cancelled, submitted, place } = submission;
         Sequence {
+            order: (request.priority, number),
             seed: request.sampling.seed.unwrap_or(seed),
             tokens: request.prompt.clone(),
             computed: 0,
@@ -63,6 +68,7 @@ impl Sequence {
             cached: None,
             sink,
             cancelled,
+            place: Some(place),
             submitted,
             admitted: None,
             first_token: None,
@@ -73,6 +79,7 @@ impl Sequence {
     /// Takes memory.
     pub fn admit(&mut self, held: Held) {
         self.held = Some(held);
+        self.place = None;
         self.admitted.get_or_insert_with(Instant::now);
     }
 

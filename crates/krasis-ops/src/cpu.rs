@@ -85,6 +85,22 @@ pub(crate) struct Rows<'a> {
     scales: &'a [bf16],
 }
 
+/// Rows of a weight whose sums are collected before they are handed out.
+const TOGETHER: usize = 16;
+
+/// Hands out the sums of rows from `first` on and of x from number `i` on.
+fn tell<const N: usize>(
+    sums: &[[f32; N]],
+    i: &mut usize,
+    first: usize,
+    put: &mut impl FnMut(usize, usize, f32),
+) {
+    for (row, sums) in (first..).zip(sums) {
+        (*i..).zip(sums).for_each(|(i, &sum)| put(i, row, sum));
+    }
+    *i += N;
+}
+
 impl<'a> Rows<'a> {
     pub(crate) fn of(w: &Weight, inputs: &Inputs<'a>) -> Rows<'a> {
         let (data, scales) = (inputs.slice(w.data), inputs.slice(w.scales));
@@ -126,6 +142,49 @@ impl<'a> Rows<'a> {
         }
         let (data, scales) = self.stored(row);
         vector::dot_row(self.format, data, scales, x)
+    }
+
+    /// `Σ row · x` for each of some rows and x, in blocks of rows: `put(i, row, sum)`. Each row is read once
+    /// for up to four x.
+    pub(crate) fn dots(
+        &self,
+        rows: Range<usize>,
+        x: &[&[f32]],
+        mut put: impl FnMut(usize, usize, f32),
+    ) {
+        if let Format::Lines(_) = self.format {
+            return rows.for_each(|row| {
+                x.iter().enumerate().for_each(|(i, x)| put(i, row, self.dot(row, x)));
+            });
+        }
+        let bytes = self.format.row_bytes(self.cols) as usize;
+        let scales = self.format.row_scales(self.cols) as usize;
+        for first in rows.clone().step_by(TOGETHER) {
+            let block = first..rows.end.min(first + TOGETHER);
+            let data = &self.data[block.start * bytes..block.end * bytes];
+            let scales = &self.scales[block.start * scales..block.end * scales];
+            let (fours, rest) = x.as_chunks::<4>();
+            let (twos, ones) = rest.as_chunks::<2>();
+            let mut i = 0;
+            for &x in fours {
+                let mut sums = [[0.0; 4]; TOGETHER];
+                let sums = &mut sums[..block.len()];
+                vector::dot_rows4(self.format, data, scales, x, sums);
+                tell(sums, &mut i, first, &mut put);
+            }
+            for &x in twos {
+                let mut sums = [[0.0; 2]; TOGETHER];
+                let sums = &mut sums[..block.len()];
+                vector::dot_rows2(self.format, data, scales, x, sums);
+                tell(sums, &mut i, first, &mut put);
+            }
+            for &x in ones {
+                let mut sums = [[0.0; 1]; TOGETHER];
+                let sums = &mut sums[..block.len()];
+                vector::dot_rows(self.format, data, scales, [x], sums);
+                tell(sums, &mut i, first, &mut put);
+            }
+        }
     }
 
     fn stored(&self, row: usize) -> (&'a [u8], &'a [bf16]) {

@@ -58,8 +58,16 @@ const fn field(name: &'static str, kind: Kind, about: &'static str) -> Field {
 
 const TOKENS_MAX: i64 = u32::MAX as i64;
 
+/// Of all that is answered by the model.
+const PRIORITY: Field = field(
+    "priority",
+    Kind::Integer(-1000, 1000),
+    "Lower numbers leave the queue first and give memory back last; equal ones in turn. 0 if left out. \
+     As long as requests of lower numbers keep coming, others wait",
+);
+
 /// What chats and completions share.
-const SAMPLING: [Field; 26] = [
+const SAMPLING: [Field; 27] = [
     field("model", Kind::Text, "A name of the model; it may be left out"),
     field("stream", Kind::Flag, "Send the answer as server-sent events"),
     field("stream_options", Kind::Object, "include_usage, continuous_usage_stats"),
@@ -80,6 +88,7 @@ const SAMPLING: [Field; 26] = [
     field("min_tokens", Kind::Integer(0, TOKENS_MAX), "Only together with ignore_eos"),
     field("skip_special_tokens", Kind::Flag, "Leave special tokens out of the text"),
     field("return_token_ids", Kind::Flag, "Report token ids beside the text"),
+    PRIORITY,
     field(
         "response_format",
         Kind::Object,
@@ -133,7 +142,7 @@ const COMPLETION: [Field; 7] = [
     field("best_of", Kind::Integer(1, 8), "As n"),
 ];
 
-const RESPONSE: [Field; 18] = [
+const RESPONSE: [Field; 19] = [
     field("model", Kind::Text, "A name of the model; it may be left out"),
     field("input", Kind::Input, "What to answer: a text, or items"),
     field("instructions", Kind::Text, "A system message, for this answer only"),
@@ -151,6 +160,7 @@ const RESPONSE: [Field; 18] = [
     field("text", Kind::Object, "The form of the answer, as text.format"),
     field("reasoning", Kind::Object, "How much to think, as reasoning.effort"),
     field("chat_template_kwargs", Kind::Object, "Variables of the template"),
+    PRIORITY,
     field("metadata", Kind::Object, "Ignored"),
 ];
 
@@ -164,7 +174,7 @@ const CONVERSATION: [Field; 6] = [
     field("thinking", Kind::Object, "Whether to think: type"),
 ];
 
-const MESSAGE: [Field; 8] = [
+const MESSAGE: [Field; 9] = [
     field("max_tokens", Kind::Integer(1, TOKENS_MAX), "Tokens of the answer at most"),
     field("stream", Kind::Flag, "Send the answer as server-sent events"),
     field("stop_sequences", Kind::Strings, "Strings that end the answer"),
@@ -172,6 +182,7 @@ const MESSAGE: [Field; 8] = [
     field("top_p", Kind::Number(0.0, 1.0), "Keep the likeliest tokens up to this probability"),
     field("top_k", Kind::Integer(-1, TOKENS_MAX), "Keep so many tokens; 0 or -1 keeps all"),
     field("output_format", Kind::Object, "The form of the answer: type, schema"),
+    PRIORITY,
     field("metadata", Kind::Object, "Ignored"),
 ];
 

@@ -139,6 +139,7 @@ mod tests {
             logprobs: None,
             prompt_logprobs: None,
             grammar: None,
+            priority: 0,
         }
     }
 

@@ -47,6 +47,8 @@ pub struct Limits {
     pub stop_bytes: u64,
     /// Entries of `stop_token_ids`.
     pub stop_tokens: u64,
+    /// How far `priority` may be from 0; with 0, all are equal.
+    pub priority: u64,
     /// Responses that may be continued by their id.
     pub stored_responses: u64,
     /// Bytes of these, with the conversations that they end.
@@ -76,6 +78,7 @@ impl Default for Limits {
             stops: 16,
             stop_bytes: 256,
             stop_tokens: 256,
+            priority: 1000,
             stored_responses: 256,
             stored_bytes: 64 << 20,
         }
@@ -85,7 +88,7 @@ impl Default for Limits {
 /// One bound's name, its place, and the smallest value that makes sense.
 type Row = (&'static str, fn(&mut Limits) -> &mut u64, u64);
 
-const TABLE: [Row; 22] = [
+const TABLE: [Row; 23] = [
     ("connections", |limits| &mut limits.connections, 1),
     ("header_bytes", |limits| &mut limits.header_bytes, 1024),
     ("headers", |limits| &mut limits.headers, 8),
@@ -106,6 +109,7 @@ const TABLE: [Row; 22] = [
     ("stops", |limits| &mut limits.stops, 0),
     ("stop_bytes", |limits| &mut limits.stop_bytes, 1),
     ("stop_tokens", |limits| &mut limits.stop_tokens, 0),
+    ("priority", |limits| &mut limits.priority, 0),
     ("stored_responses", |limits| &mut limits.stored_responses, 0),
     ("stored_bytes", |limits| &mut limits.stored_bytes, 0),
 ];

@@ -21,6 +21,8 @@ pub(crate) struct Wishes {
     pub stop_tokens: Vec<u32>,
     pub specials_hidden: bool,
     pub token_ids: bool,
+    /// Lower goes first.
+    pub priority: i64,
     /// What the answer's text must be.
     pub constraint: Option<Constraint>,
     /// How to stream; `None` to answer in one piece.
@@ -82,6 +84,7 @@ impl Wishes {
             stop_tokens,
             specials_hidden: fields.take("skip_special_tokens")?.unwrap_or(true),
             token_ids: fields.flag("return_token_ids")?,
+            priority: priority(fields)?,
             constraint,
             stream: fields.flag("stream")?.then_some(usage),
         })
@@ -116,6 +119,7 @@ impl Wishes {
             logprobs: None,
             prompt_logprobs: None,
             grammar: None,
+            priority: self.priority,
         })
     }
 }
@@ -146,6 +150,15 @@ fn sampling(fields: &mut Fields, model: &Generation) -> Result<Sampling, ApiErro
         seed: seed.map(|seed| seed as u64),
         logit_bias,
     })
+}
+
+fn priority(fields: &mut Fields) -> Result<i64, ApiError> {
+    let (priority, most) = (fields.take::<i64>("priority")?.unwrap_or(0), fields.limits.priority);
+    if priority.unsigned_abs() > most {
+        let message = format!("priority is {priority}, but must be between -{most} and {most}");
+        return Err(ApiError::field("priority", message));
+    }
+    Ok(priority)
 }
 
 fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {

@@ -44,6 +44,33 @@ fn a_whole_answer_has_openais_form() {
 }
 
 #[test]
+fn priorities_reach_the_engine_from_every_api() {
+    let server = Server::start(Script::saying("x"));
+    for (path, question) in [
+        ("/v1/chat/completions", "messages"),
+        ("/v1/completions", "prompt"),
+        ("/v1/responses", "input"),
+        ("/v1/messages", "messages"),
+    ] {
+        let status = |priority: Value| {
+            let mut body = json!({"max_tokens": 1, "max_output_tokens": 1, "priority": priority});
+            body[question] = match question {
+                "messages" => json!([{"role": "user", "content": "a"}]),
+                _ => json!("a"),
+            };
+            server.post(path, body).status
+        };
+        let seen = || server.seen.lock().unwrap().last().unwrap().priority;
+        for (given, wanted) in [(json!(-1000), -1000), (json!(7), 7), (Value::Null, 0)] {
+            assert_eq!((status(given), seen()), (200, wanted), "{path}");
+        }
+        for wrong in [json!(1001), json!(-1001), json!(i64::MIN), json!(0.5), json!("high")] {
+            assert_eq!(status(wrong.clone()), 400, "{path}: {wrong}");
+        }
+    }
+}
+
+#[test]
 fn a_stream_is_a_role_then_content_then_a_reason_then_usage() {
     let server = Server::start(Script::saying("a🎉\u{2028}b"));
     let options = json!({"include_usage": true});

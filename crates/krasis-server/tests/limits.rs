@@ -213,6 +213,7 @@ fn counts_over_their_limit_are_400() {
         stop_bytes: 3,
         stop_tokens: 1,
         logit_biases: 1,
+        priority: 0,
         ..Limits::default()
     });
     let message = json!({"role": "user", "content": "a"});
@@ -229,6 +230,7 @@ fn counts_over_their_limit_are_400() {
         ("stop", json!("qqq"), json!("qqqq")),
         ("stop_token_ids", json!([1]), json!([1, 2])),
         ("logit_bias", json!({"1": 1}), json!({"1": 1, "2": 1})),
+        ("priority", json!(0), json!(-1)),
     ] {
         let status = |value: Value| {
             let mut body = json!({"messages": [message], "max_tokens": 1});

@@ -168,6 +168,7 @@ impl Bench {
                 logprobs: None,
                 prompt_logprobs: None,
                 grammar: None,
+                priority: 0,
             };
             let answers = submit::all(handle, (0..batch).map(request).collect(), |_| {})?;
             if run > 0 {

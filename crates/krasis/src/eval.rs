@@ -143,6 +143,7 @@ fn silent(loaded: &Loaded, prompt: Vec<u32>) -> Request {
         logprobs: None,
         prompt_logprobs: None,
         grammar: None,
+        priority: 0,
     }
 }
 

@@ -136,10 +136,7 @@ pub fn on_panic() {
         let thread = std::thread::current();
         let engine = thread.name().is_some_and(|name| name.starts_with("krasis"));
         match FAREWELL.get() {
-            Some(tell) if engine => {
-                tell();
-                die_later();
-            }
+            Some(_) if engine => engine_is_lost(),
             _ if engine || thread.name() == Some("main") => std::process::exit(Failure::PANIC),
             _ => {}
         }
@@ -153,12 +150,22 @@ pub fn on_engine_panic(tell: impl Fn() + Send + Sync + 'static) {
     let _ = FAREWELL.set(Box::new(tell));
 }
 
-fn die_later() {
-    let dead = || {
-        std::thread::sleep(FAREWELL_TIME);
-        std::process::exit(Failure::DEVICE.into());
+/// Tells clients that there is no engine any more, and ends the process soon.
+pub fn engine_is_lost() {
+    if let Some(tell) = FAREWELL.get() {
+        tell();
+    }
+    let after = |time, end: fn()| {
+        let dead = move || {
+            std::thread::sleep(time);
+            end();
+        };
+        std::thread::Builder::new().name("farewell".into()).spawn(dead)
     };
-    if std::thread::Builder::new().name("farewell".into()).spawn(dead).is_err() {
-        std::process::exit(Failure::DEVICE.into());
+    let exit = || std::process::exit(Failure::DEVICE.into());
+    // A driver that hangs may keep a process from its end, which it wants to hear of.
+    let aborts = after(2 * FAREWELL_TIME, || std::process::abort());
+    if after(FAREWELL_TIME, exit).is_err() || aborts.is_err() {
+        exit();
     }
 }

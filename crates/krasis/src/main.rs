@@ -8,6 +8,7 @@ mod doctor;
 mod eval;
 mod exit;
 mod gpus;
+mod hang;
 mod load;
 mod machine;
 mod options;
@@ -40,7 +41,7 @@ enum Command {
     Run(run::Run),
     /// Serve the OpenAI API over HTTP.
     #[command(after_help = exit::CODES)]
-    Serve(serve::Serve),
+    Serve(Box<serve::Serve>),
     /// Measure a model on texts or tasks.
     #[command(after_help = exit::CODES)]
     Eval(eval::Eval),

@@ -90,6 +90,7 @@ impl Run {
             logprobs: None,
             prompt_logprobs: None,
             grammar: None,
+            priority: 0,
         })
     }
 

@@ -2,6 +2,7 @@
 
 use crate::bar::{Bar, words};
 use crate::exit::{self, Failure};
+use crate::hang;
 use crate::load::load;
 use crate::options::ModelArguments;
 use crate::submit::Stream;
@@ -9,7 +10,7 @@ use crate::supervise;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use krasis_core::Bytes;
-use krasis_engine::{Event, Options, Phase, Request, Sampling, Watch};
+use krasis_engine::{Event, Fault, Options, Phase, Request, Sampling, Watch};
 use krasis_server::{
     Access, App, Keys, Limits, Loaded, Over, Progress, ReasoningField, Stage, Tls,
 };
@@ -82,6 +83,9 @@ pub struct Serve {
     /// Time for answers in flight after SIGTERM; a second signal ends them at once [default: 30]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=86_400))]
     drain_seconds: Option<u64>,
+    /// End with code 75 when the engine has had work for so long and made no step; 0 waits for ever
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(..=86_400))]
+    hang_timeout: u64,
     /// Run the server in a process of its own, and start it again when its device fails
     #[arg(long)]
     pub supervise: bool,
@@ -91,6 +95,9 @@ pub struct Serve {
     /// Fail in this forward pass, for tests
     #[arg(long, value_name = "N", hide = true)]
     fault_at_step: Option<u64>,
+    /// Never come back from this one
+    #[arg(long, value_name = "N", hide = true)]
+    hang_at_step: Option<u64>,
 }
 
 /// Names of the field for reasoning.
@@ -119,7 +126,8 @@ impl Serve {
         let mut options = self.model.options()?;
         options.queue_max = self.queue_max.map_or(options.queue_max, |queue| queue as usize);
         options.sequences_max = self.max_sequences.unwrap_or(options.sequences_max);
-        options.fault_at_step = self.fault_at_step;
+        let hang = self.hang_at_step.map(Fault::Hang);
+        options.fault = self.fault_at_step.map(Fault::Panic).or(hang);
         let house = self.house()?;
         // Two threads for HTTP: the others are the engine's.
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -147,7 +155,8 @@ impl Serve {
         }
 
         let app = Arc::new(App::new(self.names(dir), access, limits));
-        let loading = start_loading(dir.to_owned(), options, app.clone())?;
+        let patience = Some(Duration::from_secs(self.hang_timeout)).filter(|time| !time.is_zero());
+        let loading = start_loading(dir.to_owned(), options, patience, app.clone())?;
         let (stop, stopped) = watch::channel(false);
         let mut stopping = stopped.clone();
         let server = krasis_server::serve(listener, tls, app.clone(), async move {
@@ -305,6 +314,7 @@ type Outcome = Result<(Loaded, Duration), Failure>;
 fn start_loading(
     dir: PathBuf,
     options: Options,
+    patience: Option<Duration>,
     app: Arc<App>,
 ) -> Result<oneshot::Receiver<Outcome>, Failure> {
     let (sender, receiver) = oneshot::channel();
@@ -316,6 +326,11 @@ fn start_loading(
             let outcome = load(&dir, &options, &shown).and_then(|loaded| {
                 app.loading(Progress { phase: "warming up", percent: 0 });
                 exit::on_engine_panic(move || app.over(Over::Failed));
+                if let Some(patience) = patience {
+                    let census = loaded.handle.census.clone();
+                    hang::watch(census, patience, exit::engine_is_lost)
+                        .map_err(anyhow::Error::from)?;
+                }
                 // Whatever it says: a model that was loaded and cannot answer has lost its device.
                 warm(&loaded).map_err(|failure| Failure::new(Failure::DEVICE, failure.error))?;
                 Ok((loaded, start.elapsed()))
@@ -357,6 +372,7 @@ fn warm(loaded: &Loaded) -> Result<(), Failure> {
         logprobs: None,
         prompt_logprobs: None,
         grammar: None,
+        priority: 0,
     };
     let stream = Stream::start(&loaded.handle, request)?;
     while !matches!(stream.next()?, Event::Done { .. }) {}

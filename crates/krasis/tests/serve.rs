@@ -193,6 +193,17 @@ fn serve_listens_answers_and_ends_on_a_signal() {
 }
 
 #[test]
+fn what_is_asked_again_and_again_is_not_logged() {
+    let server = Served::start(&[]);
+    for path in ["/health", "/readyz", "/metrics", "/v1/status", "/status", "/v1/status/experts"] {
+        assert!(server.ask(path, "", "").starts_with("HTTP/1.1 200"), "{path}");
+    }
+    server.ask("/version", "", "");
+    let line = server.says(" GET /");
+    assert!(line.contains("GET /version") && line.contains("INFO"), "{line}");
+}
+
+#[test]
 fn the_first_signal_drains_and_the_second_ends() {
     for (second, code) in [(false, Some(0)), (true, Some(130))] {
         let server = Served::start(&[]);
@@ -256,6 +267,21 @@ fn a_failing_engine_tells_its_clients_and_ends_with_75() {
     assert!(reply.starts_with("HTTP/1.1 200") && !reply.contains("[DONE]"), "{reply}");
     let last = reply.rsplit("data: ").next().unwrap();
     assert!(last.contains("\"error\"") && last.contains("engine_"), "{reply}");
+    assert_eq!(server.code(), Some(75));
+}
+
+#[test]
+fn an_engine_that_hangs_is_given_up() {
+    let server = Served::start(&["--hang-at-step", "20", "--hang-timeout", "10"]);
+    // A second request finds the thread gone, and is told as well.
+    let second = server.send(TEXT, "", &prompt(100, true));
+    let reply = server.ask(TEXT, "", &prompt(100, true));
+    for reply in [reply, rest(second)] {
+        assert!(reply.starts_with("HTTP/1.1 200") && !reply.contains("[DONE]"), "{reply}");
+        let last = reply.rsplit("data: ").next().unwrap();
+        assert!(last.contains("\"error\"") && last.contains("engine_"), "{reply}");
+    }
+    server.says("has not gone on for 10 s");
     assert_eq!(server.code(), Some(75));
 }
 

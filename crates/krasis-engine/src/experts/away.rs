@@ -94,6 +94,8 @@ pub struct Away {
     slots: Slots,
     heat: Heat,
     prompt: bool,
+    /// A pass has begun that goes on after the step at work. What it has had brought may still be on its way.
+    open: bool,
     /// Experts are on their way that may be asked for before the next group of layers.
     pending: bool,
     /// Layers with experts in order.
@@ -130,6 +132,7 @@ impl Away {
             slots: Slots::new(moe, experts, plan.pool.experts),
             heat: Heat::new(moe, experts),
             prompt: false,
+            open: false,
             pending: false,
             moe: (0..banks.len()).filter(|&layer| is_moe[layer]).collect(),
             moved: true,
@@ -174,12 +177,25 @@ impl Away {
         if self.takes_groups() { self.groups.len() } else { 1 }
     }
 
+    pub(super) fn open(&mut self, rows: u32) -> usize {
+        self.open = true;
+        self.begin(rows)
+    }
+
+    pub(super) fn close(&mut self) {
+        self.open = false;
+        // More is here than the device was told of meanwhile.
+        (self.moved, self.pending) = (true, true);
+    }
+
     fn takes_groups(&self) -> bool {
         self.prompt && self.plan.prefill.by_layers()
     }
 
     pub(super) fn enter<D: Memory>(&mut self, d: &mut D, group: usize) -> Range<usize> {
         if !self.takes_groups() {
+            // Whatever is found in a slot is used.
+            self.pending |= self.open && !self.plan.decode.asks_the_cpu();
             if self.asks_the_cpu() {
                 self.receive(d);
                 self.tell(d);
@@ -472,7 +488,8 @@ impl Away {
     }
 
     pub(super) fn end<D: Memory>(&mut self, d: &mut D) {
-        if self.plan.hot > 0 && !self.prompt && self.plan.decode == DecodeStrategy::HcsHybrid {
+        let idle = !self.prompt && !self.open;
+        if self.plan.hot > 0 && idle && self.plan.decode == DecodeStrategy::HcsHybrid {
             self.swap_one(d);
         }
         if self.takes_groups() && self.plan.hot == 0 {

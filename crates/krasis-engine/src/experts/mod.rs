@@ -102,6 +102,21 @@ impl Experts {
         }
     }
 
+    /// A pass begins between whose groups there may be others, until [`Experts::close`].
+    pub fn open(&mut self, rows: u32) -> usize {
+        match self {
+            Experts::Device(..) => 1,
+            Experts::Away(away) => away.open(rows),
+        }
+    }
+
+    /// There will be no more of its groups.
+    pub fn close(&mut self) {
+        if let Experts::Away(away) = self {
+            away.close();
+        }
+    }
+
     /// Layers of a group, whose experts are brought if they are to be here before anyone asks.
     pub fn enter<D: Memory>(&mut self, d: &mut D, group: usize) -> Range<usize> {
         match self {

@@ -114,6 +114,7 @@ pub fn greedy(prompt: &[u32], tokens_max: u32) -> Request {
         logprobs: None,
         prompt_logprobs: None,
         grammar: None,
+        priority: 0,
     }
 }
 

@@ -90,8 +90,9 @@ pub(crate) fn products<'x>(
     mut put: impl FnMut(usize, usize, f32),
 ) {
     if count <= FEW {
-        return outputs
-            .for_each(|output| (0..count).for_each(|i| put(i, output, w.dot(output, x(i)))));
+        let mut rows = [&[][..]; FEW];
+        (0..count).for_each(|i| rows[i] = x(i));
+        return w.dots(outputs, &rows[..count], put);
     }
     let cols = cols as usize;
     let mut decoded = vec![0.0; BLOCK.min(outputs.len()) * cols];

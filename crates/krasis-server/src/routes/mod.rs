@@ -194,6 +194,10 @@ async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, Some("method_not_allowed"), message)
 }
 
+/// Routes that are asked again and again by whoever watches.
+const POLLED: [&str; 6] =
+    ["/health", "/readyz", "/metrics", "/v1/status", "/status", "/v1/status/experts"];
+
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Gives each request an id (its own, if it brings one), the log a line and the metrics a count.
@@ -212,13 +216,14 @@ async fn accompany(State(app): State<Arc<App>>, request: Request, next: Next) ->
     let dialect = Dialect::of(&path);
     let mut response = told(next.run(request).await, dialect);
     let status = response.status().as_u16();
-    tracing::info!(
-        id = id.to_str().unwrap_or_default(),
-        status,
-        ms = start.elapsed().as_millis() as u64,
-        "{method} {path}"
-    );
     let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    let (name, ms) = (id.to_str().unwrap_or_default(), start.elapsed().as_millis() as u64);
+    // What an open tab or a probe asks each second would hide the rest; that it may not is news.
+    if POLLED.contains(&route) && matches!(status, 200 | 503) {
+        tracing::debug!(id = name, status, ms, "{method} {path}");
+    } else {
+        tracing::info!(id = name, status, ms, "{method} {path}");
+    }
     app.metrics.answered(route, known(&method), status);
     let headers = response.headers_mut();
     if dialect == Dialect::Anthropic {

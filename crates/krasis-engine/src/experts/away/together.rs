@@ -16,10 +16,12 @@ impl Away {
         if self.asks_the_cpu() { Repeats::StepOfFew } else { Repeats::Between }
     }
 
-    /// Where the device computes an expert; nowhere if the CPU does.
+    /// Where the device computes an expert; nowhere if the CPU does. Beside an open pass these are hot
+    /// ones alone: others may still be on their way.
     fn here(&self, index: u32, expert: u32) -> Option<u32> {
         let slot = self.slots.find(index, expert);
-        slot.filter(|_| self.plan.decode == DecodeStrategy::HcsHybrid)
+        let stays = |slot: &u32| !self.open || self.slots.is_hot(*slot);
+        slot.filter(stays).filter(|_| self.plan.decode == DecodeStrategy::HcsHybrid)
     }
 
     /// Tells the device what it computes, if that has changed.

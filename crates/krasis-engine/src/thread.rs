@@ -1,0 +1,149 @@
+//! The engine's thread: it takes requests and makes steps.
+
+use crate::engine::Engine;
+use crate::handle::Submission;
+use crate::kv::OnDevice;
+use crate::options::Fault;
+use crate::runner::Runner;
+use crate::sample::Known;
+use crate::sequence::Sequence;
+use krasis_ops::{Memory, Ops};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
+
+/// What a wait for the disk takes at most before requests are looked at again.
+const PATIENCE: Duration = Duration::from_millis(5);
+
+impl<D: Ops + Memory> Engine<D> {
+    /// Works until all handles are gone and all requests are answered.
+    pub fn serve(&mut self, submissions: &Receiver<Submission>) {
+        let mut open = true;
+        while open || self.scheduler.is_busy() {
+            open = open && self.listen(submissions);
+            self.step();
+        }
+        self.scheduler.close(&mut past(&mut self.runner));
+    }
+
+    /// One forward pass over whatever is due; beside one that takes its layers in groups, others.
+    pub fn step(&mut self) {
+        self.census.pulse.fetch_add(1, Ordering::Relaxed);
+        let (scheduler, batch) = (&mut self.scheduler, &mut self.batch);
+        let due = scheduler.next_batch(&mut past(&mut self.runner), batch);
+        scheduler.count();
+        if !due {
+            if scheduler.is_loading() {
+                scheduler.wait(PATIENCE);
+            }
+            return;
+        }
+        self.begin_step();
+        let start = Instant::now();
+        let written = match self.runner.groups(self.batch.rows()) {
+            2.. if self.scheduler.part(&mut self.batch) => self.pass(),
+            _ => {
+                let Engine { scheduler, batch, .. } = self;
+                let hear = |index, known: Known| scheduler.hear(batch, index, known);
+                self.runner.forward(&batch.input, &batch.chosen, hear);
+                Some(0)
+            }
+        };
+        let Engine { scheduler, batch, runner, census, .. } = self;
+        if let Some(written) = written {
+            // Before anybody hears of the step, so that whoever has heard of it finds it counted.
+            let pace = if batch.reads() { &census.prompts } else { &census.decodes };
+            pace.add(batch.input.tokens.len() + written, start.elapsed());
+            if let Some(experts) = census.experts.get() {
+                experts.moved(runner.experts.traffic());
+            }
+            scheduler.computed(batch, start.elapsed());
+            scheduler.commit(&mut past(runner), batch);
+        }
+        scheduler.rejoin();
+        scheduler.count();
+    }
+
+    /// The prompts of a step, one group of layers after the other. After each, whoever writes gets another
+    /// token, so that no stream pauses for longer than a group and a step. Tells how many these were;
+    /// nothing if meanwhile nobody wants the prompts any more.
+    fn pass(&mut self) -> Option<usize> {
+        let mut written = 0;
+        let groups = self.runner.open(&self.batch.input);
+        for group in 0..groups {
+            self.census.pulse.fetch_add(1, Ordering::Relaxed);
+            self.runner.group_of_pass(group, &self.batch.input);
+            if self.scheduler.is_given_up() {
+                self.runner.give_up();
+                return None;
+            }
+            written += self.write_beside();
+        }
+        let Engine { scheduler, batch, .. } = self;
+        let hear = |index, known: Known| scheduler.hear(batch, index, known);
+        self.runner.close(&batch.input, &batch.chosen, hear);
+        Some(written)
+    }
+
+    /// A step of those that a pass has put aside: how many tokens they got.
+    fn write_beside(&mut self) -> usize {
+        self.scheduler.change_sides();
+        let (scheduler, batch) = (&mut self.scheduler, &mut self.beside);
+        let due = scheduler.next_beside(&mut past(&mut self.runner), batch);
+        if due {
+            self.begin_step();
+            let Engine { scheduler, beside: batch, .. } = self;
+            let hear = |index, known: Known| scheduler.hear(batch, index, known);
+            self.runner.forward(&batch.input, &batch.chosen, hear);
+            scheduler.commit(&mut past(&mut self.runner), batch);
+        }
+        self.scheduler.change_sides();
+        if due { self.beside.input.tokens.len() } else { 0 }
+    }
+
+    fn begin_step(&self) {
+        let step = self.census.steps.fetch_add(1, Ordering::Relaxed);
+        match self.fault {
+            Some(Fault::Panic(at)) if at == step => panic!("step {step} fails, as it is wished"),
+            Some(Fault::Hang(at)) if at == step => loop {
+                std::thread::park();
+            },
+            _ => {}
+        }
+    }
+
+    /// Takes the requests there are; with nothing to do, waits for one. False once there can be no more.
+    pub fn listen(&mut self, submissions: &Receiver<Submission>) -> bool {
+        loop {
+            let submission = if self.scheduler.is_busy() {
+                match submissions.try_recv() {
+                    Ok(submission) => submission,
+                    Err(TryRecvError::Empty) => return true,
+                    Err(TryRecvError::Disconnected) => return false,
+                }
+            } else if self.scheduler.has_errands() {
+                self.scheduler.do_errands(&mut past(&mut self.runner));
+                match submissions.recv_timeout(PATIENCE) {
+                    Ok(submission) => submission,
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Disconnected) => return false,
+                }
+            } else {
+                match submissions.recv() {
+                    Ok(submission) => submission,
+                    Err(_) => return false,
+                }
+            };
+            self.requests += 1;
+            let seed = self.seeds.wrapping_add(self.requests);
+            self.scheduler.add(Sequence::new(submission, self.requests, seed));
+            self.scheduler.count();
+            self.census.queued.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What its sequences remember.
+fn past<D>(runner: &mut Runner<D>) -> OnDevice<'_, D> {
+    OnDevice { device: &mut runner.device, caches: &runner.network.caches }
+}
