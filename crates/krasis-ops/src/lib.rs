@@ -43,7 +43,7 @@ pub use experts::{ABSENT, Bank};
 pub use heads::Turns;
 pub use krasis_cpu::Keep;
 pub use largest::LARGEST_MAX;
-pub use memory::{Aide, Answer, Memory, Nobody, Question};
+pub use memory::{Aide, Answer, Memory, Nobody, Question, Room};
 pub use reference::Reference;
 pub use route::{GroupScore, Groups, Routes, Routing, Score};
 pub use step::{KvStore, Seqs, StateStore};

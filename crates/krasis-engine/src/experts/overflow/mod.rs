@@ -1,0 +1,398 @@
+//! Experts of a model that is larger than memory: all of them are on the disk, in the cache of quantised
+//! weights, and slots in memory hold the hottest.
+//!
+//! When a layer's routes are known, what is missing is asked of the disk at once, straight into slots, and
+//! what is there is computed meanwhile; then what has come, wave by wave, until nothing is left. Prompts ask
+//! for nearly all experts of each layer, so those of the next are on their way before it begins. The coldest
+//! make room. Among equals that is who is needed last, as prompts go through layers in order.
+
+mod fault;
+mod readers;
+mod volume;
+
+pub use fault::Fault;
+pub use volume::{BankSections, Volume};
+
+use super::away::Traffic;
+use super::heat::Heat;
+use super::slots::Slots;
+use super::Work;
+use crate::census::ExpertCensus;
+use krasis_checkpoint::cache::CacheError;
+use krasis_core::{Bytes, Mat, Slot};
+use krasis_ops::{ABSENT, Bank, Memory, Ops, Routes};
+use readers::{Done, Errand, Readers};
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+/// A pass asks for a whole layer if it has so many routes for each expert: 2 % of them go without then, if
+/// all are equally popular.
+const ROUTES_FOR_ALL: usize = 4;
+
+/// Rows from which a pass is a prompt's.
+const PROMPT_ROWS: u32 = 16;
+
+/// Errands that are on their way at a time before anybody asks.
+const FILLED_TOGETHER: usize = 64;
+
+/// Where experts lie.
+#[derive(Clone, Debug)]
+pub struct OverflowPlan {
+    /// Slots: experts of any layer.
+    pub pool: Bank,
+    /// `[rows, top_k]`: routes to slots.
+    pub places: Slot<u32>,
+    /// Experts of all layers.
+    pub experts: u32,
+    /// What one of them takes.
+    pub expert_bytes: Bytes,
+}
+
+impl OverflowPlan {
+    /// What all experts take.
+    pub fn all(&self) -> Bytes {
+        Bytes(self.expert_bytes.0 * u64::from(self.experts))
+    }
+
+    /// What the slots take.
+    pub fn held(&self) -> Bytes {
+        Bytes(self.expert_bytes.0 * u64::from(self.pool.experts))
+    }
+}
+
+/// Experts on the disk, with slots in memory.
+pub struct Overflow {
+    plan: OverflowPlan,
+    /// Of each layer, as they lie in the file; none for dense layers.
+    banks: Vec<Option<Bank>>,
+    /// Layers with experts that come before each layer, and all of them.
+    before: Vec<u32>,
+    moe: u32,
+    volume: Arc<Volume>,
+    readers: Readers,
+    slots: Slots,
+    /// Parts of each slot's expert that are on their way.
+    coming: Vec<u8>,
+    /// Errands that are on their way.
+    errands: usize,
+    heat: Heat,
+    prompt: bool,
+    /// How often each expert of each layer was asked for in this pass, if it is a prompt's.
+    asked: Vec<u32>,
+    /// Who each pair of the layer at work is routed to; absent once it is computed.
+    left: Vec<u32>,
+    /// Experts of that layer with pairs that are left, and the same by number.
+    wanted: Vec<u32>,
+    is_wanted: Vec<bool>,
+    places: Vec<u32>,
+    /// Slots that may be given away, the best last.
+    spare: Vec<u32>,
+    traffic: Traffic,
+    census: Arc<ExpertCensus>,
+    fault: Fault,
+}
+
+impl Overflow {
+    /// `banks` say how many experts each layer has, and `volume` where they are.
+    pub fn new(
+        plan: OverflowPlan,
+        banks: Vec<Option<Bank>>,
+        volume: Volume,
+        census: Arc<ExpertCensus>,
+    ) -> std::io::Result<Overflow> {
+        let before = banks.iter().scan(0, |count, bank| {
+            *count += u32::from(bank.is_some());
+            Some(*count - u32::from(bank.is_some()))
+        });
+        let (before, volume) = (before.collect(), Arc::new(volume));
+        let moe = banks.iter().flatten().count() as u32;
+        let experts = banks.iter().flatten().next().map_or(0, |bank| bank.experts);
+        Ok(Overflow {
+            before,
+            moe,
+            readers: Readers::start(&volume)?,
+            volume,
+            slots: Slots::new(moe, experts, plan.pool.experts),
+            coming: vec![0; plan.pool.experts as usize],
+            errands: 0,
+            heat: Heat::new(moe, experts),
+            prompt: false,
+            asked: vec![0; (moe * experts) as usize],
+            left: Vec::new(),
+            wanted: Vec::new(),
+            is_wanted: vec![false; experts as usize],
+            places: Vec::new(),
+            spare: Vec::new(),
+            traffic: Traffic { experts: u64::from(moe * experts), ..Traffic::default() },
+            plan,
+            banks,
+            census,
+            fault: Fault::default(),
+        })
+    }
+
+    /// Where it is said that a step failed.
+    pub fn fault(&self) -> Fault {
+        self.fault.clone()
+    }
+
+    /// Where experts come from.
+    pub fn volume(&self) -> &Volume {
+        &self.volume
+    }
+
+    pub(super) fn banks(&self) -> &[Option<Bank>] {
+        &self.banks
+    }
+
+    pub(super) fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    /// Fills all slots before anyone knows who is hot: of each layer the first. `read` hears how many
+    /// bytes more are there.
+    pub fn warm_up<D: Memory>(
+        &mut self,
+        d: &mut D,
+        read: impl Fn(u64),
+    ) -> Result<(), CacheError> {
+        let (slots, experts) = (self.slots.all(), self.is_wanted.len() as u32);
+        let each = slots.end.div_ceil(self.moe.max(1)).min(experts).max(1);
+        let mut result = Ok(());
+        for slot in slots.clone() {
+            if slot / each < self.moe && result.is_ok() {
+                self.order(d, slot, slot / each, slot % each);
+            }
+            let most = if slot + 1 == slots.end { 0 } else { FILLED_TOGETHER };
+            while self.errands > most {
+                let done = self.readers.wait();
+                read(self.plan.pool.slots(done.slot, 1)[done.place].len);
+                result = result.and(self.receive(d, done));
+            }
+        }
+        result
+    }
+
+    /// A pass over so many rows begins.
+    pub(super) fn begin(&mut self, rows: u32) {
+        self.prompt = rows >= PROMPT_ROWS;
+    }
+
+    /// The pass is over.
+    pub(super) fn end(&mut self) {
+        // Noted layer by layer, a prompt would make those that come next look cold.
+        if self.prompt {
+            self.heat.note_counts(0, &self.asked);
+            self.asked.fill(0);
+        }
+        self.heat.cool();
+    }
+
+    pub(super) fn run<D: Ops + Memory>(&mut self, d: &mut D, layer: usize, work: Work) {
+        // Nobody will hear of a step that has failed.
+        if self.banks[layer].is_none() || self.fault.is_set() {
+            return;
+        }
+        let index = self.before[layer];
+        d.download_to(work.routes.experts.whole(), &mut self.left);
+        self.census.note(layer, &self.left);
+        self.note(index);
+        while let Some(done) = self.readers.poll() {
+            self.hear(d, done);
+        }
+        let mut ahead = self.left.len() >= ROUTES_FOR_ALL * self.is_wanted.len();
+        while !self.wanted.is_empty() && !self.fault.is_set() {
+            let all = self.order_wanted(d, index);
+            if all && std::mem::take(&mut ahead) && index + 1 < self.moe {
+                self.order_ahead(d, index + 1);
+            }
+            if !self.compute(d, index, work) {
+                self.wait(d, index);
+            }
+        }
+        self.wanted.drain(..).for_each(|expert| self.is_wanted[expert as usize] = false);
+    }
+
+    /// Notes who is asked for.
+    fn note(&mut self, index: u32) {
+        let experts = self.is_wanted.len();
+        if self.prompt {
+            let asked = &mut self.asked[index as usize * experts..][..experts];
+            self.left.iter().for_each(|&expert| asked[expert as usize] += 1);
+        } else {
+            self.heat.note(index, &self.left);
+        }
+        for &expert in &self.left {
+            if !std::mem::replace(&mut self.is_wanted[expert as usize], true) {
+                self.wanted.push(expert);
+            }
+        }
+    }
+
+    /// Has what is wanted and not here brought, as far as there are slots; false if there were too few.
+    fn order_wanted<D: Memory>(&mut self, d: &mut D, index: u32) -> bool {
+        let missing = |&expert: &u32| self.slots.find(index, expert).is_none();
+        let missing: Vec<u32> = self.wanted.iter().copied().filter(missing).collect();
+        self.find_spare(index, missing.len());
+        for expert in missing {
+            let Some(slot) = self.spare.pop() else { return false };
+            self.order(d, slot, index, expert);
+        }
+        true
+    }
+
+    /// Has experts of a layer brought that will probably be asked for: those that have been, or all of
+    /// them. What they take the place of is not of that layer.
+    fn order_ahead<D: Memory>(&mut self, d: &mut D, index: u32) {
+        let all = 0..self.is_wanted.len() as u32;
+        let known = all.clone().any(|expert| self.heat.of(index, expert) > 0.0);
+        let probable = |&expert: &u32| {
+            let asked = !known || self.heat.of(index, expert) > 0.0;
+            asked && self.slots.find(index, expert).is_none()
+        };
+        let probable: Vec<u32> = all.filter(probable).collect();
+        self.find_spare(index - 1, probable.len());
+        for expert in probable {
+            let next = |&slot: &u32| self.slots.holder(slot).is_some_and(|(of, _)| of == index);
+            while self.spare.pop_if(|slot| next(slot)).is_some() {}
+            let Some(slot) = self.spare.pop() else { return };
+            self.order(d, slot, index, expert);
+        }
+    }
+
+    /// Finds slots that may be given away while a layer is at work, at most so many.
+    fn find_spare(&mut self, index: u32, most: usize) {
+        let Overflow { slots, coming, heat, is_wanted, spare, moe, .. } = self;
+        spare.clear();
+        if most == 0 {
+            return;
+        }
+        let free = |&slot: &u32| {
+            let stays = |(of, expert): (u32, u32)| of == index && is_wanted[expert as usize];
+            coming[slot as usize] == 0 && !slots.holder(slot).is_some_and(stays)
+        };
+        spare.extend(slots.all().filter(free));
+        // Heat, and how many layers come before the one that needs it.
+        let worth = |&slot: &u32| match slots.holder(slot) {
+            None => (f32::NEG_INFINITY, Reverse(0)),
+            Some((of, expert)) => {
+                (heat.of(of, expert), Reverse((of + 2 * *moe - index - 1) % *moe))
+            }
+        };
+        let by_worth = |a: &u32, b: &u32| {
+            let ((a, far_a), (b, far_b)) = (worth(a), worth(b));
+            a.total_cmp(&b).then(far_a.cmp(&far_b))
+        };
+        if spare.len() > most {
+            spare.select_nth_unstable_by(most - 1, by_worth);
+            spare.truncate(most);
+        }
+        spare.sort_unstable_by(|a, b| by_worth(b, a));
+    }
+
+    /// Sends for an expert.
+    fn order<D: Memory>(&mut self, d: &mut D, slot: u32, index: u32, expert: u32) {
+        self.slots.put(slot, index, expert);
+        let to = self.plan.pool.slots(slot, 1);
+        let errands: Vec<Errand> = self
+            .volume
+            .parts(index, expert)
+            .map(|(place, part)| Errand { slot, place, part, room: d.lend(to[place]) })
+            .collect();
+        self.coming[slot as usize] = errands.len() as u8;
+        self.errands += errands.len();
+        self.traffic.brought += 1;
+        self.readers.send(errands.into_iter());
+    }
+
+    /// Waits until half of what a layer lacks has come. Waves of few experts are no faster than larger ones
+    /// while the disk is at work.
+    fn wait<D: Memory>(&mut self, d: &mut D, index: u32) {
+        let Overflow { wanted, slots, coming, .. } = &*self;
+        let is_coming = |&&expert: &&u32| {
+            slots.find(index, expert).is_some_and(|slot| coming[slot as usize] > 0)
+        };
+        let enough = wanted.iter().filter(is_coming).count().div_ceil(2);
+        let mut come = 0;
+        loop {
+            assert!(self.errands > 0, "experts of layer {index} are wanted, and none is on its way");
+            let done = self.readers.wait();
+            let slot = done.slot;
+            self.hear(d, done);
+            let ours = self.slots.holder(slot).is_some_and(|(of, _)| of == index);
+            come += usize::from(ours && self.coming[slot as usize] == 0);
+            // With no expert of this layer on its way, any slot that becomes free will do.
+            if come >= enough || self.fault.is_set() {
+                return;
+            }
+        }
+    }
+
+    /// Takes what has come; what went wrong fails the step.
+    fn hear<D: Memory>(&mut self, d: &mut D, done: Done) {
+        if let Err(error) = self.receive(d, done) {
+            self.fault.set(format!(
+                "an expert could not be read from the disk: {error}; if that goes on, start again with \
+                 --force-load, which makes the file anew"
+            ));
+        }
+    }
+
+    /// Puts what has come into its place. An expert of which some part is missing is not there.
+    fn receive<D: Memory>(&mut self, d: &mut D, done: Done) -> Result<(), CacheError> {
+        let Done { slot, place, room, result } = done;
+        d.take_back(self.plan.pool.slots(slot, 1)[place], room);
+        self.coming[slot as usize] -= 1;
+        self.errands -= 1;
+        if result.is_err() {
+            self.slots.empty(slot);
+        }
+        result
+    }
+
+    /// Computes what is wanted and here; false if that is nothing.
+    fn compute<D: Ops + Memory>(&mut self, d: &mut D, index: u32, work: Work) -> bool {
+        let Overflow { left, slots, coming, .. } = self;
+        let mut here = 0;
+        self.places.clear();
+        self.places.extend(left.iter_mut().map(|expert| {
+            if *expert == ABSENT {
+                return ABSENT;
+            }
+            match slots.find(index, *expert).filter(|&slot| coming[slot as usize] == 0) {
+                Some(slot) => {
+                    *expert = ABSENT;
+                    here += 1;
+                    slot
+                }
+                None => ABSENT,
+            }
+        }));
+        if here == 0 {
+            return false;
+        }
+        let is_wanted = &mut self.is_wanted;
+        self.wanted.retain(|&expert| {
+            let there = slots.find(index, expert).is_some_and(|slot| coming[slot as usize] == 0);
+            is_wanted[expert as usize] = !there;
+            !there
+        });
+        self.traffic.on_the_device += here;
+        let Mat { rows, cols, .. } = work.routes.experts;
+        let places = Slot::new(self.plan.places.start, u64::from(rows * cols));
+        d.upload(places, &self.places);
+        let routes = Routes { experts: Mat::new(places, rows, cols), ..work.routes };
+        d.experts(work.x, routes, &self.plan.pool, work.inner, work.out);
+        true
+    }
+
+    /// Has some slots lose what they hold, as if others had needed them.
+    #[cfg(test)]
+    pub(crate) fn evict(&mut self, mut chosen: impl FnMut(u32) -> bool) {
+        for slot in self.slots.all() {
+            if self.coming[slot as usize] == 0 && chosen(slot) {
+                self.slots.empty(slot);
+            }
+        }
+    }
+}
