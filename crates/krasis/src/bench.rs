@@ -8,6 +8,7 @@ use crate::submit::{self, Answer};
 use crate::trace;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use krasis_core::Bytes;
 use krasis_core::random::SplitMix64;
 use krasis_engine::{Census, Handle, Options, Request, Running, Sampling, Span};
 use serde_json::{Value, json};
@@ -110,6 +111,11 @@ impl Bench {
             let test = format!("decode {} x {}", self.decode, self.batch);
             let token_bytes = (self.batch == 1).then_some(running.decode_bytes.0);
             all.push(Measured { test, rates, token_bytes });
+        }
+        let resident = krasis_machine::Resident::read(Path::new("/"));
+        if let (Some(now), Some(peak)) = (resident.anonymous, resident.peak) {
+            let planned: Bytes = running.regions.iter().map(|(_, bytes)| *bytes).sum();
+            eprintln!("resident: {now} now, {peak} at most with loading; {planned} planned");
         }
         eprintln!("krasis {} of commit {}", env!("CARGO_PKG_VERSION"), env!("KRASIS_COMMIT"));
         print_table(&all, bandwidth);

@@ -152,7 +152,7 @@ impl Experts {
         match self {
             Experts::Device(..) => {}
             Experts::Away(away) => away.end(d),
-            Experts::Overflow(overflow) => overflow.end(),
+            Experts::Overflow(overflow) => overflow.end(d),
         }
     }
 

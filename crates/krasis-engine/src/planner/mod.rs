@@ -64,17 +64,11 @@ impl<S: Stock> Draft<'_, S> {
 
     /// The best plan.
     fn choose(&self) -> Result<Plan, StartError> {
-        let all = |context_min| {
-            let spill = Spill::Nothing;
-            Plan::of(self, Choice { away: None, spill, context_min, context_most: u32::MAX })
-        };
+        let all = |context_min| self.all(context_min);
         match self.options.residency {
             Residency::Device => all(1),
             Residency::Host { prefill, decode } => self.away(prefill, decode, 1..=CONTEXT_COMMON),
-            // Whoever works in host memory has no other to put experts into, but there is the disk.
-            Residency::Auto if self.site.card.is_none() => {
-                all(1).or_else(|error| self.overflowing(error))
-            }
+            Residency::Auto if self.site.card.is_none() => self.in_host_memory(),
             Residency::Auto => match all(CONTEXT_COMMON) {
                 Err(StartError::Shortfall { .. }) => {
                     self.best_away().or_else(|error| match error {
@@ -99,19 +93,26 @@ impl<S: Stock> Draft<'_, S> {
         Plan::of(self, Choice { away, spill, context_min, context_most })
     }
 
-    /// With as many experts in memory as there is room for, and the others on the disk, because all of
-    /// them were too much.
-    fn overflowing(&self, too_much: StartError) -> Result<Plan, StartError> {
+    /// Everything on the device.
+    fn all(&self, context_min: u32) -> Result<Plan, StartError> {
+        let (spill, context_most) = (Spill::Nothing, u32::MAX);
+        Plan::of(self, Choice { away: None, spill, context_min, context_most })
+    }
+
+    /// Whoever works in host memory has no other to put experts into, but there is the disk, if all of them
+    /// leave no context to talk in.
+    fn in_host_memory(&self) -> Result<Plan, StartError> {
         use StartError::{NoExperts, Refused, Shortfall, UnlikeExperts};
-        if self.options.cache == CacheUse::Off || !matches!(too_much, Shortfall { .. } | Refused { .. })
-        {
-            return Err(too_much);
+        let plan = self.all(CONTEXT_SHORT);
+        let is_too_much = matches!(plan, Err(Shortfall { .. } | Refused { .. }));
+        if !is_too_much || self.options.cache == CacheUse::Off {
+            return plan.or_else(|_| self.all(1));
         }
-        let (context_min, context_most) = (1, CONTEXT_COMMON);
+        let (context_min, context_most) = (1, CONTEXT_SHORT);
         let choice = Choice { away: None, spill: Spill::ToDisk, context_min, context_most };
         match Plan::of(self, choice) {
-            Err(NoExperts | UnlikeExperts) => Err(too_much),
-            plan => plan,
+            Err(NoExperts | UnlikeExperts) => self.all(1),
+            spilled => spilled.or_else(|error| self.all(1).map_err(|_| error)),
         }
     }
 

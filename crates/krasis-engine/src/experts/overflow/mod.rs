@@ -179,7 +179,12 @@ impl Overflow {
     }
 
     /// The pass is over.
-    pub(super) fn end(&mut self) {
+    pub(super) fn end<D: Memory>(&mut self, d: &mut D) {
+        // What else is on its way may have failed as well, and the next step is not to hear of that.
+        while self.fault.is_set() && self.errands > 0 {
+            let done = self.readers.wait();
+            let _ = self.receive(d, done);
+        }
         // Noted layer by layer, a prompt would make those that come next look cold.
         if self.prompt {
             self.heat.note_counts(0, &self.asked);
@@ -198,7 +203,7 @@ impl Overflow {
         self.census.note(layer, &self.left);
         self.note(index);
         while let Some(done) = self.readers.poll() {
-            self.hear(d, done);
+            self.hear(d, index, done);
         }
         let mut ahead = self.left.len() >= ROUTES_FOR_ALL * self.is_wanted.len();
         while !self.wanted.is_empty() && !self.fault.is_set() {
@@ -318,7 +323,7 @@ impl Overflow {
             assert!(self.errands > 0, "experts of layer {index} are wanted, and none is on its way");
             let done = self.readers.wait();
             let slot = done.slot;
-            self.hear(d, done);
+            self.hear(d, index, done);
             let ours = self.slots.holder(slot).is_some_and(|(of, _)| of == index);
             come += usize::from(ours && self.coming[slot as usize] == 0);
             // With no expert of this layer on its way, any slot that becomes free will do.
@@ -328,13 +333,19 @@ impl Overflow {
         }
     }
 
-    /// Takes what has come; what went wrong fails the step.
-    fn hear<D: Memory>(&mut self, d: &mut D, done: Done) {
-        if let Err(error) = self.receive(d, done) {
-            self.fault.set(format!(
+    /// Takes what has come. What a layer lacks then fails the step; what it does not need is asked for
+    /// again by whoever does.
+    fn hear<D: Memory>(&mut self, d: &mut D, index: u32, done: Done) {
+        let holder = self.slots.holder(done.slot);
+        let wanted =
+            holder.is_some_and(|(of, expert)| of == index && self.is_wanted[expert as usize]);
+        match self.receive(d, done) {
+            Ok(()) => {}
+            Err(error) if !wanted => tracing::warn!("{error}"),
+            Err(error) => self.fault.set(format!(
                 "an expert could not be read from the disk: {error}; if that goes on, start again with \
                  --force-load, which makes the file anew"
-            ));
+            )),
         }
     }
 
@@ -396,3 +407,6 @@ impl Overflow {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
