@@ -30,7 +30,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Tokens that a checkpoint of recurrent state has to spare before a prompt is cut for it: as many as take
-/// as long as the step that comes of it. Where experts lie in host memory, that brings them all again, or
+/// as long as the step that comes of it. Where experts lie elsewhere, that brings them all again, or
 /// has the CPU compute them.
 const CUT_WORTH: u32 = 128;
 const CUT_WORTH_AWAY: u32 = 8192;
@@ -375,7 +375,10 @@ impl<D: Ops + Memory> Engine<D> {
             page_bytes: OnDevice::<D>::bytes(&plan.caches, Kind::Page),
             state_bytes: OnDevice::<D>::bytes(&plan.caches, Kind::State),
             ram: plan.prefix_ram,
-            cut_worth: if plan.away.is_some() { CUT_WORTH_AWAY } else { CUT_WORTH },
+            cut_worth: match (&plan.away, &plan.overflow) {
+                (None, None) => CUT_WORTH,
+                _ => CUT_WORTH_AWAY,
+            },
         };
         let disk = open_disk(stock, options, &shape);
         let prefixes = Prefixes::new(shape, &options.prefix, disk, handle.census.clone());

@@ -146,7 +146,12 @@ impl Plan {
         let sequences = options.sequences_max.max(1);
         let rows_max = chunk + sequences;
         let by_layers = choice.away.is_some_and(|(prefill, _)| prefill.by_layers());
-        let pass_tokens = if by_layers { options.pass_tokens.max(chunk) } else { chunk };
+        let pass_tokens = match choice.spill {
+            Spill::ToDisk => choice.pass_from_disk(model, options),
+            Spill::Nothing if by_layers => options.pass_tokens,
+            Spill::Nothing => chunk,
+        };
+        let pass_tokens = pass_tokens.max(chunk);
         let buffers = Buffers::plan(model, rows_max, pass_tokens + sequences, &mut layout);
         mark("buffers", &layout, &mut regions);
         let fixed = layout.bytes();

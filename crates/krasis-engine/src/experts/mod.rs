@@ -105,10 +105,7 @@ impl Experts {
         match self {
             Experts::Device(..) => 1,
             Experts::Away(away) => away.begin(rows),
-            Experts::Overflow(overflow) => {
-                overflow.begin(rows);
-                1
-            }
+            Experts::Overflow(overflow) => overflow.begin(rows),
         }
     }
 
@@ -117,7 +114,7 @@ impl Experts {
         match self {
             Experts::Device(banks, _) => 0..banks.len(),
             Experts::Away(away) => away.enter(d, group),
-            Experts::Overflow(overflow) => 0..overflow.banks().len(),
+            Experts::Overflow(overflow) => overflow.enter(group),
         }
     }
 

@@ -1,6 +1,6 @@
 //! A plan for a model that is larger than memory: slots for as many experts as there is room for.
 
-use super::{Pool, bytes_of};
+use super::{Choice, Pool, bytes_of};
 use crate::error::StartError;
 use crate::experts::OverflowPlan;
 use crate::options::Options;
@@ -32,6 +32,15 @@ impl Spill {
             }
             _ => all,
         }
+    }
+}
+
+impl Choice {
+    /// Prompt tokens of a pass that reads experts once: what they take between two layers is memory that
+    /// experts could have, so they are no more than a context.
+    pub(super) fn pass_from_disk(&self, model: &Model<Source>, options: &Options) -> u32 {
+        let context = options.context_max.unwrap_or(self.context_most).min(model.context_max);
+        options.pass_tokens.min(context)
     }
 }
 

@@ -173,13 +173,12 @@ impl<'a> Forecast<'a> {
         self.site.host.disk.unwrap_or(disk::READ)
     }
 
-    /// Bytes that a prompt reads from the disk: what its chunks ask for and memory does not hold, again for
-    /// each.
+    /// Bytes that a prompt reads from the disk: what its passes ask for and memory does not hold.
     fn prompt_from_disk(&self, slots: u32, tokens: f64) -> f64 {
         let w = &self.work;
-        let chunks = (tokens / self.chunk).ceil();
-        let asked = w.expert.bytes * w.touched(tokens.min(self.chunk)) * w.moe_layers;
-        (1.0 - self.share_of(slots)).max(0.0) * asked * chunks
+        let passes = (tokens / self.pass).ceil();
+        let asked = w.expert.bytes * w.touched(tokens.min(self.pass)) * w.moe_layers;
+        (1.0 - self.share_of(slots)).max(0.0) * asked * passes
     }
 
     fn share_of(&self, slots: u32) -> f64 {

@@ -2,9 +2,10 @@
 //! weights, and slots in memory hold the hottest.
 //!
 //! When a layer's routes are known, what is missing is asked of the disk at once, straight into slots, and
-//! what is there is computed meanwhile; then what has come, wave by wave, until nothing is left. Prompts ask
-//! for nearly all experts of each layer, so those of the next are on their way before it begins. The coldest
-//! make room. Among equals that is who is needed last, as prompts go through layers in order.
+//! what is there is computed meanwhile; then what has come, wave by wave, until nothing is left. Prompts go
+//! through a layer with all of a pass before the next, so that an expert is read once for it; they ask for
+//! nearly all experts, so those of the next layer are on their way before it begins. The coldest make room,
+//! and among equals those whose layer comes last.
 
 mod fault;
 mod readers;
@@ -15,14 +16,16 @@ pub use volume::{BankSections, Volume};
 
 use super::away::Traffic;
 use super::heat::Heat;
-use super::slots::Slots;
 use super::Work;
+use super::slots::Slots;
+use super::strategy::PrefillStrategy;
 use crate::census::ExpertCensus;
 use krasis_checkpoint::cache::CacheError;
 use krasis_core::{Bytes, Mat, Slot};
 use krasis_ops::{ABSENT, Bank, Memory, Ops, Routes};
-use readers::{Done, Errand, Readers};
+use readers::{Done, Errand, Readers, Turn};
 use std::cmp::Reverse;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A pass asks for a whole layer if it has so many routes for each expert: 2 % of them go without then, if
@@ -76,7 +79,12 @@ pub struct Overflow {
     /// Errands that are on their way.
     errands: usize,
     heat: Heat,
+    /// Layers that a prompt takes together: one with experts.
+    groups: Vec<Range<usize>>,
     prompt: bool,
+    /// Rows of the pass, and those that the layer at work has seen.
+    rows: u32,
+    seen: u32,
     /// How often each expert of each layer was asked for in this pass, if it is a prompt's.
     asked: Vec<u32>,
     /// Who each pair of the layer at work is routed to; absent once it is computed.
@@ -105,6 +113,7 @@ impl Overflow {
             Some(*count - u32::from(bank.is_some()))
         });
         let (before, volume) = (before.collect(), Arc::new(volume));
+        let is_moe: Vec<bool> = banks.iter().map(Option::is_some).collect();
         let moe = banks.iter().flatten().count() as u32;
         let experts = banks.iter().flatten().next().map_or(0, |bank| bank.experts);
         Ok(Overflow {
@@ -116,7 +125,10 @@ impl Overflow {
             coming: vec![0; plan.pool.experts as usize],
             errands: 0,
             heat: Heat::new(moe, experts),
+            groups: PrefillStrategy::HcsPrefill.groups(&is_moe),
             prompt: false,
+            rows: 0,
+            seen: 0,
             asked: vec![0; (moe * experts) as usize],
             left: Vec::new(),
             wanted: Vec::new(),
@@ -161,7 +173,7 @@ impl Overflow {
         let mut result = Ok(());
         for slot in slots.clone() {
             if slot / each < self.moe && result.is_ok() {
-                self.order(d, slot, slot / each, slot % each);
+                self.order(d, Turn::Now, slot, slot / each, slot % each);
             }
             let most = if slot + 1 == slots.end { 0 } else { FILLED_TOGETHER };
             while self.errands > most {
@@ -173,9 +185,22 @@ impl Overflow {
         result
     }
 
-    /// A pass over so many rows begins.
-    pub(super) fn begin(&mut self, rows: u32) {
+    /// A pass over so many rows begins: how many groups of layers it takes one after the other.
+    pub(super) fn begin(&mut self, rows: u32) -> usize {
         self.prompt = rows >= PROMPT_ROWS;
+        self.rows = rows;
+        if self.prompt { self.groups.len() } else { 1 }
+    }
+
+    /// Layers of a group.
+    pub(super) fn enter(&mut self, group: usize) -> Range<usize> {
+        self.seen = 0;
+        if self.prompt { self.groups[group].clone() } else { 0..self.banks.len() }
+    }
+
+    /// Whether more rows will come to the layer at work.
+    fn goes_on(&self) -> bool {
+        self.prompt && self.seen < self.rows
     }
 
     /// The pass is over.
@@ -205,7 +230,12 @@ impl Overflow {
         while let Some(done) = self.readers.poll() {
             self.hear(d, index, done);
         }
-        let mut ahead = self.left.len() >= ROUTES_FOR_ALL * self.is_wanted.len();
+        let Mat { rows, cols, .. } = work.routes.experts;
+        let routes = (self.rows * cols) as usize;
+        let mut ahead = self.prompt
+            && self.seen == 0
+            && routes >= ROUTES_FOR_ALL * self.is_wanted.len();
+        self.seen += rows;
         while !self.wanted.is_empty() && !self.fault.is_set() {
             let all = self.order_wanted(d, index);
             if all && std::mem::take(&mut ahead) && index + 1 < self.moe {
@@ -238,16 +268,16 @@ impl Overflow {
     fn order_wanted<D: Memory>(&mut self, d: &mut D, index: u32) -> bool {
         let missing = |&expert: &u32| self.slots.find(index, expert).is_none();
         let missing: Vec<u32> = self.wanted.iter().copied().filter(missing).collect();
-        self.find_spare(index, missing.len());
+        self.find_spare(index, missing.len(), |_| false);
         for expert in missing {
             let Some(slot) = self.spare.pop() else { return false };
-            self.order(d, slot, index, expert);
+            self.order(d, Turn::Now, slot, index, expert);
         }
         true
     }
 
     /// Has experts of a layer brought that will probably be asked for: those that have been, or all of
-    /// them. What they take the place of is not of that layer.
+    /// them. What they take the place of is not of that layer, nor of the one at work if that goes on.
     fn order_ahead<D: Memory>(&mut self, d: &mut D, index: u32) {
         let all = 0..self.is_wanted.len() as u32;
         let known = all.clone().any(|expert| self.heat.of(index, expert) > 0.0);
@@ -256,30 +286,35 @@ impl Overflow {
             asked && self.slots.find(index, expert).is_none()
         };
         let probable: Vec<u32> = all.filter(probable).collect();
-        self.find_spare(index - 1, probable.len());
+        let goes_on = self.goes_on();
+        let stays = |of: u32| of == index || goes_on && of + 1 == index;
+        self.find_spare(index - 1, probable.len(), stays);
         for expert in probable {
-            let next = |&slot: &u32| self.slots.holder(slot).is_some_and(|(of, _)| of == index);
-            while self.spare.pop_if(|slot| next(slot)).is_some() {}
             let Some(slot) = self.spare.pop() else { return };
-            self.order(d, slot, index, expert);
+            self.order(d, Turn::Later, slot, index, expert);
         }
     }
 
-    /// Finds slots that may be given away while a layer is at work, at most so many.
-    fn find_spare(&mut self, index: u32, most: usize) {
+    /// Finds slots that may be given away while a layer is at work, at most so many, and none of layers that
+    /// stay.
+    fn find_spare(&mut self, index: u32, most: usize, layer_stays: impl Fn(u32) -> bool) {
+        let goes_on = self.goes_on();
         let Overflow { slots, coming, heat, is_wanted, spare, moe, .. } = self;
         spare.clear();
         if most == 0 {
             return;
         }
         let free = |&slot: &u32| {
-            let stays = |(of, expert): (u32, u32)| of == index && is_wanted[expert as usize];
+            let wanted = |of, expert: u32| of == index && is_wanted[expert as usize];
+            let stays = |(of, expert)| layer_stays(of) || wanted(of, expert);
             coming[slot as usize] == 0 && !slots.holder(slot).is_some_and(stays)
         };
         spare.extend(slots.all().filter(free));
         // Heat, and how many layers come before the one that needs it.
         let worth = |&slot: &u32| match slots.holder(slot) {
             None => (f32::NEG_INFINITY, Reverse(0)),
+            // Needed again at once.
+            Some((of, _)) if of == index && goes_on => (f32::INFINITY, Reverse(0)),
             Some((of, expert)) => {
                 (heat.of(of, expert), Reverse((of + 2 * *moe - index - 1) % *moe))
             }
@@ -296,7 +331,7 @@ impl Overflow {
     }
 
     /// Sends for an expert.
-    fn order<D: Memory>(&mut self, d: &mut D, slot: u32, index: u32, expert: u32) {
+    fn order<D: Memory>(&mut self, d: &mut D, turn: Turn, slot: u32, index: u32, expert: u32) {
         self.slots.put(slot, index, expert);
         let to = self.plan.pool.slots(slot, 1);
         let errands: Vec<Errand> = self
@@ -307,7 +342,7 @@ impl Overflow {
         self.coming[slot as usize] = errands.len() as u8;
         self.errands += errands.len();
         self.traffic.brought += 1;
-        self.readers.send(errands.into_iter());
+        self.readers.send(turn, errands.into_iter());
     }
 
     /// Waits until half of what a layer lacks has come. Waves of few experts are no faster than larger ones

@@ -8,9 +8,13 @@ use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Requests that a disk has at a time.
 const THREADS: usize = 8;
+
+/// How often it is looked whether all of them are there.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A part of an expert, where it is to go.
 pub(super) struct Errand {
@@ -42,9 +46,19 @@ struct Queue {
     more: Condvar,
 }
 
+/// When an errand is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Somebody waits.
+    Now,
+    /// When nobody waits.
+    Later,
+}
+
 #[derive(Default)]
 struct Errands {
-    waiting: VecDeque<Errand>,
+    now: VecDeque<Errand>,
+    later: VecDeque<Errand>,
     closed: bool,
 }
 
@@ -62,8 +76,14 @@ impl Readers {
     }
 
     /// Puts errands in line.
-    pub fn send(&self, errands: impl Iterator<Item = Errand>) {
-        self.queue.lock().waiting.extend(errands);
+    pub fn send(&self, turn: Turn, errands: impl Iterator<Item = Errand>) {
+        let mut queue = self.queue.lock();
+        let line = match turn {
+            Turn::Now => &mut queue.now,
+            Turn::Later => &mut queue.later,
+        };
+        line.extend(errands);
+        drop(queue);
         self.queue.more.notify_all();
     }
 
@@ -72,9 +92,18 @@ impl Readers {
         self.done.try_recv().ok()
     }
 
-    /// What comes next, of errands that are on their way.
+    /// What comes next, of errands that are on their way. A slow disk is waited for, a reader that has
+    /// panicked is not: what it had in hand never comes.
     pub fn wait(&self) -> Done {
-        self.done.recv().expect("readers end after whoever waits for them")
+        loop {
+            match self.done.recv_timeout(LOOK) {
+                Ok(done) => return done,
+                Err(_) => assert!(
+                    !self.threads.iter().any(JoinHandle::is_finished),
+                    "a thread that reads experts has ended"
+                ),
+            }
+        }
     }
 }
 
@@ -94,10 +123,13 @@ impl Queue {
     }
 
     fn next(&self) -> Option<Errand> {
-        let wait = |errands: &mut Errands| errands.waiting.is_empty() && !errands.closed;
+        let wait = |e: &mut Errands| e.now.is_empty() && e.later.is_empty() && !e.closed;
         let errands = self.more.wait_while(self.lock(), wait);
         let mut errands = errands.unwrap_or_else(PoisonError::into_inner);
-        if errands.closed { None } else { errands.waiting.pop_front() }
+        if errands.closed {
+            return None;
+        }
+        errands.now.pop_front().or_else(|| errands.later.pop_front())
     }
 
     fn work(&self, volume: &Volume, done: &Sender<Done>) {
