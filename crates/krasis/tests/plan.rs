@@ -178,7 +178,13 @@ fn what_cannot_be_is_refused() {
     let sentence = refused("Qwen3-Coder-Next", "gpu-24", &all, 5, "leave --expert-divisor out");
     assert!(!sentence.contains("--gpu-vram-mb"), "no cap was given: {sentence}");
     refused("Qwen3-Coder-Next", "little-ram", &[], 5, "the model needs");
-    refused("Qwen3-Coder-Next", "little-ram", &[], 5, "experts that stay on the disk (--device cpu)");
+    refused(
+        "Qwen3-Coder-Next",
+        "little-ram",
+        &[],
+        5,
+        "experts that stay on the disk (--device cpu)",
+    );
     refused("Qwen3-30B-A3B", "gpu-24", &["--context-max", "50000"], 3, "40960");
     refused("Qwen3-30B-A3B", "no-gpu", &["--device", "cuda"], 6, "no GPU there");
     refused("Qwen3-30B-A3B", "no-gpu", &["--gpu-vram-mb", "9"], 3, "--device cuda");

@@ -32,7 +32,9 @@ pub(super) fn measure(disk: &Disk, bytes: u64) -> Option<f64> {
         while start.elapsed() < TIME {
             let number = next.fetch_add(1, Ordering::Relaxed);
             // All over the file, so that no disk reads ahead.
-            if number >= wanted || disk.read_anew(number * (blocks / wanted) * BLOCK, block).is_err() {
+            if number >= wanted
+                || disk.read_anew(number * (blocks / wanted) * BLOCK, block).is_err()
+            {
                 return;
             }
             read.fetch_add(BLOCK, Ordering::Relaxed);

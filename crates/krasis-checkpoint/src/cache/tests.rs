@@ -78,7 +78,9 @@ fn what_is_built_is_read() {
         let all = bytes_of(index, section.bytes);
         // Piece by piece, and as many as there are at once.
         for together in [section.piece(), section.bytes.next_multiple_of(section.piece())] {
-            for (first, wanted) in (0..).step_by(together as usize).zip(all.chunks(together as usize)) {
+            for (first, wanted) in
+                (0..).step_by(together as usize).zip(all.chunks(together as usize))
+            {
                 let mut got = vec![0; wanted.len()];
                 cache.read(index, first, &mut got).unwrap();
                 assert!(got == wanted, "section {index}");

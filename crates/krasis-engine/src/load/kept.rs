@@ -8,9 +8,7 @@ use super::{Leaf, Placed, Stock, place};
 use crate::device::allocate;
 use crate::error::StartError;
 use crate::experts::BankSections;
-use krasis_checkpoint::cache::{
-    Builder, CacheError, CacheFile, Contents, Kind, Section, digest,
-};
+use krasis_checkpoint::cache::{Builder, CacheError, CacheFile, Contents, Kind, Section, digest};
 use krasis_checkpoint::quantize::QUANTISER;
 use krasis_core::{Format, Layout, Slot, Weight, quant};
 use krasis_cpu::{Arena, Team};

@@ -106,7 +106,10 @@ impl fmt::Display for Overflow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Overflow { all, on_disk, token, .. } = self;
         let speed = 1.0 / token;
-        write!(f, "{on_disk} of {all} of experts stay on the disk; predicted {speed:.1} tok/s decode ")?;
+        write!(
+            f,
+            "{on_disk} of {all} of experts stay on the disk; predicted {speed:.1} tok/s decode "
+        )?;
         match self.rate {
             Some(rate) => write!(f, "(disk {:.2} GB/s)", rate / 1e9),
             None => write!(f, "(the disk was not measured)"),

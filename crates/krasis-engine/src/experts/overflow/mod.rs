@@ -14,9 +14,9 @@ mod volume;
 pub use fault::Fault;
 pub use volume::{BankSections, Volume};
 
+use super::Work;
 use super::away::Traffic;
 use super::heat::Heat;
-use super::Work;
 use super::slots::Slots;
 use super::strategy::PrefillStrategy;
 use crate::census::ExpertCensus;
@@ -163,11 +163,7 @@ impl Overflow {
 
     /// Fills all slots before anyone knows who is hot: of each layer the first. `read` hears how many
     /// bytes more are there.
-    pub fn warm_up<D: Memory>(
-        &mut self,
-        d: &mut D,
-        read: impl Fn(u64),
-    ) -> Result<(), CacheError> {
+    pub fn warm_up<D: Memory>(&mut self, d: &mut D, read: impl Fn(u64)) -> Result<(), CacheError> {
         let (slots, experts) = (self.slots.all(), self.is_wanted.len() as u32);
         let each = slots.end.div_ceil(self.moe.max(1)).min(experts).max(1);
         let mut result = Ok(());
@@ -232,9 +228,8 @@ impl Overflow {
         }
         let Mat { rows, cols, .. } = work.routes.experts;
         let routes = (self.rows * cols) as usize;
-        let mut ahead = self.prompt
-            && self.seen == 0
-            && routes >= ROUTES_FOR_ALL * self.is_wanted.len();
+        let mut ahead =
+            self.prompt && self.seen == 0 && routes >= ROUTES_FOR_ALL * self.is_wanted.len();
         self.seen += rows;
         while !self.wanted.is_empty() && !self.fault.is_set() {
             let all = self.order_wanted(d, index);
@@ -355,7 +350,10 @@ impl Overflow {
         let enough = wanted.iter().filter(is_coming).count().div_ceil(2);
         let mut come = 0;
         loop {
-            assert!(self.errands > 0, "experts of layer {index} are wanted, and none is on its way");
+            assert!(
+                self.errands > 0,
+                "experts of layer {index} are wanted, and none is on its way"
+            );
             let done = self.readers.wait();
             let slot = done.slot;
             self.hear(d, index, done);
