@@ -90,7 +90,7 @@ impl Bench {
             all.push(Measured { test: format!("prefill {tokens}"), rates, token_bytes: None });
         }
         if self.decode > 1 {
-            let before = pairs(&running.handle);
+            let (before, had) = (pairs(&running.handle), brought(&running.handle));
             let rates = self.measure(
                 &running.handle,
                 self.batch,
@@ -103,6 +103,11 @@ impl Bench {
                 },
             )?;
             let now = pairs(&running.handle);
+            let came = (brought(&running.handle) - had) as f64;
+            let tokens = f64::from((self.runs + 1) * self.batch * self.decode);
+            if came > 0.0 {
+                eprintln!("decoding, {:.1} experts a token came from elsewhere", came / tokens);
+            }
             let [here, cpu] = [0, 1].map(|i| (now[i] - before[i]) as f64);
             if here + cpu > 0.0 {
                 let share = 100.0 * here / (here + cpu);
@@ -112,10 +117,9 @@ impl Bench {
             let token_bytes = (self.batch == 1).then_some(running.decode_bytes.0);
             all.push(Measured { test, rates, token_bytes });
         }
-        let resident = krasis_machine::Resident::read(Path::new("/"));
-        if let (Some(now), Some(peak)) = (resident.anonymous, resident.peak) {
+        if let Some(resident) = krasis_machine::Resident::read(Path::new("/")).anonymous {
             let planned: Bytes = running.regions.iter().map(|(_, bytes)| *bytes).sum();
-            eprintln!("resident: {now} now, {peak} at most with loading; {planned} planned");
+            eprintln!("resident: {resident}; planned for all devices: {planned}");
         }
         eprintln!("krasis {} of commit {}", env!("CARGO_PKG_VERSION"), env!("KRASIS_COMMIT"));
         print_table(&all, bandwidth);
@@ -232,6 +236,11 @@ fn print_table(all: &[Measured], bandwidth: f64) {
 
 fn cpu_name() -> String {
     krasis_machine::Processor::read(Path::new("/")).name.unwrap_or("CPU".into())
+}
+
+/// Experts that came from host memory, or from a disk.
+fn brought(handle: &Handle) -> u64 {
+    handle.census.experts.get().map_or(0, |of| Census::read(&of.brought))
 }
 
 /// Pairs of tokens and experts in host memory that the device and the CPU have computed.

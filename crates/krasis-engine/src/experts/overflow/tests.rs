@@ -52,6 +52,7 @@ fn whatever_is_evicted_the_tokens_are_the_same() {
     let options = Options {
         threads: Some(1),
         prefill_chunk: 16,
+        pass_tokens: 40,
         context_max: Some(128),
         kv_pages: Some(9),
         ..Options::default()
