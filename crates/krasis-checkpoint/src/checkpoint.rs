@@ -145,6 +145,12 @@ impl Checkpoint {
         Ok(hash.finish())
     }
 
+    /// The largest of its weight files.
+    pub fn largest_file(&self) -> Option<&Path> {
+        let bytes = |file: &&Path| file.metadata().map_or(0, |about| about.len());
+        self.shards.iter().map(|shard| shard.file.as_path()).max_by_key(bytes)
+    }
+
     /// How many weight files have been mapped so far.
     pub fn shards_opened(&self) -> usize {
         self.shards.iter().filter(|shard| shard.opened.get().is_some()).count()

@@ -3,6 +3,7 @@
 //! Slots are plain numbers, so the arena checks at run time what lifetimes cannot: that a slot lies
 //! inside, is aligned, and that what is read does not overlap what is being written.
 
+use crate::lent::{Lent, Loans};
 use crate::pages::{Pages, Placement};
 use bytemuck::Pod;
 use krasis_core::{Act, Bytes, Layout, Mat, Slot};
@@ -29,6 +30,7 @@ impl std::error::Error for OutOfMemory {}
 pub struct Arena {
     pages: Arc<Pages>,
     bytes: usize,
+    loans: Loans,
 }
 
 /// Keeps an arena's memory where it is after the arena is gone: for those who read it beside the
@@ -54,7 +56,7 @@ impl Arena {
         let refused = OutOfMemory { wanted };
         let bytes = usize::try_from(wanted.0).map_err(|_| refused)?;
         let pages = Pages::new(bytes).ok_or(refused)?;
-        Ok(Arena { pages: Arc::new(pages), bytes })
+        Ok(Arena { pages: Arc::new(pages), bytes, loans: Loans::default() })
     }
 
     /// Says on which NUMA nodes pages lie. Pages that have been written stay where they are, so this
@@ -66,6 +68,20 @@ impl Arena {
     /// Has the memory outlive the arena.
     pub fn keep(&self) -> Keep {
         Keep { pages: self.pages.clone(), bytes: self.bytes }
+    }
+
+    /// Hands a slot to somebody who fills it, on another thread if he likes, while the arena is at work
+    /// elsewhere; until it is back, nothing here may touch it.
+    pub fn lend(&mut self, at: Slot<u8>) -> Lent {
+        let range = self.range(at);
+        // SAFETY: inside the allocation, whose memory is initialised, and `&mut self` excludes borrowers;
+        // `range` and `Inputs::slice`, through which all of them come, refuse what is lent.
+        unsafe { self.loans.lend(&self.pages, range) }
+    }
+
+    /// Takes back what was lent.
+    pub fn take_back(&mut self, lent: Lent) {
+        self.loans.take_back(&self.pages, lent);
     }
 
     /// The elements of a slot.
@@ -114,7 +130,8 @@ impl Arena {
         assert!(!overlap(&written[0], &written[1]), "an operation writes {a:?} and {b:?} at once");
         let first = written.each_ref().map(|range| range.start);
         let base = self.pages.base();
-        let inputs = Inputs { base, bytes: self.bytes, written, life: PhantomData };
+        let (loans, life) = (&self.loans, PhantomData);
+        let inputs = Inputs { base, bytes: self.bytes, written, loans, life };
         // SAFETY: both ranges are inside the allocation, aligned and disjoint; `Inputs` refuses to
         // read either; `&mut self` excludes everybody else.
         unsafe {
@@ -127,7 +144,9 @@ impl Arena {
     }
 
     fn range<T>(&self, at: Slot<T>) -> Range<usize> {
-        range_in(self.bytes, at)
+        let range = range_in(self.bytes, at);
+        assert!(self.loans.spare(&range), "slot {at:?} is lent to somebody");
+        range
     }
 
     /// # Safety
@@ -149,6 +168,7 @@ pub struct Inputs<'a> {
     base: NonNull<u8>,
     bytes: usize,
     written: [Range<usize>; 2],
+    loans: &'a Loans,
     life: PhantomData<&'a [u8]>,
 }
 
@@ -165,7 +185,8 @@ impl<'a> Inputs<'a> {
             self.written.iter().all(|written| !overlap(written, &range)),
             "an operation reads {at:?} while it writes there"
         );
-        // SAFETY: inside the allocation, aligned, initialised, and disjoint from what is written.
+        assert!(self.loans.spare(&range), "an operation reads {at:?}, which is lent to somebody");
+        // SAFETY: inside the allocation, aligned, initialised, and disjoint from what others write.
         unsafe {
             std::slice::from_raw_parts(self.base.add(range.start).as_ptr().cast(), at.len as usize)
         }
@@ -232,6 +253,45 @@ mod tests {
     fn slots_that_overlap_are_not_written_at_once() {
         let (mut arena, a, _) = arena();
         arena.slices_mut(&[a.bytes(), Slot::new(a.start + 39, 2)]);
+    }
+
+    /// A thread fills a slot while its neighbours are read and written.
+    #[test]
+    fn what_is_lent_comes_back_filled() {
+        let mut layout = Layout::new(4);
+        let slots: Vec<Slot<u8>> = (0..5).map(|_| layout.slot(1000)).collect();
+        let mut arena = Arena::new(&layout).unwrap();
+        for round in 1..50u8 {
+            let mut lent: Vec<_> = [3, 1].map(|i| arena.lend(slots[i])).into();
+            let filler = std::thread::spawn(move || {
+                lent.iter_mut().for_each(|room| room.fill(round));
+                lent
+            });
+            let (inputs, out) = arena.write(slots[2]);
+            out.fill(inputs.slice(slots[0])[999] + inputs.slice(slots[4])[0]);
+            filler.join().unwrap().into_iter().for_each(|room| arena.take_back(room));
+            assert_eq!(arena.slice(slots[3]), [round; 1000]);
+            assert_eq!(arena.slice(Slot::<u8>::new(slots[1].start + 7, 3)), [round; 3]);
+        }
+    }
+
+    #[test]
+    fn what_is_lent_is_refused_to_others() {
+        let refused = |touch: fn(&mut Arena, Slot<f32>, Slot<u32>)| {
+            let (mut arena, a, b) = arena();
+            let lent = arena.lend(Slot::new(a.start + 4, 4));
+            let hook = std::panic::AssertUnwindSafe(|| touch(&mut arena, a, b));
+            assert!(std::panic::catch_unwind(hook).is_err());
+            arena.take_back(lent);
+            touch(&mut arena, a, b);
+        };
+        refused(|arena, a, _| drop(arena.slice(a).to_vec()));
+        refused(|arena, a, _| arena.slice_mut(a).fill(1.0));
+        refused(|arena, a, b| drop(arena.write(b).0.slice(a).to_vec()));
+        refused(|arena, a, _| {
+            let lent = arena.lend(a.bytes());
+            arena.take_back(lent);
+        });
     }
 
     #[test]

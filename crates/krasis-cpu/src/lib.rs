@@ -7,6 +7,7 @@ pub mod amx;
 pub mod arena;
 pub mod floats;
 pub mod isa;
+pub mod lent;
 pub mod limits;
 pub mod lines;
 mod pages;
@@ -16,6 +17,7 @@ pub mod vector;
 
 pub use arena::{Arena, Inputs, Keep, OutOfMemory};
 pub use isa::Isa;
+pub use lent::Lent;
 pub use pages::Placement;
 pub use team::Team;
 pub use tiles::Tiles;

@@ -2,7 +2,8 @@
 //! be measured without its files. The text is noise; bytes, operations and routing are real.
 
 use crate::error::StartError;
-use crate::load::{Stock, Stored};
+use crate::load::{Placed, Shelf, Stock, Stored};
+use crate::options::Options;
 use crate::skew::popularity_bias;
 use half::{bf16, f16};
 use krasis_core::random::SplitMix64;
@@ -63,6 +64,11 @@ impl Stock for Dummy {
         random(device, &bank.gate_up, seed, even(&bank.gate_up));
         random(device, &bank.down, !seed, even(&bank.down));
         Ok(())
+    }
+
+    /// Made up again they are as fast as read, unless memory has no room for them.
+    fn shelf(&self, placed: &Placed, options: &Options) -> Result<Option<Shelf>, StartError> {
+        Ok(placed.banks_stay.then(|| Shelf::of_dummy(placed, options)))
     }
 }
 

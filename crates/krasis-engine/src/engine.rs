@@ -6,14 +6,14 @@ use crate::census::{Census, ExpertCensus};
 use crate::device::{self, Home, Watched, allocate};
 use crate::dummy::{self, Dummy};
 use crate::error::StartError;
-use crate::experts::{Asked, Away, AwayPlan, Experts};
+use crate::experts::{Asked, Away, AwayPlan, Experts, Overflow};
 use crate::handle::{Facts, Handle, Submission};
 use crate::kv::{Disk, Kind, Listed, OnDevice, Prefixes, Shape, Signature};
-use crate::load::{Built, Peak, PeakMeter, Placed, Shelf, Stock, Unwatched, Watch};
+use crate::load::{Built, Peak, PeakMeter, Phase, Placed, Shelf, Stock, Unwatched, Watch};
 use crate::network::Network;
 use crate::options::{Activations, CacheUse, DeviceKind, Fault, Options};
 use crate::plan::Plan;
-use crate::planner::{Proposal, Site};
+use crate::planner::{self, Draft, Proposal, Site};
 use crate::preflight::Preflight;
 use crate::rehearsal::Rehearsal;
 use crate::runner::{HostMemory, Runner};
@@ -26,11 +26,12 @@ use krasis_model::{Config, Ffn, Model, Source, describe};
 use krasis_ops::{Cpu, Memory, Ops};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Tokens that a checkpoint of recurrent state has to spare before a prompt is cut for it: as many as take
-/// as long as the step that comes of it. Where experts lie in host memory, that brings them all again, or
+/// as long as the step that comes of it. Where experts lie elsewhere, that brings them all again, or
 /// has the CPU compute them.
 const CUT_WORTH: u32 = 128;
 const CUT_WORTH_AWAY: u32 = 8192;
@@ -248,16 +249,30 @@ impl<D: Ops + Memory> Engine<D> {
         home: impl Home<Device = D>,
         watch: &dyn Watch,
     ) -> Result<Loaded<D>, StartError> {
-        let plan = Plan::new(source, stock, options, D::ACT_BYTES, &home.site())?;
+        let site = home.site();
+        let plan = Plan::new(source, stock, options, D::ACT_BYTES, &site)?;
         let shelf = match options.cache {
             CacheUse::Off => None,
             _ => stock.shelf(&plan.placed, options)?,
         };
-        Engine::fill(stock, plan, shelf.as_ref(), options, home, watch)
+        let overflows = plan.overflow.is_some();
+        match Engine::fill(stock, source, plan, shelf.as_ref(), options, home, watch) {
+            Err(StartError::NoCache { wanted, why_not }) if overflows => {
+                // What would do without the disk.
+                let options = &Options { cache: CacheUse::Off, ..options.clone() };
+                let act_bytes = D::ACT_BYTES;
+                let draft = Draft { model: source, stock, options, act_bytes, site: &site };
+                let else_ = draft.plan().err().map(|error| format!("; without one, {error}"));
+                let why_not = why_not + &else_.unwrap_or_default();
+                Err(StartError::NoCache { wanted, why_not })
+            }
+            loaded => loaded,
+        }
     }
 
     fn fill(
         stock: &impl Stock,
+        source: &Model<Source>,
         plan: Plan,
         shelf: Option<&Shelf>,
         options: &Options,
@@ -276,11 +291,18 @@ impl<D: Ops + Memory> Engine<D> {
         }
         let (placed, team) = (&plan.placed, Team::new(options.threads));
         let find = |cache| match shelf {
+            Some(shelf) if placed.banks_stay => {
+                shelf.demand(cache, placed, stock, &team, watch).map(Some)
+            }
             Some(shelf) => shelf.find(cache, placed, stock, &team, watch),
             None => Ok(None),
         };
         let mut cache = find(options.cache)?;
-        let site = home.site();
+        let mut site = home.site();
+        site.host.disk = cache.as_ref().filter(|_| placed.banks_stay).and_then(|c| c.file.rate());
+        if let Some(overflow) = planner::Overflow::of(source, &plan, &site) {
+            tracing::warn!("{overflow}");
+        }
         // Looking at routes costs nothing where they lie in host memory, or have to come there.
         let looks = site.card.is_none() || plan.away.is_some();
         let preflight = Preflight::new(site.host.machine, options);
@@ -294,47 +316,67 @@ impl<D: Ops + Memory> Engine<D> {
             }
             None => None,
         };
+        let away = plan.away.as_ref();
+        let counted =
+            placed.banks.iter().filter(|_| looks).map(|bank| bank.map_or(0, |bank| bank.experts));
+        let counts = Arc::new(ExpertCensus::new(
+            away.map(|away| (away.prefill, away.decode)),
+            away.map_or(0, |away| away.pool.experts),
+            counted,
+        ));
         let mut fill = |cache: Option<&Built>| {
             let file = cache.map(|cache| &cache.file);
-            placed.fill(&mut device, host.as_mut(), stock, file, &team, watch)
+            let (device, file) = (&mut device, file.map(|file| &**file));
+            let model = placed.fill(device, host.as_mut(), stock, file, &team, watch)?;
+            let overflow = match (&plan.overflow, cache) {
+                (Some(plan), Some(cache)) => {
+                    let (banks, counts) = (placed.banks.clone(), counts.clone());
+                    let volume = placed.volume(&cache.file)?;
+                    let mut overflow = Overflow::new(plan.clone(), banks, volume, counts)?;
+                    let (of, done) = (plan.held(), AtomicU64::new(0));
+                    overflow.warm_up(device, |bytes| {
+                        let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+                        watch.progress(Phase::Loading, Bytes(done.min(of.0)), of);
+                    })?;
+                    Some(overflow)
+                }
+                _ => None,
+            };
+            Ok::<_, StartError>((model, overflow))
         };
         let (mut start, mut meter) = (Instant::now(), PeakMeter::start());
         let mut model = fill(cache.as_ref());
         // A cache is found damaged as it is read: another one, and if that is damaged too, none.
         for again in [CacheUse::Rebuild, CacheUse::Off] {
             let Err(StartError::Cache(error)) = &model else { break };
+            if placed.banks_stay && again == CacheUse::Off {
+                break;
+            }
             tracing::warn!("{error}");
             cache = find(again)?;
             (start, meter) = (Instant::now(), PeakMeter::start());
             model = fill(cache.as_ref());
         }
-        let model = model?;
+        let (model, overflow) = model?;
+        let held_experts = plan.overflow.as_ref().map_or(Bytes(0), |overflow| overflow.held());
         let loading = Loading {
-            bytes: placed.bytes(),
+            bytes: placed.bytes() + held_experts,
             cached: cache.as_ref().map_or(Bytes(0), |cache| cache.file.contents().bytes()),
             time: start.elapsed(),
-            peak: meter.stop(placed.fill_peak(stock, cache.is_some())?),
+            peak: meter.stop(placed.fill_peak(stock, cache.is_some())? + held_experts),
         };
         loading.log();
         preflight.compare(held, plan.need.weights);
-        let away = plan.away.as_ref();
-        let counted =
-            placed.banks.iter().filter(|_| looks).map(|bank| bank.map_or(0, |bank| bank.experts));
-        let counts = ExpertCensus::new(
-            away.map(|away| (away.prefill, away.decode)),
-            away.map_or(0, |away| away.pool.experts),
-            counted,
-        );
-        Ok(Engine::assemble(device, host, model, stock, plan, counts, loading, options))
+        Ok(Engine::assemble(device, (host, overflow), model, stock, plan, counts, loading, options))
     }
 
     fn assemble(
         mut device: D,
-        host: Option<Arena>,
+        (host, overflow): (Option<Arena>, Option<Overflow>),
         model: Model<krasis_core::Weight>,
         stock: &impl Stock,
         plan: Plan,
-        counts: ExpertCensus,
+        counts: Arc<ExpertCensus>,
         loading: Loading,
         options: &Options,
     ) -> Loaded<D> {
@@ -348,7 +390,10 @@ impl<D: Ops + Memory> Engine<D> {
             page_bytes: OnDevice::<D>::bytes(&plan.caches, Kind::Page),
             state_bytes: OnDevice::<D>::bytes(&plan.caches, Kind::State),
             ram: plan.prefix_ram,
-            cut_worth: if plan.away.is_some() { CUT_WORTH_AWAY } else { CUT_WORTH },
+            cut_worth: match (&plan.away, &plan.overflow) {
+                (None, None) => CUT_WORTH,
+                _ => CUT_WORTH_AWAY,
+            },
         };
         let disk = open_disk(stock, options, &shape);
         let prefixes = Prefixes::new(shape, &options.prefix, disk, handle.census.clone());
@@ -361,15 +406,15 @@ impl<D: Ops + Memory> Engine<D> {
         let seeds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
         let decode_bytes = plan.placed.decode_bytes();
         let banks = plan.placed.banks;
-        let counts = Arc::new(counts);
         let _ = handle.census.experts.set(counts.clone());
-        let experts = match (plan.away, host) {
-            (Some(plan), Some(arena)) => {
+        let experts = match (plan.away, host, overflow) {
+            (Some(plan), Some(arena), _) => {
                 let host = Cpu::new(arena, Team::new(options.threads));
                 let mut away = Away::new(plan, host, banks, counts);
                 away.warm_up(&mut device);
                 Experts::Away(Box::new(away))
             }
+            (.., Some(overflow)) => Experts::Overflow(Box::new(overflow)),
             _ => {
                 let pairs = plan.rows_max * top_k(&model);
                 let asked = counts.asked().is_some().then(|| Asked::new(counts.clone(), pairs));

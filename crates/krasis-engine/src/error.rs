@@ -54,6 +54,17 @@ pub enum StartError {
         /// What to change.
         remedy: String,
     },
+    /// The model does not fit memory, and there is no cache that its experts could stay in.
+    #[error(
+        "{wanted} of weights would have to lie on the disk, because memory has no room for them, and no file can hold them there: {}",
+        if why_not.is_empty() { "there is no folder for it (set KRASIS_HOME)" } else { why_not }
+    )]
+    NoCache {
+        /// What it would take.
+        wanted: Bytes,
+        /// A sentence or several.
+        why_not: String,
+    },
     /// There is nothing to put elsewhere.
     #[error("this model has no routed experts to keep in host memory: leave --expert-divisor out")]
     NoExperts,

@@ -108,6 +108,8 @@ pub struct Options {
     pub residency: Residency,
     /// Memory of the device that may be used; without a wish, what is free.
     pub device_bytes: Option<Bytes>,
+    /// Host memory that may be used; without a wish, what is available.
+    pub ram: Option<Bytes>,
     /// The part of the memory there is that may be used, from 0.1 to 0.95; without a wish, all.
     pub memory_fraction: Option<f64>,
     /// GPU memory that is left alone, for what the driver takes by itself.
@@ -168,6 +170,7 @@ impl Default for Options {
             expert_bits: ExpertBits::AsStored,
             residency: Residency::Auto,
             device_bytes: None,
+            ram: None,
             memory_fraction: None,
             headroom: Bytes(512 << 20),
             prompt_rows: None,

@@ -1,8 +1,12 @@
 //! Everything that will be allocated, decided before anything is: weights, buffers, KV pages, slots
 //! for experts. Which strategy is best is [`crate::planner`]'s to say; this lays one out.
 
+mod overflow;
+
+pub(crate) use overflow::Spill;
+
 use crate::error::StartError;
-use crate::experts::{AwayPlan, DecodeStrategy, Desk, PrefillStrategy};
+use crate::experts::{AwayPlan, DecodeStrategy, Desk, OverflowPlan, PrefillStrategy};
 use crate::kv::{HOST_BYTES, PrefixOptions, Reuse};
 use crate::load::{Placed, Stock, bytes_of, place};
 use crate::options::Options;
@@ -63,6 +67,8 @@ pub struct Plan {
     pub prefix_ram: Bytes,
     /// Where experts lie that are not on the device.
     pub away: Option<AwayPlan>,
+    /// Slots for experts that are on the disk.
+    pub overflow: Option<OverflowPlan>,
     /// Host memory for them; empty if they are on the device.
     pub host: Layout,
     /// What it takes of the host's memory.
@@ -78,6 +84,8 @@ pub struct Plan {
 pub(crate) struct Choice {
     /// Strategies for experts in host memory; none if all lie on the device.
     pub away: Option<(PrefillStrategy, DecodeStrategy)>,
+    /// Whether experts may stay on the disk.
+    pub spill: Spill,
     /// The shortest context that will do where none was asked for.
     pub context_min: u32,
     /// The longest that is worth its memory then.
@@ -101,7 +109,7 @@ impl Plan {
     /// Lays a choice out.
     pub(crate) fn of(draft: &Draft<'_, impl Stock>, choice: Choice) -> Result<Plan, StartError> {
         let Draft { model, stock, options, act_bytes, site } = *draft;
-        let available = site.available(options);
+        let available = choice.spill.available(site, options);
         let fits = |need: &Need| match &site.card {
             None => preflight::fits(&site.host.machine, need),
             Some(_) => Ok(()),
@@ -109,13 +117,21 @@ impl Plan {
         let (mut layout, mut host) = (Layout::new(act_bytes), Layout::new(HOST_ACT_BYTES));
         let mut regions: Vec<(&'static str, Bytes)> = Vec::new();
 
-        let elsewhere = choice.away.is_some().then_some(&mut host);
+        let mut on_disk = Layout::new(HOST_ACT_BYTES);
+        let elsewhere = match choice.spill {
+            Spill::ToDisk => Some(&mut on_disk),
+            Spill::Nothing => choice.away.is_some().then_some(&mut host),
+        };
         let placed = Placed::plan(model, stock, options, &mut layout, elsewhere)?;
+        let placed = match choice.spill {
+            Spill::ToDisk => placed.leave_banks(),
+            Spill::Nothing => placed,
+        };
         let experts = placed.banks.iter().flatten();
         let experts: Bytes =
             experts.map(|bank| bytes_of(&bank.gate_up) + bytes_of(&bank.down)).sum();
         mark("weights", &layout, &mut regions);
-        if choice.away.is_none() && experts > Bytes(0) {
+        if choice.away.is_none() && !placed.banks_stay && experts > Bytes(0) {
             // They lie behind the others.
             regions[0].1 = Bytes(layout.bytes().0 - experts.0);
             regions.push(("experts", experts));
@@ -123,13 +139,19 @@ impl Plan {
         let weights = layout.bytes();
         let pool = match choice.away {
             Some(strategies) => Some(Pool::of(&placed.banks, model, strategies)?),
+            None if placed.banks_stay => Some(Pool::spilled(&placed.banks, model)?),
             None => None,
         };
         let chunk = options.prefill_chunk.max(1);
         let sequences = options.sequences_max.max(1);
         let rows_max = chunk + sequences;
         let by_layers = choice.away.is_some_and(|(prefill, _)| prefill.by_layers());
-        let pass_tokens = if by_layers { options.pass_tokens.max(chunk) } else { chunk };
+        let pass_tokens = match choice.spill {
+            Spill::ToDisk => choice.pass_from_disk(model, options),
+            Spill::Nothing if by_layers => options.pass_tokens,
+            Spill::Nothing => chunk,
+        };
+        let pass_tokens = pass_tokens.max(chunk);
         let buffers = Buffers::plan(model, rows_max, pass_tokens + sequences, &mut layout);
         mark("buffers", &layout, &mut regions);
         let fixed = layout.bytes();
@@ -186,7 +208,16 @@ impl Plan {
             ));
         }
         let mut host_regions = Vec::new();
+        let mut overflow = None;
         let away = match &pool {
+            Some(pool) if placed.banks_stay => {
+                let left = Bytes(available.0.saturating_sub(on_host.0));
+                overflow = Some(pool.plan_overflow(rows_max, left, &mut layout)?);
+                mark("expert slots", &layout, &mut regions);
+                need.weights += regions.last().map_or(Bytes(0), |(_, bytes)| *bytes);
+                fits(&need)?;
+                None
+            }
             Some(pool) => {
                 host_regions.push(("experts in host memory", host.bytes()));
                 let experts = host.bytes();
@@ -207,6 +238,10 @@ impl Plan {
         if away.is_some() || on_host > Bytes(0) {
             preflight::fits(&site.host.machine, &need)?;
         }
+        if let Some(available) = options.ram.filter(|&ram| need.total() > ram) {
+            let remedy = "raise --ram-mb, or store experts in fewer bits (--cpu-expert-bits 4)";
+            return Err(shortfall("what lies in host memory", need.total(), available, remedy));
+        }
         Ok(Plan {
             layout,
             placed,
@@ -219,6 +254,7 @@ impl Plan {
             pass_tokens,
             prefix_ram,
             away,
+            overflow,
             host,
             need,
             regions,
@@ -313,6 +349,20 @@ impl<'a> Pool<'a> {
         [rows_max * self.top_k, experts, experts].map(|len| layout.slot(u64::from(len)))
     }
 
+    /// As many slots as fit into what is `left` of `available` behind a layout, up to all experts.
+    fn slots_within(&self, left: Bytes, available: Bytes, layout: &Layout) -> u32 {
+        let Bank { gate_up, down, experts, .. } = self.bank;
+        let each = (bytes_of(gate_up) + bytes_of(down)).0 / u64::from(*experts);
+        // What alignment takes is seen when they are laid out.
+        let within = |slots: &u32| {
+            let mut layout = layout.clone();
+            self.place(*slots, &mut layout);
+            layout.bytes() <= available
+        };
+        let most = u32::try_from(left.0 / each).unwrap_or(u32::MAX).min(self.layers * experts);
+        (0..=most).rev().find(within).unwrap_or(0)
+    }
+
     /// Slots for the rest of the device's memory.
     fn plan(
         &self,
@@ -324,15 +374,7 @@ impl<'a> Pool<'a> {
         let each = (bytes_of(gate_up) + bytes_of(down)).0 / u64::from(*experts);
         let [places, tables, counts] = self.lists(room.rows_max, layout);
         let left = Bytes(room.available.0.saturating_sub(layout.bytes().0));
-        let all = self.layers * experts;
-        // What alignment takes is seen when they are laid out.
-        let within = |slots: &u32| {
-            let mut layout = layout.clone();
-            self.place(*slots, &mut layout);
-            layout.bytes() <= room.available
-        };
-        let most = u32::try_from(left.0 / each).unwrap_or(u32::MAX).min(all);
-        let fit = (0..=most).rev().find(within).unwrap_or(0);
+        let fit = self.slots_within(left, room.available, layout);
         let least = self.least();
         if fit < least {
             return Err(StartError::Shortfall {
@@ -410,7 +452,8 @@ impl CacheRules {
             let pages = (bytes / page_bytes).saturating_sub(u64::from(spare));
             u32::try_from(pages).unwrap_or(u32::MAX).min(u32::MAX / PAGE) * PAGE
         };
-        let (away, most) = (self.choice.away.is_some(), self.choice.context_most);
+        let away = self.choice.away.is_some() || self.choice.spill == Spill::ToDisk;
+        let most = self.choice.context_most;
         let fits = tokens_in(left);
         let context_max = match options.context_max {
             Some(wanted) if wanted > model.context_max => {

@@ -230,6 +230,15 @@ impl Scheduler {
         }
     }
 
+    /// The step failed: those who were in it are told why, and nothing of it stays.
+    pub fn fail(&mut self, batch: &Batch, message: &str) {
+        for index in (0..batch.parts.len()).rev().filter(|&index| batch.parts[index] > 0) {
+            let mut sequence = self.running.remove(index);
+            self.release(&mut sequence);
+            sequence.fail(message);
+        }
+    }
+
     fn drop_cancelled(&mut self) {
         if !self.waiting.iter().chain(&self.running).any(Sequence::is_cancelled) {
             return;

@@ -171,6 +171,11 @@ impl Sequence {
         full.then_some(Finish::Length)
     }
 
+    /// The last word where a step failed.
+    pub fn fail(mut self, message: &str) {
+        (self.sink)(Event::Failed { message: message.to_owned() });
+    }
+
     /// The last word.
     pub fn finish(mut self, finish: Finish) {
         if let Some(Stuck::Refused(message)) = self.stuck {

@@ -43,14 +43,20 @@ impl<D: Ops + Memory> Engine<D> {
         let written = match self.runner.groups(self.batch.rows()) {
             2.. if self.scheduler.part(&mut self.batch) => self.pass(),
             _ => {
-                let Engine { scheduler, batch, .. } = self;
-                let hear = |index, known: Known| scheduler.hear(batch, index, known);
-                self.runner.forward(&batch.input, &batch.chosen, hear);
+                let Engine { scheduler, batch, runner, .. } = self;
+                let fault = runner.experts.fault();
+                // What comes of a step that failed is not looked at.
+                let failed = || fault.as_ref().is_some_and(|fault| fault.is_set());
+                let hear = |index, known: Known| failed() || scheduler.hear(batch, index, known);
+                runner.forward(&batch.input, &batch.chosen, hear);
                 Some(0)
             }
         };
+        let fault = self.take_fault();
         let Engine { scheduler, batch, runner, census, .. } = self;
-        if let Some(written) = written {
+        if let Some(message) = fault {
+            scheduler.fail(batch, &message);
+        } else if let Some(written) = written {
             // Before anybody hears of the step, so that whoever has heard of it finds it counted.
             let pace = if batch.reads() { &census.prompts } else { &census.decodes };
             pace.add(batch.input.tokens.len() + written, start.elapsed());
@@ -66,14 +72,14 @@ impl<D: Ops + Memory> Engine<D> {
 
     /// The prompts of a step, one group of layers after the other. After each, whoever writes gets another
     /// token, so that no stream pauses for longer than a group and a step. Tells how many these were;
-    /// nothing if meanwhile nobody wants the prompts any more.
+    /// nothing if meanwhile nobody wants the prompts any more, or something went wrong.
     fn pass(&mut self) -> Option<usize> {
         let mut written = 0;
         let groups = self.runner.open(&self.batch.input);
         for group in 0..groups {
             self.census.pulse.fetch_add(1, Ordering::Relaxed);
             self.runner.group_of_pass(group, &self.batch.input);
-            if self.scheduler.is_given_up() {
+            if self.scheduler.is_given_up() || self.has_failed() {
                 self.runner.give_up();
                 return None;
             }
@@ -92,13 +98,31 @@ impl<D: Ops + Memory> Engine<D> {
         let due = scheduler.next_beside(&mut past(&mut self.runner), batch);
         if due {
             self.begin_step();
-            let Engine { scheduler, beside: batch, .. } = self;
-            let hear = |index, known: Known| scheduler.hear(batch, index, known);
-            self.runner.forward(&batch.input, &batch.chosen, hear);
-            scheduler.commit(&mut past(&mut self.runner), batch);
+            let Engine { scheduler, beside: batch, runner, .. } = self;
+            let fault = runner.experts.fault();
+            let failed = || fault.as_ref().is_some_and(|fault| fault.is_set());
+            let hear = |index, known: Known| failed() || scheduler.hear(batch, index, known);
+            runner.forward(&batch.input, &batch.chosen, hear);
+            let fault = self.take_fault();
+            let Engine { scheduler, beside: batch, runner, .. } = self;
+            match fault {
+                Some(message) => scheduler.fail(batch, &message),
+                None => scheduler.commit(&mut past(runner), batch),
+            }
         }
         self.scheduler.change_sides();
         if due { self.beside.input.tokens.len() } else { 0 }
+    }
+
+    fn has_failed(&self) -> bool {
+        self.runner.experts.fault().is_some_and(|fault| fault.is_set())
+    }
+
+    /// What went wrong in the step at work, for those who were in it.
+    fn take_fault(&self) -> Option<String> {
+        let message = self.runner.experts.fault()?.take()?;
+        tracing::error!("{message}");
+        Some(message)
     }
 
     fn begin_step(&self) {

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{FIXTURES, dir};
+use common::{FIXTURES, copy};
 use krasis_core::Weight;
 use krasis_engine::device::cpu;
 use krasis_engine::{
@@ -15,17 +15,6 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-
-fn copy(fixture: &str) -> tempfile::TempDir {
-    let to = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(dir(fixture)).unwrap() {
-        let from = entry.unwrap().path();
-        if from.is_file() && !from.ends_with("golden.safetensors") {
-            fs::copy(&from, to.path().join(from.file_name().unwrap())).unwrap();
-        }
-    }
-    to
-}
 
 fn four_bits() -> Options {
     let options = common::defaults();

@@ -42,7 +42,8 @@ fn host(available: u64, threads: usize, read: f64, multiply: f64, simd: &[&'stat
         ..Memory::default()
     };
     let processor = Processor { name: None, simd: Some(simd.to_vec()) };
-    Host { machine: Machine { memory, processor, ..Machine::default() }, threads, read, multiply }
+    let machine = Machine { memory, processor, ..Machine::default() };
+    Host { machine, threads, read, disk: None, multiply }
 }
 
 /// The machine of the README's GPU tables.

@@ -222,6 +222,15 @@ impl Memory for Cpu {
     fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>) {
         self.arena.download_act_to(from, to);
     }
+    fn lend(&mut self, at: Slot<u8>) -> Room {
+        Room::There(self.arena.lend(at))
+    }
+    fn take_back(&mut self, at: Slot<u8>, room: Room) {
+        match room {
+            Room::There(lent) => self.arena.take_back(lent),
+            Room::Apart(bytes) => self.upload(at, &bytes),
+        }
+    }
     fn receive(
         &mut self,
         slots: &[Slot<u8>],

@@ -44,7 +44,7 @@ pub use experts::{ABSENT, Bank};
 pub use heads::Turns;
 pub use krasis_cpu::{Keep, Tiles};
 pub use largest::LARGEST_MAX;
-pub use memory::{Aide, Memory, Nobody, Paper, Question};
+pub use memory::{Aide, Memory, Nobody, Paper, Question, Room};
 pub use reference::Reference;
 pub use route::{GroupScore, Groups, Routes, Routing, Score};
 pub use step::{KEYS_TOGETHER, KvStore, PROMPT_ROWS, Prompts, Seqs, StateStore};

@@ -3,7 +3,8 @@
 use crate::ABSENT;
 use bytemuck::Pod;
 use krasis_core::{Act, Mat, Slot, from_a_page};
-use krasis_cpu::{Arena, Keep, Team, Tiles};
+use krasis_cpu::{Arena, Keep, Lent, Team, Tiles};
+use std::ops::DerefMut;
 use std::sync::Mutex;
 
 /// Threads that fill memory are at least so many: they mostly wait for a disk, which wants several
@@ -64,6 +65,24 @@ impl Aide for Nobody {
     }
 }
 
+/// Room for what is read from a disk while a device is at work.
+pub enum Room {
+    /// Where it will stay.
+    There(Lent),
+    /// Apart, to be copied there.
+    Apart(Vec<u8>),
+}
+
+impl Room {
+    /// What is to be filled.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        match self {
+            Room::There(lent) => lent.deref_mut(),
+            Room::Apart(bytes) => bytes,
+        }
+    }
+}
+
 /// A device's memory, seen from the host.
 pub trait Memory {
     /// Bytes of one activation.
@@ -97,6 +116,20 @@ pub trait Memory {
     fn copy(&mut self, from: Slot<u8>, to: Slot<u8>) {
         let bytes = self.download(from);
         self.upload(to, &bytes);
+    }
+
+    /// Room for what a slot is to hold, which another thread may fill. Until it is back, operations must
+    /// not touch the slot.
+    fn lend(&mut self, at: Slot<u8>) -> Room {
+        Room::Apart(vec![0; at.len as usize])
+    }
+
+    /// Takes back the room of a slot: operations from now on find there what it holds.
+    fn take_back(&mut self, at: Slot<u8>, room: Room) {
+        match room {
+            Room::Apart(bytes) => self.upload(at, &bytes),
+            Room::There(_) => unreachable!("a device that lends memory takes it back itself"),
+        }
     }
 
     /// Copies activations to the host as f32, row by row, in place of what `to` holds.
@@ -260,6 +293,31 @@ mod tests {
         assert_eq!(device.download(a), numbers(100, 10));
         assert_eq!(device.download(b), [0; 100]);
         assert_eq!(device.download(c), numbers(200, 333));
+    }
+
+    /// Two rooms at once, taken back in the other order; between them lies what is at work.
+    fn check_rooms<D: Memory>(device: impl Fn(Arena) -> D) {
+        let mut layout = Layout::new(4);
+        let [a, b, c] = [70, 80, 90].map(|len| layout.slot::<u8>(len));
+        let mut device = device(Arena::new(&layout).unwrap());
+        let (mut first, mut last) = (device.lend(a), device.lend(c));
+        let filler = std::thread::spawn(move || {
+            first.bytes().fill(1);
+            last.bytes().fill(3);
+            [first, last]
+        });
+        device.upload(b, &[2; 80]);
+        let [first, last] = filler.join().unwrap();
+        device.take_back(c, last);
+        device.take_back(a, first);
+        let got = [a, b, c].map(|slot| device.download(slot));
+        assert_eq!(got, [vec![1; 70], vec![2; 80], vec![3; 90]]);
+    }
+
+    #[test]
+    fn rooms_are_filled_beside_the_device() {
+        check_rooms(|arena| Cpu::new(arena, Team::new(Some(1))));
+        check_rooms(Reference::new);
     }
 
     fn check_copy<D: Memory>(device: impl Fn(Arena) -> D) {

@@ -92,6 +92,12 @@ impl<D: Memory> Memory for Traced<D> {
         self.layer = layer;
         self.device.layer(layer);
     }
+    fn lend(&mut self, at: Slot<u8>) -> Room {
+        self.device.lend(at)
+    }
+    fn take_back(&mut self, at: Slot<u8>, room: Room) {
+        self.time("take_back", at.len as u32, |d| d.take_back(at, room));
+    }
     fn copy(&mut self, from: Slot<u8>, to: Slot<u8>) {
         self.time("copy", from.len as u32, |d| d.copy(from, to));
     }

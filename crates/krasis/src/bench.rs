@@ -8,6 +8,7 @@ use crate::submit::{self, Answer};
 use crate::trace;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use krasis_core::Bytes;
 use krasis_core::random::SplitMix64;
 use krasis_engine::{Census, Handle, Options, Request, Running, Sampling, Span};
 use serde_json::{Value, json};
@@ -91,7 +92,7 @@ impl Bench {
             all.push(Measured { test: format!("prefill {tokens}"), rates, token_bytes: None });
         }
         if self.decode > 1 {
-            let before = pairs(&running.handle);
+            let (before, had) = (pairs(&running.handle), brought(&running.handle));
             let rates = self.measure(
                 &running.handle,
                 self.batch,
@@ -104,6 +105,11 @@ impl Bench {
                 },
             )?;
             let now = pairs(&running.handle);
+            let came = (brought(&running.handle) - had) as f64;
+            let tokens = f64::from((self.runs + 1) * self.batch * self.decode);
+            if came > 0.0 {
+                eprintln!("decoding, {:.1} experts a token came from elsewhere", came / tokens);
+            }
             let [here, cpu] = [0, 1].map(|i| (now[i] - before[i]) as f64);
             if here + cpu > 0.0 {
                 let share = 100.0 * here / (here + cpu);
@@ -112,6 +118,10 @@ impl Bench {
             let test = format!("decode {} x {}", self.decode, self.batch);
             let token_bytes = (self.batch == 1).then_some(running.decode_bytes.0);
             all.push(Measured { test, rates, token_bytes });
+        }
+        if let Some(resident) = krasis_machine::Resident::read(Path::new("/")).anonymous {
+            let planned: Bytes = running.regions.iter().map(|(_, bytes)| *bytes).sum();
+            eprintln!("resident: {resident}; planned for all devices: {planned}");
         }
         eprintln!("krasis {} of commit {}", env!("CARGO_PKG_VERSION"), env!("KRASIS_COMMIT"));
         print_table(&all, bandwidth);
@@ -229,6 +239,11 @@ fn print_table(all: &[Measured], bandwidth: f64) {
 
 fn cpu_name() -> String {
     krasis_machine::Processor::read(Path::new("/")).name.unwrap_or("CPU".into())
+}
+
+/// Experts that came from host memory, or from a disk.
+fn brought(handle: &Handle) -> u64 {
+    handle.census.experts.get().map_or(0, |of| Census::read(&of.brought))
 }
 
 /// Pairs of tokens and experts in host memory that the device and the CPU have computed.

@@ -5,7 +5,7 @@ use crate::gpus::Gpus;
 use crate::options::ModelArguments;
 use clap::Args;
 use krasis_core::Bytes;
-use krasis_engine::planner::{Host, Site};
+use krasis_engine::planner::{Host, Overflow, Site};
 use krasis_engine::{DeviceKind, Options, StartError, propose, propose_dummy};
 use krasis_machine::{Finding, Level, Machine, Need, What, check};
 use serde_json::{Value, json};
@@ -29,18 +29,18 @@ impl Doctor {
     pub fn execute(self) -> Result<(), Failure> {
         let options = self.model.options()?;
         let machine = Machine::read(&options.machine_root);
-        let (need, refusal) = match self.need(&options) {
-            Ok(need) => (need, None),
+        let (need, short) = match self.need(&options) {
+            Ok((need, overflow)) => (need, overflow.map(|it| (Level::Warn, it.to_string()))),
             // Half the answer: what the plan says instead of being one.
             Err(Failure { code, error }) if code == Failure::MEMORY.into() => {
-                (bare(&options), Some(error.to_string()))
+                (bare(&options), Some((Level::Refuse, error.to_string())))
             }
             Err(failure) => return Err(failure),
         };
         let mut findings = check(&machine, &need);
-        if let Some(sentence) = refusal {
+        if let Some((level, sentence)) = short {
             findings.retain(|finding| finding.what != What::Memory);
-            findings.insert(0, Finding { level: Level::Refuse, what: What::Memory, sentence });
+            findings.insert(0, Finding { level, what: What::Memory, sentence });
         }
         let gpus = Gpus::look();
         if self.json {
@@ -60,17 +60,17 @@ impl Doctor {
         }
     }
 
-    /// What the model takes, if one was named.
-    fn need(&self, options: &Options) -> Result<Need, Failure> {
+    /// What the model takes, if one was named, and what of it stays on the disk.
+    fn need(&self, options: &Options) -> Result<(Need, Option<Overflow>), Failure> {
         if self.model.model_path.is_some() && matches!(options.device, DeviceKind::Cuda(_)) {
             let message = "--device cuda: the doctor tells of the CPU only whether a model fits; leave \
                            --device out, or ask `krasis plan`";
             return Err(Failure::say(Failure::CONFIG, message));
         }
         let site = Site { card: None, host: Host::read(options) };
-        let need = |proposal: krasis_engine::Proposal| proposal.need;
-        let planned: Result<Need, StartError> = match &self.model.model_path {
-            None => Ok(bare(options)),
+        let need = |proposal: krasis_engine::Proposal| (proposal.need, proposal.overflow);
+        let planned: Result<_, StartError> = match &self.model.model_path {
+            None => Ok((bare(options), None)),
             Some(path) if path.is_file() => {
                 propose_dummy(&self.model.config()?, options, &site).map(need)
             }

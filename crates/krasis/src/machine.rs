@@ -120,6 +120,7 @@ fn host_of(value: &Value) -> Result<Host> {
         "nodes",
         "simd",
         "read_gb_s",
+        "disk_gb_s",
         "int8_gop_s",
     ];
     let fields = Fields::of(value, &fields)?;
@@ -153,6 +154,7 @@ fn host_of(value: &Value) -> Result<Host> {
     Ok(Host {
         threads,
         read: fields.number("read_gb_s")?.map_or_else(|| class_read(threads), |speed| speed * 1e9),
+        disk: fields.number("disk_gb_s")?.map(|speed| speed * 1e9),
         multiply: fields
             .number("int8_gop_s")?
             .map_or_else(|| class_multiply(&machine, threads), |speed| speed * 1e9),

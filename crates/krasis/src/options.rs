@@ -98,6 +98,10 @@ pub struct ModelArguments {
     /// GPU memory to leave alone, in MiB, for what the driver takes by itself [default: 512]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(..=1 << 30))]
     headroom_mb: Option<u64>,
+    /// Host memory to use, in MiB; without a GPU, experts that it has no room for stay on the disk, in the
+    /// cache of quantised weights [default: what is available]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    ram_mb: Option<u64>,
     /// Prompt tokens from which experts are brought to the GPU; fewer are computed where they lie
     /// [default: as many as make that faster]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -239,6 +243,7 @@ impl ModelArguments {
             },
             residency: self.residency(),
             device_bytes: self.gpu_vram_mb.map(|mebibytes| Bytes(mebibytes << 20)),
+            ram: self.ram_mb.map(|mebibytes| Bytes(mebibytes << 20)),
             headroom: self.headroom_mb.map_or(defaults.headroom, |mib| Bytes(mib << 20)),
             prompt_rows: self.gpu_prefill_threshold,
             group: self.group_size,

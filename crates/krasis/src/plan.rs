@@ -122,9 +122,18 @@ fn lines(p: &Proposal, options: &Options, site: &Site) -> Vec<String> {
         "context: {} tokens, {} for all conversations together, as {:?}",
         p.context_max, p.kv_tokens, p.kv
     ));
-    lines.push(match &p.away {
-        None => format!("experts: all {} where everything else is", p.experts),
-        Some(away) => format!(
+    if let Some(overflow) = &p.overflow {
+        lines.push(format!(
+            "experts: {} of {} fit into memory, for {:.0} % of what is asked for; {overflow}",
+            overflow.slots,
+            p.experts,
+            100.0 * overflow.hit
+        ));
+    }
+    lines.extend(match &p.away {
+        None if p.overflow.is_some() => None,
+        None => Some(format!("experts: all {} where everything else is", p.experts)),
+        Some(away) => Some(format!(
             "experts: {} of {} stay on the GPU, for {:.0} % of what is asked for; prompts bring the \
              others from {} tokens on ({}, --expert-divisor {}), answers are {}",
             away.hot,
@@ -134,7 +143,7 @@ fn lines(p: &Proposal, options: &Options, site: &Site) -> Vec<String> {
             prefill_name(away.prefill),
             divisor(away.prefill),
             decode_name(away.decode),
-        ),
+        )),
     });
     lines.push(format!("prompts are read {} tokens at a time", p.prefill_chunk));
     for (tokens, time) in &p.prompts {
@@ -142,10 +151,10 @@ fn lines(p: &Proposal, options: &Options, site: &Site) -> Vec<String> {
         lines.push(format!(
             "prompt of {tokens}: {rate:.0} tok/s, first token after {:.2} s; {}",
             time.seconds,
-            bounds(time)
+            bounds(time, p)
         ));
     }
-    lines.push(format!("answers: {:.1} tok/s; {}", 1.0 / p.token.seconds, bounds(&p.token)));
+    lines.push(format!("answers: {:.1} tok/s; {}", 1.0 / p.token.seconds, bounds(&p.token, p)));
     if matches!(options.device, DeviceKind::Cuda(_)) {
         lines.push("run it with --device cuda and the same flags".into());
     }
@@ -153,16 +162,17 @@ fn lines(p: &Proposal, options: &Options, site: &Site) -> Vec<String> {
 }
 
 /// Both bounds, and the one that rules.
-fn bounds(time: &Time) -> String {
+fn bounds(time: &Time, p: &Proposal) -> String {
+    let way = if p.overflow.is_some() { "from the disk" } else { "over the bus" };
     let bus = match time.bus {
         0.0 => String::new(),
-        bus => format!(", over the bus {}", duration(bus)),
+        bus => format!(", {way} {}", duration(bus)),
     };
     format!(
         "at least {} for bytes{bus}, {} for operations: {}",
         duration(time.bytes),
         duration(time.operations),
-        rule(time.rule())
+        rule(time.rule(), p)
     )
 }
 
@@ -173,9 +183,10 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-const fn rule(rule: Rule) -> &'static str {
+const fn rule(rule: Rule, p: &Proposal) -> &'static str {
     match rule {
         Rule::Bytes => "bytes rule",
+        Rule::Bus if p.overflow.is_some() => "the disk rules",
         Rule::Bus => "the bus rules",
         Rule::Operations => "operations rule",
     }
@@ -216,7 +227,7 @@ fn describe(p: &Proposal, options: &Options, site: &Site) -> Value {
     };
     let time = |time: &Time| {
         json!({"seconds": time.seconds, "bytes_bound": time.bytes, "bus_bound": time.bus,
-               "operations_bound": time.operations, "rule": rule(time.rule())})
+               "operations_bound": time.operations, "rule": rule(time.rule(), p)})
     };
     let prompts = p.prompts.iter().map(|(tokens, of)| {
         json!({"tokens": tokens, "tokens_per_second": f64::from(*tokens) / of.seconds,
@@ -238,6 +249,10 @@ fn describe(p: &Proposal, options: &Options, site: &Site) -> Value {
                "expert_divisor": divisor(away.prefill), "gpu_prefill_threshold": away.threshold,
                "slots": away.slots, "hot": away.hot, "hit": away.hit})
     });
+    let overflow = p.overflow.map(|overflow| {
+        json!({"slots": overflow.slots, "bytes": overflow.all.0, "on_disk": overflow.on_disk.0,
+               "hit": overflow.hit, "disk_bytes_per_second": overflow.rate})
+    });
     let nodes: Vec<Value> =
         p.nodes.iter().map(|(node, bytes)| json!({"node": node, "bytes": bytes.0})).collect();
     json!({
@@ -256,6 +271,7 @@ fn describe(p: &Proposal, options: &Options, site: &Site) -> Value {
         "pass_tokens": p.pass_tokens,
         "experts": p.experts,
         "strategy": away,
+        "overflow": overflow,
         "prefill": prompts.collect::<Vec<_>>(),
         "decode": {"tokens_per_second": 1.0 / p.token.seconds, "token": time(&p.token)},
     })

@@ -94,13 +94,44 @@ fn a_container_smaller_than_the_model_is_refused_before_loading() {
         "the control group /box may have 24.00 MiB and holds 4.00 MiB",
         "raise the limit",
     ];
-    let output = check(root.path(), &RUN, 5, &words);
+    let run = [&RUN[..], &["--no-cache"]].concat();
+    let output = check(root.path(), &run, 5, &words);
     assert!(output.stdout.is_empty());
     check(root.path(), &["doctor"], 0, &[]);
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../demo/model");
-    let doctor = ["doctor", "--model-path", model.to_str().unwrap()];
+    let doctor = ["doctor", "--no-cache", "--model-path", model.to_str().unwrap()];
     let output = check(root.path(), &doctor, 5, &["the model needs"]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("refuse  memory"));
+}
+
+/// The same answer, with a part of the experts in memory; and the program says so before it loads them.
+#[test]
+fn a_model_larger_than_its_memory_runs_from_the_disk() {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../demo/model");
+    let model = tempfile::tempdir().unwrap();
+    for entry in demo.read_dir().unwrap() {
+        let file = entry.unwrap();
+        if file.file_type().unwrap().is_file() {
+            std::fs::copy(file.path(), model.path().join(file.file_name())).unwrap();
+        }
+    }
+    let root = machine(MACHINE, &[]);
+    let here = ["--model-path", model.path().to_str().unwrap()];
+    let run = |more: &[&str], code: i32, words: &[&str]| {
+        check(root.path(), &[&RUN[..], &here, more].concat(), code, words).stdout
+    };
+    let wanted = run(&[], 0, &[]);
+    let little = ["--ram-mb", "20", "--no-prefix-cache"];
+    let words = ["of experts stay on the disk; predicted", "tok/s decode"];
+    assert_eq!(run(&little, 0, &words), wanted);
+    // The second start finds the cache.
+    assert_eq!(run(&little, 0, &words), wanted);
+    let plan = [&["plan"][..], &here, &little, &["--context-max", "64"]].concat();
+    check(root.path(), &plan, 0, &["fit into memory", "stay on the disk", "from the disk"]);
+    let doctor = [&["doctor"][..], &here, &little, &["--context-max", "64"]].concat();
+    let said = check(root.path(), &doctor, 0, &[]);
+    assert!(String::from_utf8_lossy(&said.stdout).contains("stay on the disk"));
+    run(&["--ram-mb", "2"], 5, &["raise --ram-mb to"]);
 }
 
 #[test]
@@ -150,7 +181,9 @@ fn a_config_alone_can_be_planned() {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/configs/Qwen3-30B-A3B.json");
     let doctor = ["doctor", "--json", "--model-path", config.to_str().unwrap()];
     let root = machine(MACHINE, &[]);
-    check(root.path(), &doctor, 5, &["weights 56.87 GiB", "--cpu-expert-bits 4"]);
+    let no_disk = [&doctor[..], &["--no-cache"]].concat();
+    check(root.path(), &no_disk, 5, &["weights 56.87 GiB", "--cpu-expert-bits 4"]);
+    check(root.path(), &doctor, 0, &[]);
     let large = machine(Fake { mib: (100_000, 90_000), ..MACHINE }, &[]);
     let output = check(large.path(), &doctor, 0, &[]);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();

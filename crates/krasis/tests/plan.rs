@@ -127,6 +127,22 @@ fn scripts_read_the_same_plan() {
     assert_eq!(shorter["context_max"], 4096);
     let on_the_cpu = json("Qwen3-30B-A3B", "gpu-24", &["--device", "cpu"]);
     assert!(on_the_cpu["strategy"].is_null() && on_the_cpu["machine"]["gpu"].is_null());
+    assert!(on_the_cpu["overflow"].is_null());
+}
+
+/// More memory holds more of the experts, until none are left on the disk.
+#[test]
+fn what_memory_has_no_room_for_stays_on_the_disk() {
+    let with = |mib: &str| json("Qwen3-30B-A3B", "no-gpu", &["--ram-mb", mib]);
+    let (little, more, all) = (with("6000"), with("12000"), with("40000"));
+    let on_disk = |plan: &Value| plan["overflow"]["on_disk"].as_u64().unwrap();
+    assert!(on_disk(&little) > on_disk(&more) && all["overflow"].is_null());
+    let speed = |plan: &Value| plan["decode"]["tokens_per_second"].as_f64().unwrap();
+    assert!(speed(&little) < speed(&more) && speed(&more) < speed(&all));
+    for (plan, mib) in [(&little, 6000), (&more, 12_000)] {
+        assert!(plan["device_bytes"].as_u64().unwrap() <= mib << 20);
+        assert_eq!(plan["decode"]["token"]["rule"], "the disk rules");
+    }
 }
 
 /// What a sentence tells to change is changed, and then it works; one less does not.
@@ -162,6 +178,13 @@ fn what_cannot_be_is_refused() {
     let sentence = refused("Qwen3-Coder-Next", "gpu-24", &all, 5, "leave --expert-divisor out");
     assert!(!sentence.contains("--gpu-vram-mb"), "no cap was given: {sentence}");
     refused("Qwen3-Coder-Next", "little-ram", &[], 5, "the model needs");
+    refused(
+        "Qwen3-Coder-Next",
+        "little-ram",
+        &[],
+        5,
+        "experts that stay on the disk (--device cpu)",
+    );
     refused("Qwen3-30B-A3B", "gpu-24", &["--context-max", "50000"], 3, "40960");
     refused("Qwen3-30B-A3B", "no-gpu", &["--device", "cuda"], 6, "no GPU there");
     refused("Qwen3-30B-A3B", "no-gpu", &["--gpu-vram-mb", "9"], 3, "--device cuda");

@@ -7,7 +7,7 @@
 use super::contents::Contents;
 use super::error::CacheError;
 use super::lock::Lock;
-use super::{PIECE, aside, header};
+use super::{aside, header};
 use krasis_core::Bytes;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
@@ -96,13 +96,16 @@ impl Builder {
         }
     }
 
-    /// Writes a piece of a section; pieces may be written by several threads.
+    /// Writes whole pieces of a section, from the first of them on; several threads may do so.
     pub fn write(&self, section: usize, first: u64, bytes: &[u8]) -> Result<(), CacheError> {
         self.data
             .write_all_at(bytes, self.places[section].start + first)
             .map_err(|cause| self.cannot(cause))?;
-        let check = &self.checks[section][first as usize / PIECE];
-        check.store(crc32fast::hash(bytes), Ordering::Relaxed);
+        let piece = self.contents.sections[section].piece();
+        let checks = &self.checks[section][(first / piece) as usize..];
+        for (check, bytes) in checks.iter().zip(bytes.chunks(piece as usize)) {
+            check.store(crc32fast::hash(bytes), Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -185,10 +188,10 @@ impl Builder {
         let section: usize = words.next()?.parse().ok()?;
         let checks = words.nth(1)?;
         let place = self.places.get(section)?;
-        let mut bytes = vec![0; PIECE.min((place.end - place.start) as usize)];
-        for (piece, check) in self.checks[section].iter().enumerate() {
-            let first = (piece * PIECE) as u64;
-            let bytes = &mut bytes[..((place.end - place.start - first) as usize).min(PIECE)];
+        let piece = self.contents.sections[section].piece();
+        let mut bytes = vec![0; piece.min(place.end - place.start) as usize];
+        for (first, check) in (0..).step_by(piece as usize).zip(&self.checks[section]) {
+            let bytes = &mut bytes[..piece.min(place.end - place.start - first) as usize];
             self.data.read_exact_at(bytes, place.start + first).ok()?;
             check.store(crc32fast::hash(bytes), Ordering::Relaxed);
         }

@@ -47,6 +47,8 @@ pub struct Section {
     pub recipe: u64,
     /// Length.
     pub bytes: u64,
+    /// Parts of equal length that are read alone, as experts of a bank are; 1 if it has none.
+    pub parts: u32,
 }
 
 /// The slots of a weight.
@@ -92,8 +94,21 @@ impl Contents {
 }
 
 impl Section {
-    /// Pieces that have checksums of their own.
+    /// Bytes that have a checksum of their own: a part, or [`PIECE`] where there are none.
+    pub fn piece(&self) -> u64 {
+        match self.parts {
+            0 | 1 => PIECE as u64,
+            parts => (self.bytes / u64::from(parts)).max(1),
+        }
+    }
+
+    /// Bytes that are read or written together: about [`PIECE`], and whole pieces.
+    pub fn stretch(&self) -> u64 {
+        (PIECE as u64 / self.piece()).max(1) * self.piece()
+    }
+
+    /// Pieces of it.
     pub(super) fn pieces(&self) -> usize {
-        self.bytes.div_ceil(PIECE as u64) as usize
+        self.bytes.div_ceil(self.piece()) as usize
     }
 }

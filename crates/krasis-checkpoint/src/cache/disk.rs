@@ -5,10 +5,11 @@
 //! others, and no second copy of the weights in memory afterwards. `cargo bench -p krasis-engine
 //! --bench load` compares it with plain reads.
 
-use rustix::fs::OFlags;
+use rustix::fs::{Advice, OFlags, fadvise};
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv2};
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -69,6 +70,23 @@ impl Disk {
             done = end;
         }
         Ok(())
+    }
+
+    /// Fills `bytes` from the disk, whatever the file cache has.
+    pub(super) fn read_anew(&self, at: u64, bytes: &mut [u8]) -> io::Result<()> {
+        if !self.read_direct(at, bytes)? {
+            self.forget(at, bytes.len() as u64);
+            self.file.read_exact_at(bytes, at)?;
+        }
+        Ok(())
+    }
+
+    /// Has the file cache drop a range, as far as whole pages of it go. Where that is refused it drops
+    /// others as it needs them.
+    pub(super) fn forget(&self, at: u64, bytes: u64) {
+        if let Some(bytes) = NonZeroU64::new(bytes) {
+            let _ = fadvise(&self.file, at, Some(bytes), Advice::DontNeed);
+        }
     }
 
     /// Fills `bytes` straight from the disk; false if it wants them in other memory or cannot. What else

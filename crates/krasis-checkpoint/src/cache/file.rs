@@ -3,7 +3,7 @@
 use super::contents::{Contents, Section};
 use super::disk::Disk;
 use super::error::CacheError;
-use super::{PIECE, header};
+use super::{header, rate};
 use crc32fast::Hasher;
 use krasis_core::{Bytes, from_a_page};
 use std::ops::Range;
@@ -78,26 +78,40 @@ impl CacheFile {
         wanted.sections.iter().map(find).collect()
     }
 
-    /// Reads a piece of a section, which begins at `first` and is a whole one or the last, and
-    /// compares it with its checksum.
+    /// Reads pieces of a section, which begin at `first` and are whole ones or the last, and compares
+    /// them with their checksums.
     pub fn read(&self, section: usize, first: u64, bytes: &mut [u8]) -> Result<(), CacheError> {
-        let place = &self.places[section];
-        let piece = first as usize / PIECE;
-        let whole = (place.end - place.start - first).min(PIECE as u64);
+        let (place, about) = (&self.places[section], &self.contents.sections[section]);
+        let (piece, end) = (about.piece(), first + bytes.len() as u64);
         assert!(
-            first.is_multiple_of(PIECE as u64) && bytes.len() as u64 == whole,
-            "{} bytes from {first} are no piece",
+            first.is_multiple_of(piece) && (end.is_multiple_of(piece) || end == about.bytes),
+            "{} bytes from {first} are no pieces",
             bytes.len()
         );
-        let mut hasher = Hasher::new();
+        let mut checks = self.checks[section][(first / piece) as usize..].iter();
+        let (mut hasher, mut missing, mut sound) = (Hasher::new(), piece, true);
         self.disk
-            .read(place.start + first, bytes, |part| hasher.update(part))
+            .read(place.start + first, bytes, |mut part| {
+                while part.len() as u64 >= missing {
+                    let (of_piece, rest) = part.split_at(missing as usize);
+                    hasher.update(of_piece);
+                    sound &= checks.next() == Some(&std::mem::take(&mut hasher).finalize());
+                    (part, missing) = (rest, piece);
+                }
+                hasher.update(part);
+                missing -= part.len() as u64;
+            })
             .map_err(|cause| CacheError::io("read", &self.path, cause))?;
-        if hasher.finalize() != self.checks[section][piece] {
-            let name = &self.contents.sections[section].name;
-            return Err(self.damaged(format!("{name}, near byte {}", place.start + first)));
+        // The last piece of a section may be shorter than the others.
+        if !sound || missing < piece && checks.next() != Some(&hasher.finalize()) {
+            return Err(self.damaged(format!("{}, near byte {}", about.name, place.start + first)));
         }
         Ok(())
+    }
+
+    /// Says that what was read is not wanted again soon, so that the file cache need not keep it.
+    pub fn forget(&self, section: usize, first: u64, bytes: u64) {
+        self.disk.forget(self.places[section].start + first, bytes);
     }
 
     /// Reads and checks every byte on `threads` threads; `progress` hears how many more were read.
@@ -109,20 +123,22 @@ impl CacheFile {
         for gap in self.gaps() {
             self.expect_zeros(gap)?;
         }
-        let pieces: Vec<(usize, u64, usize)> = (0..self.places.len())
-            .flat_map(|section| {
-                let bytes = self.contents.sections[section].bytes;
-                let piece = move |first: u64| (section, first, (bytes - first).min(PIECE as u64));
-                (0..bytes).step_by(PIECE).map(piece)
+        let stretches: Vec<(usize, u64, usize)> = (0..)
+            .zip(&self.contents.sections)
+            .flat_map(|(section, about)| {
+                let (bytes, each) = (about.bytes, about.stretch());
+                let stretch =
+                    move |first: u64| (section, first, (bytes - first).min(each) as usize);
+                (0..bytes).step_by(each as usize).map(stretch)
             })
-            .map(|(section, first, bytes)| (section, first, bytes as usize))
             .collect();
+        let longest = stretches.iter().map(|(.., bytes)| *bytes).max().unwrap_or(0);
         let next = AtomicUsize::new(0);
         let work = || {
             let mut room = Vec::new();
-            let bytes = from_a_page(&mut room, PIECE);
+            let bytes = from_a_page(&mut room, longest);
             while let Some(&(section, first, len)) =
-                pieces.get(next.fetch_add(1, Ordering::Relaxed))
+                stretches.get(next.fetch_add(1, Ordering::Relaxed))
             {
                 self.read(section, first, &mut bytes[..len])?;
                 progress(Bytes(len as u64));
@@ -134,6 +150,11 @@ impl CacheFile {
             let results = workers.into_iter().map(|worker| worker.join().expect("no panic"));
             results.collect::<Vec<_>>().into_iter().collect()
         })
+    }
+
+    /// Bytes a second that the disk gives of it, measured in a moment; nothing if it is too short to tell.
+    pub fn rate(&self) -> Option<f64> {
+        rate::measure(&self.disk, self.end().0)
     }
 
     /// What lies before, between and behind the sections.

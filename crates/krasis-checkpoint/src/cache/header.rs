@@ -15,7 +15,7 @@ pub(super) const PREFIX: usize = 32;
 const MAGIC: [u8; 8] = *b"KRASIS\r\n";
 
 /// Another format of this file is another version; so is another meaning of what stands in it.
-pub(super) const VERSION: u64 = 1;
+pub(super) const VERSION: u64 = 2;
 
 /// A model of a million sections fits.
 const LARGEST: u64 = 256 << 20;

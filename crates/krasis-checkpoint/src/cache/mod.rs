@@ -5,8 +5,8 @@
 //! ```
 //!
 //! A [`Section`] is the image of one slot: the numbers or the scales of a weight. The header
-//! (`header`) says what the sections are and has a checksum for each [`PIECE`] of them. It
-//! is checked, byte for byte, whenever a file is opened; the sections are checked as they are read.
+//! (`header`) says what the sections are and has a checksum for each [`PIECE`] of them, or for each
+//! expert of a bank, so that one can be read and checked alone. It is checked, byte for byte, whenever a file is opened; the sections are checked as they are read.
 //! All padding is zero, so there is no bit in the file whose change would go unnoticed.
 //!
 //! Files are written under another name ([`Builder`]) and renamed when they are whole, by whoever
@@ -20,6 +20,7 @@ mod error;
 mod file;
 mod header;
 mod lock;
+mod rate;
 
 pub use build::{Builder, Progress};
 pub use contents::{Contents, Kind, Section, digest};
@@ -30,11 +31,17 @@ pub use lock::{Lock, Taken};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// Bytes that are read, checked and written together.
+/// Bytes that are read, checked and written together, where a section has no parts.
 pub const PIECE: usize = 4 << 20;
 
 /// How the names of complete files end.
 const ENDING: &str = "krasis";
+
+/// Bytes a second that a disk gives of some file; nothing if that is too short to tell, or cannot be read.
+pub fn rate(file: &Path) -> Option<f64> {
+    let bytes = file.metadata().ok()?.len();
+    rate::measure(&disk::Disk::open(file).ok()?, bytes)
+}
 
 /// All files in a folder, complete ones and those that are being built or were left so.
 pub fn list(dir: &Path) -> Vec<PathBuf> {

@@ -15,6 +15,8 @@ fn contents(fingerprint: u64) -> Contents {
         cols: 128,
         recipe: 7,
         bytes,
+        // Three experts of the last layer, as if a part were 1,000 bytes.
+        parts: if layer == 2 && kind == Kind::Numbers { 3 } else { 1 },
     };
     let sections = (0..3).flat_map(|layer| {
         let bytes = if layer == 1 { PIECE as u64 + 5000 } else { 3000 };
@@ -44,8 +46,9 @@ fn build(path: &Path, contents: &Contents, until: usize) -> (Builder, usize) {
             continue;
         }
         let all = bytes_of(index, section.bytes);
-        for (piece, bytes) in all.chunks(PIECE).enumerate() {
-            builder.write(index, (piece * PIECE) as u64, bytes).unwrap();
+        let piece = section.piece() as usize;
+        for (first, bytes) in (0..).step_by(piece).zip(all.chunks(piece)) {
+            builder.write(index, first, bytes).unwrap();
         }
         builder.commit(index..index + 1).unwrap();
         written += 1;
@@ -73,10 +76,16 @@ fn what_is_built_is_read() {
     assert_eq!(cache.find(&wanted).unwrap(), [4, 5]);
     for (index, section) in contents(1).sections.iter().enumerate() {
         let all = bytes_of(index, section.bytes);
-        for (piece, wanted) in all.chunks(PIECE).enumerate() {
-            let mut got = vec![0; wanted.len()];
-            cache.read(index, (piece * PIECE) as u64, &mut got).unwrap();
-            assert!(got == wanted, "section {index}");
+        // Piece by piece, and as many as there are at once.
+        for together in [section.piece(), section.bytes.next_multiple_of(section.piece())] {
+            for (first, wanted) in
+                (0..).step_by(together as usize).zip(all.chunks(together as usize))
+            {
+                let mut got = vec![0; wanted.len()];
+                cache.read(index, first, &mut got).unwrap();
+                assert!(got == wanted, "section {index}");
+                cache.forget(index, first, got.len() as u64);
+            }
         }
     }
     verify(&path).unwrap();
@@ -169,7 +178,7 @@ fn other_files_are_refused_in_a_sentence() {
     };
     check(&|b| b.truncate(20), &wanted, "is not a cache");
     check(&|b| b[0] = b'X', &wanted, "is not a cache");
-    check(&|b| b[8] = 9, &wanted, "another version of Krasis (format 9 instead of 1)");
+    check(&|b| b[8] = 9, &wanted, "another version of Krasis (format 9 instead of 2)");
     check(&|b| b[16..24].fill(255), &wanted, "its header");
     check(&|b| b.truncate(b.len() - 1), &wanted, "bytes long instead of");
     check(&|b| b.push(0), &wanted, "bytes long instead of");
@@ -212,4 +221,21 @@ fn what_was_given_up_leaves_nothing() {
     assert_eq!(list(dir.path()), Vec::<PathBuf>::new());
     drop(build(&path, &contents(1), 2));
     assert_eq!(list(dir.path()), [path]);
+}
+
+/// An expert is read and checked alone: it does not matter to it what became of its neighbours.
+#[test]
+fn parts_are_checked_one_by_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = built(dir.path());
+    let sections = contents(1).sections;
+    let at = contents(1).places(header::length(&contents(1)))[4].start;
+    flip(&path, 8 * (at + 1500));
+    let cache = CacheFile::open(&path).unwrap();
+    let read = |first, bytes| cache.read(4, first, &mut vec![0; bytes]);
+    assert!(read(0, 1000).is_ok() && read(2000, 1000).is_ok());
+    for (first, bytes) in [(1000, 1000), (0, 2000), (1000, 2000), (0, 3000)] {
+        let said = read(first, bytes).unwrap_err().to_string();
+        assert!(said.contains(&sections[4].name), "{said}");
+    }
 }

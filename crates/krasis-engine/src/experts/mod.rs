@@ -9,10 +9,12 @@
 
 mod away;
 mod heat;
+mod overflow;
 mod slots;
 mod strategy;
 
 pub use away::{Away, AwayPlan, Desk, Traffic};
+pub use overflow::{BankSections, Fault, Overflow, OverflowPlan, Volume};
 pub use strategy::{DecodeStrategy, PrefillStrategy, of_divisor};
 
 use crate::census::ExpertCensus;
@@ -27,6 +29,8 @@ pub enum Experts {
     Device(Vec<Option<Bank>>, Option<Asked>),
     /// In host memory.
     Away(Box<Away>),
+    /// On the disk.
+    Overflow(Box<Overflow>),
 }
 
 /// Looks who is asked for where routes lie in host memory: elsewhere, the device would have to be
@@ -64,15 +68,15 @@ pub enum Repeats {
 impl Aide for Experts {
     fn desk(&mut self) -> (&mut Vec<u32>, &mut Vec<f32>) {
         match self {
-            Experts::Device(..) => unreachable!("the device has all experts"),
             Experts::Away(away) => away.desk(),
+            _ => unreachable!("the device computes all experts"),
         }
     }
 
     fn answer(&mut self, number: usize, paper: &Paper) -> &[u32] {
         match self {
-            Experts::Device(..) => unreachable!("the device has all experts"),
             Experts::Away(away) => away.answer(number, paper),
+            _ => unreachable!("the device computes all experts"),
         }
     }
 }
@@ -83,6 +87,7 @@ impl Experts {
         match self {
             Experts::Device(banks, _) => banks,
             Experts::Away(away) => away.banks(),
+            Experts::Overflow(overflow) => overflow.banks(),
         }
     }
 
@@ -91,6 +96,7 @@ impl Experts {
         match self {
             Experts::Device(..) => Traffic::default(),
             Experts::Away(away) => away.traffic(),
+            Experts::Overflow(overflow) => overflow.traffic(),
         }
     }
 
@@ -99,6 +105,7 @@ impl Experts {
         match self {
             Experts::Device(..) => 1,
             Experts::Away(away) => away.begin(rows),
+            Experts::Overflow(overflow) => overflow.begin(rows),
         }
     }
 
@@ -107,6 +114,7 @@ impl Experts {
         match self {
             Experts::Device(..) => 1,
             Experts::Away(away) => away.open(rows),
+            Experts::Overflow(overflow) => overflow.open(rows),
         }
     }
 
@@ -122,6 +130,7 @@ impl Experts {
         match self {
             Experts::Device(banks, _) => 0..banks.len(),
             Experts::Away(away) => away.enter(d, group),
+            Experts::Overflow(overflow) => overflow.enter(group),
         }
     }
 
@@ -130,6 +139,7 @@ impl Experts {
         match self {
             Experts::Device(..) => Repeats::Step,
             Experts::Away(away) => away.repeats(),
+            Experts::Overflow(_) => Repeats::Between,
         }
     }
 
@@ -146,13 +156,24 @@ impl Experts {
                 }
             }
             Experts::Away(away) => away.run(d, layer, work),
+            Experts::Overflow(overflow) => overflow.run(d, layer, work),
         }
     }
 
     /// The pass is over.
     pub fn end<D: Memory>(&mut self, d: &mut D) {
-        if let Experts::Away(away) = self {
-            away.end(d);
+        match self {
+            Experts::Device(..) => {}
+            Experts::Away(away) => away.end(d),
+            Experts::Overflow(overflow) => overflow.end(d),
+        }
+    }
+
+    /// Where it is said that a step failed, if it can.
+    pub fn fault(&self) -> Option<Fault> {
+        match self {
+            Experts::Overflow(overflow) => Some(overflow.fault()),
+            _ => None,
         }
     }
 }

@@ -96,6 +96,14 @@ impl Slots {
         self.touch(slot);
     }
 
+    /// Has a slot hold nobody.
+    pub fn empty(&mut self, slot: u32) {
+        let key = std::mem::replace(&mut self.held[slot as usize].key, NONE);
+        if key != NONE {
+            self.slot_of[key as usize] = NONE;
+        }
+    }
+
     fn key(&self, layer: u32, expert: u32) -> usize {
         assert!(expert < self.experts, "expert {expert} of {}", self.experts);
         (layer * self.experts + expert) as usize
@@ -124,6 +132,10 @@ mod tests {
                     slots.put(slot, layer, expert);
                     plain[slot as usize] = Some((layer, expert));
                 }
+            }
+            if below(9) == 0 {
+                slots.empty(slot);
+                plain[slot as usize] = None;
             }
             for slot in slots.all() {
                 assert_eq!(slots.holder(slot), plain[slot as usize]);

@@ -56,6 +56,10 @@ impl Stock for Checkpoint {
         Ok(Some(Checkpoint::fingerprint(self)?))
     }
 
+    fn disk_rate(&self) -> Option<f64> {
+        krasis_checkpoint::cache::rate(self.largest_file()?)
+    }
+
     fn shelf(&self, placed: &Placed, options: &Options) -> Result<Option<Shelf>, StartError> {
         Shelf::of(placed, self, options)
     }

@@ -7,9 +7,8 @@
 use super::{Leaf, Placed, Stock, place};
 use crate::device::allocate;
 use crate::error::StartError;
-use krasis_checkpoint::cache::{
-    Builder, CacheError, CacheFile, Contents, Kind, PIECE, Section, digest,
-};
+use crate::experts::BankSections;
+use krasis_checkpoint::cache::{Builder, CacheError, CacheFile, Contents, Kind, Section, digest};
 use krasis_checkpoint::quantize::QUANTISER;
 use krasis_core::{Format, Layout, Slot, Weight, quant};
 use krasis_cpu::{Arena, Team};
@@ -97,9 +96,10 @@ pub(super) fn build(
             continue;
         }
         let (arena, slots) = kept.make(stock, team)?;
-        let pieces = sections.clone().zip(slots).flat_map(|(section, slot)| {
-            let firsts = (0u64..).step_by(PIECE);
-            let pieces = arena.slice(slot).chunks(PIECE).zip(firsts);
+        let pieces = kept.sections().into_iter().zip(sections.clone()).zip(slots);
+        let pieces = pieces.flat_map(|((about, section), slot)| {
+            let each = about.stretch() as usize;
+            let pieces = arena.slice(slot).chunks(each).zip((0u64..).step_by(each));
             pieces.map(move |(bytes, first)| (section, first, bytes))
         });
         let pieces = Mutex::new(pieces);
@@ -140,19 +140,45 @@ pub(super) fn read<D: Memory>(
         let counts = part == Part::All || bank == (part == Part::Banks);
         kept.what.slots().into_iter().map(move |slot| (slot, counts))
     });
-    let mut places: Vec<(Slot<u8>, usize)> = slots
+    // Places in memory with sections and their first bytes.
+    let mut places: Vec<(Slot<u8>, usize, u64)> = slots
         .zip(sections)
         .filter(|((_, counts), _)| *counts)
-        .map(|((slot, _), section)| (slot, section))
+        .flat_map(|((slot, _), section)| {
+            let each = cache.contents().sections[section].stretch();
+            (0..slot.len).step_by(each as usize).map(move |first| {
+                let bytes = each.min(slot.len - first);
+                (Slot::new(slot.start + first, bytes), section, first)
+            })
+        })
         .collect();
-    places.sort_by_key(|(slot, _)| slot.start);
-    let slots: Vec<Slot<u8>> = places.iter().map(|(slot, _)| *slot).collect();
+    places.sort_by_key(|(slot, ..)| slot.start);
+    let slots: Vec<Slot<u8>> = places.iter().map(|(slot, ..)| *slot).collect();
+    let longest = slots.iter().map(|slot| slot.len).max().unwrap_or(1);
     let failed = Failed::default();
-    device.receive(&slots, PIECE, team, |index, first, bytes| {
-        failed.note(cache.read(places[index].1, first, bytes));
+    device.receive(&slots, longest as usize, team, |index, _, bytes| {
+        let (_, section, first) = places[index];
+        failed.note(cache.read(section, first, bytes));
         read(bytes.len() as u64);
     });
     Ok(failed.into_result()?)
+}
+
+/// The sections of each bank, of all layers that have one.
+pub(super) fn banks(placed: &Placed, cache: &CacheFile) -> Result<Vec<BankSections>, StartError> {
+    let kept = of(placed);
+    let mut sections = cache.find(&contents(&kept, cache.contents().fingerprint))?.into_iter();
+    let mut banks = Vec::new();
+    for kept in kept {
+        let mut next = |slot: Slot<u8>| if slot.is_empty() { None } else { sections.next() };
+        match &kept.what {
+            What::Bank(_, bank) => banks.push(bank.slots(0, bank.experts).map(next)),
+            What::Leaf(leaf) => slots(&leaf.weight).into_iter().for_each(|(_, slot)| {
+                next(slot);
+            }),
+        }
+    }
+    Ok(banks)
 }
 
 /// The first error of several threads.
@@ -181,6 +207,10 @@ fn next<T>(pieces: &Mutex<impl Iterator<Item = T>>) -> Option<T> {
 impl Kept {
     fn sections(&self) -> Vec<Section> {
         let recipe = digest(&self.what.recipe());
+        let parts = match &self.what {
+            What::Leaf(_) => 1,
+            What::Bank(_, bank) => bank.experts,
+        };
         let of = |(name, weight): (String, Weight)| {
             slots(&weight).into_iter().map(move |(kind, slot)| Section {
                 name: name.clone(),
@@ -191,6 +221,7 @@ impl Kept {
                 cols: weight.cols,
                 recipe,
                 bytes: slot.len,
+                parts,
             })
         };
         self.what.weights().into_iter().flat_map(of).collect()

@@ -13,6 +13,7 @@ pub use shelf::{Built, Shelf, cache_folders};
 pub use watch::{Phase, Unwatched, Watch};
 
 use crate::error::StartError;
+use crate::experts::Volume;
 use crate::options::{DeviceKind, ExpertBits, Options, Quant};
 use kept::Part;
 use krasis_checkpoint::cache::CacheFile;
@@ -21,6 +22,7 @@ use krasis_cpu::{Arena, Team};
 use krasis_model::{Class, Experts, Ffn, Model, Origin, Source};
 use krasis_ops::{Bank, Memory};
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A weight on its way: where it comes from and where it goes.
@@ -35,8 +37,8 @@ pub struct Placed {
     model: Model<Leaf>,
     /// The routed experts of each layer; none for dense layers.
     pub banks: Vec<Option<Bank>>,
-    /// Whether banks lie in host memory, away from everything else.
-    pub away: bool,
+    /// Whether banks are left in the cache, in which their places are; else they are loaded.
+    pub banks_stay: bool,
     /// Whether a layer's experts are stored in other formats than they will lie in.
     converted: Vec<bool>,
 }
@@ -72,6 +74,10 @@ pub trait Stock {
     /// Says which weights these are, if others could be taken for them.
     fn fingerprint(&self) -> Result<Option<u64>, StartError> {
         Ok(None)
+    }
+    /// Bytes a second that the disk gives on which it lies; nothing where that cannot be told.
+    fn disk_rate(&self) -> Option<f64> {
+        None
     }
     /// Where what is quantised of it may be kept for the next start; nothing if nowhere.
     fn shelf(&self, placed: &Placed, options: &Options) -> Result<Option<Shelf>, StartError> {
@@ -129,7 +135,7 @@ impl Placed {
             }
             Ok::<_, StartError>(Leaf { source: source.clone(), weight })
         })?;
-        let (mut banks, mut converted, away) = (Vec::new(), Vec::new(), host.is_some());
+        let (mut banks, mut converted) = (Vec::new(), Vec::new());
         let layout = host.unwrap_or(layout);
         for layer in &model.layers {
             let Ffn::Moe(moe) = &layer.ffn else {
@@ -143,7 +149,20 @@ impl Placed {
             converted.push(stored.map(|stored| stored.format()) != formats);
             banks.push(Some(bank));
         }
-        Ok(Placed { model: placed, banks, converted, away })
+        Ok(Placed { model: placed, banks, converted, banks_stay: false })
+    }
+
+    /// Leaves all routed experts in the cache, those as well that lie there as they are stored.
+    pub fn leave_banks(self) -> Placed {
+        let converted = vec![true; self.converted.len()];
+        Placed { converted, banks_stay: true, ..self }
+    }
+
+    /// Where in the cache the experts are that were left there.
+    pub fn volume(&self, file: &Arc<CacheFile>) -> Result<Volume, StartError> {
+        let sections = kept::banks(self, file)?;
+        let bank = self.banks.iter().flatten().next().ok_or(StartError::NoExperts)?;
+        Ok(Volume::new(file.clone(), sections, bank))
     }
 
     /// Fills the device's memory, and `host` with banks that lie there, `team` helping, and hands the
@@ -175,6 +194,7 @@ impl Placed {
             if let Some((experts, bank)) = layer
                 && !(*converted && cache.is_some())
             {
+                assert!(!self.banks_stay, "experts that stay in a cache have none to stay in");
                 match &mut host {
                     Some(host) => stock.fill_bank(*host, experts, bank, team)?,
                     None => stock.fill_bank(device, experts, bank, team)?,
@@ -187,6 +207,9 @@ impl Placed {
                 Some(host) => {
                     kept::read(self, cache, device, team, Part::Others, read)?;
                     kept::read(self, cache, host, team, Part::Banks, read)?;
+                }
+                None if self.banks_stay => {
+                    kept::read(self, cache, device, team, Part::Others, read)?;
                 }
                 None => kept::read(self, cache, device, team, Part::All, read)?,
             }
@@ -216,7 +239,7 @@ impl Placed {
         });
     }
 
-    /// Bytes of all weights.
+    /// Bytes of all weights that are loaded.
     pub fn bytes(&self) -> Bytes {
         let mut all = Bytes(0);
         let Ok(_) = self.model.try_map(|leaf| {
@@ -225,7 +248,7 @@ impl Placed {
             }
             Ok::<_, Infallible>(())
         });
-        let banks = self.banks.iter().flatten();
+        let banks = self.banks.iter().flatten().filter(|_| !self.banks_stay);
         all + banks.map(|bank| bytes_of(&bank.gate_up) + bytes_of(&bank.down)).sum()
     }
 

@@ -12,6 +12,7 @@ use krasis_checkpoint::cache::{Builder, CacheError, CacheFile, Contents, Lock, P
 use krasis_core::Bytes;
 use krasis_cpu::Team;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The folder in the model's.
@@ -29,12 +30,22 @@ pub struct Shelf {
     contents: Contents,
     /// In the order in which they are tried.
     files: Vec<PathBuf>,
+    lasts: Lasts,
+}
+
+/// How long a cache lies there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lasts {
+    /// For the next start.
+    On,
+    /// As long as it is open.
+    WhileOpen,
 }
 
 /// A cache that is there.
 pub struct Built {
     /// Open and sound, as far as is known without reading all of it.
-    pub file: CacheFile,
+    pub file: Arc<CacheFile>,
     /// What building it took, if it was done just now.
     pub build: Option<Peak>,
 }
@@ -56,7 +67,22 @@ impl Shelf {
         let home = options.cache_home.iter().map(|home| home.join(&there));
         let folders = [ck.dir().join(FOLDER)].into_iter().chain(home);
         let files = folders.map(|folder| folder.join(&name)).collect();
-        Ok(Some(Shelf { kept, contents, files }))
+        Ok(Some(Shelf { kept, contents, files, lasts: Lasts::On }))
+    }
+
+    /// A place for weights that are made up, from which their experts are read: nothing is left of it.
+    pub fn of_dummy(placed: &Placed, options: &Options) -> Shelf {
+        let kept = kept::of(placed);
+        let contents = kept::contents(&kept, 0);
+        let name = contents.file_name(&kept::label(&kept));
+        let folder = format!("dummy-{}", std::process::id());
+        let files = options.cache_home.iter().map(|home| home.join(&folder).join(&name)).collect();
+        Shelf { kept, contents, files, lasts: Lasts::WhileOpen }
+    }
+
+    /// Bytes of the cache.
+    pub fn bytes(&self) -> Bytes {
+        self.contents.bytes()
     }
 
     /// The cache, built if need be; nothing if there can be none, which was said then.
@@ -71,22 +97,11 @@ impl Shelf {
         if cache == CacheUse::Off {
             return Ok(None);
         }
-        if cache == CacheUse::Auto {
-            for file in &self.files {
-                match self.open(file) {
-                    Ok(file) => return Ok(Some(Built { file, build: None })),
-                    Err(error) if error.is_absent() => {}
-                    Err(error) => tracing::warn!("{error}: it is built again"),
-                }
-            }
-        }
-        for file in &self.files {
-            match self.build(file, cache, placed, stock, team, watch) {
-                Ok(built) => return Ok(Some(built)),
-                Err(StartError::Cache(error)) => tracing::warn!("no cache of weights: {error}"),
-                Err(error) => return Err(error),
-            }
-        }
+        let why_not = match self.seek(cache, placed, stock, team, watch)? {
+            Ok(built) => return Ok(Some(built)),
+            Err(why_not) => why_not,
+        };
+        why_not.iter().for_each(|error| tracing::warn!("no cache of weights: {error}"));
         tracing::warn!(
             "weights are quantised from the checkpoint, now and at the next start; {} would hold them",
             self.contents.bytes()
@@ -94,10 +109,73 @@ impl Shelf {
         Ok(None)
     }
 
-    fn open(&self, file: &Path) -> Result<CacheFile, CacheError> {
+    /// The cache for a model whose experts stay in it.
+    pub fn demand(
+        &self,
+        cache: CacheUse,
+        placed: &Placed,
+        stock: &impl Stock,
+        team: &Team,
+        watch: &dyn Watch,
+    ) -> Result<Built, StartError> {
+        self.seek(cache, placed, stock, team, watch)?.map_err(|why_not| {
+            let why_not: Vec<String> = why_not.iter().map(CacheError::to_string).collect();
+            StartError::NoCache { wanted: self.bytes(), why_not: why_not.join("; ") }
+        })
+    }
+
+    /// The cache, or why there is none in any of the places.
+    fn seek(
+        &self,
+        cache: CacheUse,
+        placed: &Placed,
+        stock: &impl Stock,
+        team: &Team,
+        watch: &dyn Watch,
+    ) -> Result<Result<Built, Vec<CacheError>>, StartError> {
+        if cache == CacheUse::Auto && self.lasts == Lasts::On {
+            for file in &self.files {
+                match self.open(file) {
+                    Ok(file) => return Ok(Ok(Built { file, build: None })),
+                    Err(error) if error.is_absent() => {}
+                    Err(error) => tracing::warn!("{error}: it is built again"),
+                }
+            }
+        }
+        let mut why_not = Vec::new();
+        for file in &self.files {
+            match self.build(file, cache, placed, stock, team, watch) {
+                Ok(built) => {
+                    if self.lasts == Lasts::WhileOpen {
+                        self.remove(file);
+                    }
+                    return Ok(Ok(built));
+                }
+                Err(StartError::Cache(error)) => why_not.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Err(why_not))
+    }
+
+    /// Takes a file's name away; what is in it stays for whoever has it open.
+    fn remove(&self, file: &Path) {
+        let removed = match Lock::take(file) {
+            Ok(Taken::Ours(lock)) => krasis_checkpoint::cache::remove(lock, file),
+            Ok(Taken::Theirs { .. }) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = removed {
+            tracing::warn!("{error}");
+        }
+        // It is ours alone, by its number.
+        let _ = file.parent().map(std::fs::remove_dir);
+    }
+
+    fn open(&self, file: &Path) -> Result<Arc<CacheFile>, CacheError> {
         let cache = CacheFile::open(file)?;
         cache.find(&self.contents)?;
-        Ok(cache)
+        Ok(Arc::new(cache))
     }
 
     fn build(

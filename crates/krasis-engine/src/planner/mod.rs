@@ -4,6 +4,7 @@
 //! Without wishes everything lies on the GPU, if that leaves room for [`CONTEXT_COMMON`] tokens. Else the
 //! experts lie in host memory: prompts bring what is not hot, layer by layer, if a layer's experts fit,
 //! and else in waves; and answers are computed by whoever is expected to be faster at what is missing.
+//! Without a GPU, what host memory has no room for stays on the disk.
 
 mod forecast;
 mod nearest;
@@ -12,15 +13,15 @@ mod site;
 mod work;
 
 pub use forecast::{Forecast, Rule, Time};
-pub use proposal::Proposal;
+pub use proposal::{Overflow, Proposal};
 pub use site::{Card, Class, Host, Site, class_multiply, class_of, class_read};
 pub use work::{Count, Work};
 
 use crate::error::StartError;
 use crate::experts::{DecodeStrategy, PrefillStrategy};
 use crate::load::{Placed, Stock};
-use crate::options::{Options, Residency};
-use crate::plan::{CONTEXT_COMMON, CONTEXT_SHORT, Choice, Plan};
+use crate::options::{CacheUse, Options, Residency};
+use crate::plan::{CONTEXT_COMMON, CONTEXT_SHORT, Choice, Plan, Spill};
 use krasis_core::KvDtype;
 use krasis_model::{CacheShape, Model, Source};
 use std::ops::RangeInclusive;
@@ -63,14 +64,11 @@ impl<S: Stock> Draft<'_, S> {
 
     /// The best plan.
     fn choose(&self) -> Result<Plan, StartError> {
-        let all = |context_min| {
-            Plan::of(self, Choice { away: None, context_min, context_most: u32::MAX })
-        };
+        let all = |context_min| self.all(context_min);
         match self.options.residency {
             Residency::Device => all(1),
             Residency::Host { prefill, decode } => self.away(prefill, decode, 1..=CONTEXT_COMMON),
-            // Whoever works in host memory has no other to put experts into.
-            Residency::Auto if self.site.card.is_none() => all(1),
+            Residency::Auto if self.site.card.is_none() => self.in_host_memory(),
             Residency::Auto => match all(CONTEXT_COMMON) {
                 Err(StartError::Shortfall { .. }) => {
                     self.best_away().or_else(|error| match error {
@@ -91,7 +89,31 @@ impl<S: Stock> Draft<'_, S> {
         context: RangeInclusive<u32>,
     ) -> Result<Plan, StartError> {
         let (context_min, context_most) = context.into_inner();
-        Plan::of(self, Choice { away: Some((prefill, decode)), context_min, context_most })
+        let (away, spill) = (Some((prefill, decode)), Spill::Nothing);
+        Plan::of(self, Choice { away, spill, context_min, context_most })
+    }
+
+    /// Everything on the device.
+    fn all(&self, context_min: u32) -> Result<Plan, StartError> {
+        let (spill, context_most) = (Spill::Nothing, u32::MAX);
+        Plan::of(self, Choice { away: None, spill, context_min, context_most })
+    }
+
+    /// Whoever works in host memory has no other to put experts into, but there is the disk, if all of them
+    /// leave no context to talk in.
+    fn in_host_memory(&self) -> Result<Plan, StartError> {
+        use StartError::{NoExperts, Refused, Shortfall, UnlikeExperts};
+        let plan = self.all(CONTEXT_SHORT);
+        let is_too_much = matches!(plan, Err(Shortfall { .. } | Refused { .. }));
+        if !is_too_much || self.options.cache == CacheUse::Off {
+            return plan.or_else(|_| self.all(1));
+        }
+        let (context_min, context_most) = (1, CONTEXT_SHORT);
+        let choice = Choice { away: None, spill: Spill::ToDisk, context_min, context_most };
+        match Plan::of(self, choice) {
+            Err(NoExperts | UnlikeExperts) => self.all(1),
+            spilled => spilled.or_else(|error| self.all(1).map_err(|_| error)),
+        }
     }
 
     /// The best of what experts in host memory leave to choose from. Groups of several layers are never

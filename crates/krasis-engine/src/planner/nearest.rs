@@ -1,10 +1,10 @@
 //! What would have to change for a plan to work: settings one at a time, each as little as helps.
 
-use super::Draft;
+use super::{Draft, Site};
 use crate::error::StartError;
 use crate::experts::PrefillStrategy;
 use crate::load::Stock;
-use crate::options::{ExpertBits, Options, Quant, Residency};
+use crate::options::{CacheUse, DeviceKind, ExpertBits, Options, Quant, Residency};
 use krasis_core::{Bytes, KvDtype};
 
 /// Alternatives that a sentence names.
@@ -43,8 +43,9 @@ impl<S: Stock> Draft<'_, S> {
 
     /// Changes that suffice, the smallest first.
     fn remedy(&self) -> Option<String> {
-        let all = [self.divisor(), self.context(), self.chunk(), self.bits(), self.cap()];
-        let found: Vec<String> = all.into_iter().flatten().take(NAMED).collect();
+        let memory = [self.divisor(), self.context(), self.chunk(), self.bits(), self.cap()];
+        let all = memory.into_iter().chain([self.ram(), self.spill()]);
+        let found: Vec<String> = all.flatten().take(NAMED).collect();
         (!found.is_empty()).then(|| found.join(", or "))
     }
 
@@ -73,6 +74,26 @@ impl<S: Stock> Draft<'_, S> {
         let asked = self.options.residency != Residency::Auto;
         let works = asked && self.site.card.is_some() && self.works(&residency(Residency::Auto));
         works.then(|| "leave --expert-divisor out".into())
+    }
+
+    /// Experts on the disk, if that was excluded, or if it takes a plan without a GPU.
+    fn spill(&self) -> Option<String> {
+        let cache = |options: &mut Options| options.cache = CacheUse::Auto;
+        if self.options.cache == CacheUse::Off && self.works(&self.with(cache)) {
+            return Some("leave --no-cache out, so that experts may stay on the disk".into());
+        }
+        let host = |options: &mut Options| {
+            cache(options);
+            options.device = DeviceKind::Cpu;
+            options.residency = Residency::Auto;
+            options.device_bytes = None;
+            options.prefill_chunk = options.prefill_chunk.min(512);
+        };
+        let options = self.with(host);
+        let site = Site { card: None, host: self.site.host.clone() };
+        let alone = Draft { options: &options, site: &site, act_bytes: 4, ..*self };
+        let works = self.site.card.is_some() && alone.choose().is_ok();
+        works.then(|| "run it on the CPU, with experts that stay on the disk (--device cpu)".into())
     }
 
     /// A shorter context.
@@ -133,6 +154,17 @@ impl<S: Stock> Draft<'_, S> {
              --kv-dtype fp8_e4m3 and --prefill-chunk 256"
                 .into()
         })
+    }
+
+    /// More of the host's memory, if it was capped.
+    fn ram(&self) -> Option<String> {
+        let cap = self.options.ram?;
+        let with = |mib: u64| self.with(|options| options.ram = Some(Bytes(mib * MEBIBYTE)));
+        let all = self.site.host.machine.available()?;
+        let most = u32::try_from(all.0 / MEBIBYTE).ok()?;
+        let first = u32::try_from(cap.0 / MEBIBYTE).ok()?.saturating_add(1);
+        let enough = least(first, most, |mib| self.works(&with(mib.into())))?;
+        Some(format!("raise --ram-mb to {enough}"))
     }
 
     /// More of the GPU's memory, if it was capped.

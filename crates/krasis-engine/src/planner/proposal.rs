@@ -11,6 +11,7 @@ use krasis_core::{Bytes, KvDtype};
 use krasis_cuda::WORKSPACE_BYTES;
 use krasis_machine::{Need, Numa};
 use krasis_model::{Model, Source};
+use std::fmt;
 
 /// Prompts whose speed is foretold.
 const PROMPTS: [u32; 3] = [2048, 8192, 32_768];
@@ -40,6 +41,8 @@ pub struct Proposal {
     pub pass_tokens: u32,
     /// What becomes of experts in host memory; none if they are on the device.
     pub away: Option<Away>,
+    /// Experts on the disk; none if memory holds all.
+    pub overflow: Option<Overflow>,
     /// Routed experts of all layers.
     pub experts: u32,
     /// Prompts that fit into the context, by length: time to the first token.
@@ -65,6 +68,55 @@ pub struct Away {
     pub hit: f64,
 }
 
+/// Experts on the disk.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Overflow {
+    /// Experts that memory has room for.
+    pub slots: u32,
+    /// What all experts take, and what of that is not in memory.
+    pub all: Bytes,
+    /// See there.
+    pub on_disk: Bytes,
+    /// The share of routed tokens that are expected to find their expert in memory.
+    pub hit: f64,
+    /// Bytes a second that the disk gives, if it was measured or described.
+    pub rate: Option<f64>,
+    /// Seconds a token.
+    pub token: f64,
+}
+
+impl Overflow {
+    /// Of a plan on a machine.
+    pub fn of(model: &Model<Source>, plan: &Plan, site: &Site) -> Option<Overflow> {
+        let overflow = plan.overflow.as_ref()?;
+        let forecast = Forecast::new(model, plan, site);
+        let (all, held) = (overflow.all(), overflow.held());
+        Some(Overflow {
+            slots: overflow.pool.experts,
+            all,
+            on_disk: Bytes(all.0.saturating_sub(held.0)),
+            hit: forecast.hit(),
+            rate: site.host.disk,
+            token: forecast.token().seconds,
+        })
+    }
+}
+
+impl fmt::Display for Overflow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Overflow { all, on_disk, token, .. } = self;
+        let speed = 1.0 / token;
+        write!(
+            f,
+            "{on_disk} of {all} of experts stay on the disk; predicted {speed:.1} tok/s decode "
+        )?;
+        match self.rate {
+            Some(rate) => write!(f, "(disk {:.2} GB/s)", rate / 1e9),
+            None => write!(f, "(the disk was not measured)"),
+        }
+    }
+}
+
 impl Proposal {
     /// Plans a model and looks at the result.
     pub fn new(
@@ -74,6 +126,11 @@ impl Proposal {
         site: &Site,
     ) -> Result<Proposal, StartError> {
         let plan = Plan::new(model, stock, options, options.device.act_bytes(), site)?;
+        let mut site = site.clone();
+        if plan.overflow.is_some() && site.host.disk.is_none() {
+            site.host.disk = stock.disk_rate();
+        }
+        let site = &site;
         let forecast = Forecast::new(model, &plan, site);
         let away = plan.away.as_ref().map(|away| Away {
             prefill: away.prefill,
@@ -105,6 +162,7 @@ impl Proposal {
             prefill_chunk: plan.rows_max - options.sequences_max.max(1),
             pass_tokens: plan.pass_tokens,
             away,
+            overflow: Overflow::of(model, &plan, site),
             experts: banks.map(|bank| bank.experts).sum(),
             prompts: lengths.map(|tokens| (tokens, forecast.prompt(tokens))).collect(),
             token: forecast.token(),

@@ -49,6 +49,8 @@ pub struct Host {
     pub threads: usize,
     /// Bytes a second that they read together.
     pub read: f64,
+    /// Bytes a second from the disk that experts may stay on; nothing if nobody has measured.
+    pub disk: Option<f64>,
     /// INT8 operations a second that their vector units make together, two for a product and its sum. AMX
     /// is faster at that, but waits for unpacking.
     pub multiply: f64,
@@ -63,7 +65,10 @@ impl Site {
                 let kept = WORKSPACE_BYTES.0.saturating_add(options.headroom.0);
                 Bytes(card.free.0.saturating_sub(kept))
             }
-            None => self.host.machine.available().unwrap_or(Bytes(u64::MAX)),
+            None => {
+                let all = self.host.machine.available().unwrap_or(Bytes(u64::MAX));
+                all.min(options.ram.unwrap_or(all))
+            }
         };
         let all = match options.memory_fraction {
             Some(part) => Bytes((all.0 as f64 * part.clamp(0.1, 0.95)) as u64),
@@ -81,6 +86,7 @@ impl Host {
         Host {
             threads,
             read: class_read(threads),
+            disk: None,
             multiply: class_multiply(&machine, threads),
             machine,
         }

@@ -31,6 +31,18 @@ pub fn dir(fixture: &str) -> PathBuf {
     tiny.join(fixture)
 }
 
+/// A fixture of one's own, without what is known of it.
+pub fn copy(fixture: &str) -> tempfile::TempDir {
+    let to = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(dir(fixture)).unwrap() {
+        let from = entry.unwrap().path();
+        if from.is_file() && !from.ends_with("golden.safetensors") {
+            std::fs::copy(&from, to.path().join(from.file_name().unwrap())).unwrap();
+        }
+    }
+    to
+}
+
 /// One thread: tests run side by side, and more threads than cores only wait for each other.
 pub fn defaults() -> Options {
     Options { threads: Some(1), cache: CacheUse::Off, ..Options::default() }

@@ -1,6 +1,7 @@
 //! Pairs sorted by expert, so that each active expert's weights are read once for all its tokens;
 //! two passes (gate and up, then down). Floats are cut into blocks of output rows; lines, in
-//! [`super::lines`], into parts of equal cost.
+//! [`super::lines`], into parts of equal cost. Experts that nobody asks for are not touched, not even
+//! borrowed: they may be lent to somebody who fills them.
 
 use super::Bank;
 use super::groups::{Active, Groups};
@@ -92,7 +93,7 @@ fn all(d: &mut Cpu, x: Mat<Act>, groups: &Groups, bank: &Bank, inner: Mat<Act>, 
 fn gate_up(d: &mut Cpu, x: Mat<Act>, groups: &Groups, bank: &Bank, inner: Mat<Act>) {
     let inter = bank.inter as usize;
     let (inputs, all) = d.arena.write(inner.whole().floats());
-    let (rows, tiles) = (Rows::of(&bank.gate_up, &inputs), Tiles::new(all, inter));
+    let tiles = Tiles::new(all, inter);
     let blocks = inter.div_ceil(BLOCK);
     d.team.split(groups.len() * blocks, 1, |tasks| {
         for task in tasks {
@@ -100,15 +101,15 @@ fn gate_up(d: &mut Cpu, x: Mat<Act>, groups: &Groups, bank: &Bank, inner: Mat<Ac
             let first = task % blocks * BLOCK;
             let count = BLOCK.min(inter - first);
             let token = |i: usize| inputs.row(x, tokens[i]);
-            let gate = expert as usize * 2 * inter + first;
-            products(&rows, gate..gate + count, x.cols, pairs.len(), token, |i, row, sum| {
+            let gate = Rows::of(&bank.gate(expert), &inputs);
+            products(&gate, first..first + count, x.cols, pairs.len(), token, |i, row, sum| {
                 // SAFETY: each task has its own pairs and columns, and tiles die at once.
-                *unsafe { tiles.cell(pairs[i] as usize, first + row - gate) } = silu(sum);
+                *unsafe { tiles.cell(pairs[i] as usize, row) } = silu(sum);
             });
-            let up = gate + inter;
-            products(&rows, up..up + count, x.cols, pairs.len(), token, |i, row, sum| {
+            let up = Rows::of(&bank.up(expert), &inputs);
+            products(&up, first..first + count, x.cols, pairs.len(), token, |i, row, sum| {
                 // SAFETY: as above.
-                *unsafe { tiles.cell(pairs[i] as usize, first + row - up) } *= sum;
+                *unsafe { tiles.cell(pairs[i] as usize, row) } *= sum;
             });
         }
     });
@@ -117,18 +118,18 @@ fn gate_up(d: &mut Cpu, x: Mat<Act>, groups: &Groups, bank: &Bank, inner: Mat<Ac
 fn down(d: &mut Cpu, inner: Mat<Act>, groups: &Groups, bank: &Bank, out: Mat<Act>) {
     let hidden = out.cols as usize;
     let (inputs, all) = d.arena.write(out.whole().floats());
-    let (rows, tiles) = (Rows::of(&bank.down, &inputs), Tiles::new(all, hidden));
+    let tiles = Tiles::new(all, hidden);
     let blocks = hidden.div_ceil(BLOCK);
     d.team.split(groups.len() * blocks, 1, |tasks| {
         for task in tasks {
             let Active { expert, pairs, .. } = groups.get(task / blocks);
             let first = task % blocks * BLOCK;
-            let start = expert as usize * hidden;
-            let down = start + first..start + hidden.min(first + BLOCK);
+            let down = Rows::of(&bank.down(expert), &inputs);
+            let rows = first..hidden.min(first + BLOCK);
             let pair = |i: usize| inputs.row(inner, pairs[i]);
-            products(&rows, down, inner.cols, pairs.len(), pair, |i, row, sum| {
+            products(&down, rows, inner.cols, pairs.len(), pair, |i, row, sum| {
                 // SAFETY: as above.
-                *unsafe { tiles.cell(pairs[i] as usize, row - start) } = sum;
+                *unsafe { tiles.cell(pairs[i] as usize, row) } = sum;
             });
         }
     });
