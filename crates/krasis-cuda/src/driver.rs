@@ -1,5 +1,6 @@
 //! The driver: whether it is there, and which GPUs it shows. Asking never panics.
 
+use crate::compile;
 use crate::error::CudaError;
 use crate::machine::Limits;
 use cudarc::driver::result::{self, DriverError};
@@ -87,6 +88,23 @@ pub fn first() -> Result<Found, CudaError> {
         Some(_) => Ok(gpu),
         None => Err(CudaError::OldGpu { name: gpu.name, major: gpu.major, minor: gpu.minor }),
     }
+}
+
+/// The first GPU that models can run on, and what other processes leave of its memory. No kernel is
+/// compiled or loaded for that.
+pub fn usable() -> Result<(Found, Bytes), CudaError> {
+    let gpu = first()?;
+    compile::suits(open()?)?;
+    let what = failed("tell its free memory");
+    let device = result::device::get(gpu.ordinal).map_err(&what)?;
+    // SAFETY: the device was handed out by the driver; released below.
+    let context = unsafe { result::primary_ctx::retain(device) }.map_err(&what)?;
+    // SAFETY: just retained.
+    let free = unsafe { result::ctx::set_current(context) }.and_then(|()| result::mem_get_info());
+    // SAFETY: retained above, and nothing was made in it.
+    unsafe { result::primary_ctx::release(device) }.map_err(&what)?;
+    let (free, _) = free.map_err(&what)?;
+    Ok((gpu, Bytes(free as u64)))
 }
 
 fn describe(ordinal: i32) -> Result<Found, CudaError> {

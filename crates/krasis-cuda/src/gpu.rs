@@ -85,11 +85,8 @@ impl Gpu {
         threads: usize,
         checking: Checking,
     ) -> Result<Gpu, CudaError> {
-        let (version, compiler) = (driver::open()?, compile::version()?.0);
-        let driver = version / 1000;
-        if compiler > driver {
-            return Err(CudaError::NewCompiler { compiler, driver });
-        }
+        let version = driver::open()?;
+        compile::suits(version)?;
         let (arch, limits) = (&*found.arch(), found.limits);
         let (activation, wanted, options) = (A::NAME, |_: &Build| true, &[]);
         let target = Target { arch, activation, limits, wanted, cache, options };

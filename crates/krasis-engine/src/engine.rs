@@ -10,8 +10,9 @@ use crate::kv::{Disk, Kind, Listed, OnDevice, Prefixes, Shape, Signature};
 use crate::load::{Built, Peak, PeakMeter, Placed, Shelf, Stock, Unwatched, Watch};
 use crate::network::Network;
 use crate::options::{Activations, CacheUse, DeviceKind, Options};
+use crate::outlook::{Lookout, Verdict};
 use crate::plan::Plan;
-use crate::planner::{Proposal, Site};
+use crate::planner::{Candidate, Draft, Forecast, Proposal, Site};
 use crate::preflight::Preflight;
 use crate::runner::{HostMemory, Runner};
 use crate::sample::Known;
@@ -27,6 +28,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Tokens that a checkpoint of recurrent state has to spare before a prompt is cut for it: as many as take
@@ -48,6 +50,8 @@ pub struct Running {
     pub decode_bytes: Bytes,
     /// What loading took.
     pub loading: Loading,
+    /// Ends when the last handle is dropped and all that it asked for is done; the device is free then.
+    pub thread: JoinHandle<()>,
 }
 
 /// What loading took.
@@ -168,12 +172,43 @@ pub fn propose_dummy(
     Proposal::new(&source, &Dummy, options, site)
 }
 
+/// All that could be done with the experts of the checkpoint in `dir`, with prompts of so many tokens.
+pub fn candidates(
+    dir: &Path,
+    options: &Options,
+    site: &Site,
+    tokens: u32,
+) -> Result<Vec<Candidate>, StartError> {
+    let (ck, source) = describe_checkpoint(dir)?;
+    Ok(draft(&source, &ck, options, site).candidates(tokens))
+}
+
+/// The same of random weights in the shapes of a `config.json`.
+pub fn candidates_dummy(
+    config: &Config,
+    options: &Options,
+    site: &Site,
+    tokens: u32,
+) -> Result<Vec<Candidate>, StartError> {
+    let source = describe(config, |_| false)?;
+    Ok(draft(&source, &Dummy, options, site).candidates(tokens))
+}
+
+fn draft<'a, S: Stock>(
+    model: &'a Model<Source>,
+    stock: &'a S,
+    options: &'a Options,
+    site: &'a Site,
+) -> Draft<'a, S> {
+    Draft { model, stock, options, act_bytes: options.device.act_bytes(), site }
+}
+
 fn launch<D: Ops + Memory + Send + 'static>(loaded: Loaded<D>) -> Result<Running, StartError> {
     let Loaded { mut engine, handle, submissions, regions, decode_bytes, loading } = loaded;
-    std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name("krasis-engine".into())
         .spawn(move || engine.serve(&submissions))?;
-    Ok(Running { handle, regions, decode_bytes, loading })
+    Ok(Running { handle, regions, decode_bytes, loading, thread })
 }
 
 /// An engine that has not started yet.
@@ -204,6 +239,8 @@ pub struct Engine<D> {
     census: Arc<Census>,
     /// The step that fails, in tests of what happens then.
     fault: Option<u64>,
+    /// What speed is held against, if anybody looks.
+    lookout: Option<Lookout>,
 }
 
 impl<D: Ops + Memory> Engine<D> {
@@ -240,7 +277,16 @@ impl<D: Ops + Memory> Engine<D> {
             CacheUse::Off => None,
             _ => stock.shelf(&plan.placed, options)?,
         };
-        Engine::fill(stock, plan, shelf.as_ref(), options, home, watch)
+        let site = home.site();
+        let lookout = Lookout::new(
+            &options.outlook,
+            &Forecast::new(source, &plan, &site),
+            plan.away.as_ref().map(|away| away.decode),
+            plan.pass_tokens,
+        );
+        let mut loaded = Engine::fill(stock, plan, shelf.as_ref(), options, home, watch)?;
+        loaded.engine.lookout = lookout;
+        Ok(loaded)
     }
 
     fn fill(
@@ -306,11 +352,7 @@ impl<D: Ops + Memory> Engine<D> {
         let away = plan.away.as_ref();
         let counted =
             placed.banks.iter().filter(|_| looks).map(|bank| bank.map_or(0, |bank| bank.experts));
-        let counts = ExpertCensus::new(
-            away.map(|away| (away.prefill, away.decode)),
-            away.map_or(0, |away| away.pool.experts),
-            counted,
-        );
+        let counts = ExpertCensus::new(away, away.map_or(0, |away| away.pool.experts), counted);
         Ok(Engine::assemble(device, host, model, stock, plan, counts, loading, options))
     }
 
@@ -353,6 +395,11 @@ impl<D: Ops + Memory> Engine<D> {
             (Some(plan), Some(arena)) => {
                 let host = Cpu::new(arena, Team::new(options.threads));
                 let mut away = Away::new(plan, host, banks, counts);
+                if let Some(map) = &options.heat_map
+                    && !away.remember(map)
+                {
+                    tracing::warn!("the heat map is of other layers, so nothing is hot yet");
+                }
                 away.warm_up(&mut device);
                 Experts::Away(Box::new(away))
             }
@@ -373,7 +420,15 @@ impl<D: Ops + Memory> Engine<D> {
         };
         let fault = options.fault_at_step;
         let census = handle.census.clone();
-        let engine = Engine { scheduler, runner, batch: Batch::default(), seeds, census, fault };
+        let engine = Engine {
+            scheduler,
+            runner,
+            batch: Batch::default(),
+            seeds,
+            census,
+            fault,
+            lookout: None,
+        };
         let regions = [plan.regions, plan.host_regions].concat();
         Loaded { engine, handle, submissions, regions, decode_bytes, loading }
     }
@@ -409,9 +464,25 @@ impl<D: Ops + Memory> Engine<D> {
         if let Some(experts) = self.census.experts.get() {
             experts.moved(self.runner.experts.traffic());
         }
-        scheduler.computed(batch, start.elapsed());
+        let taken = start.elapsed();
+        scheduler.computed(batch, taken);
+        let verdict = self.lookout.as_mut().and_then(|of| compare(of, batch, taken));
         scheduler.commit(&mut past(&mut self.runner), batch);
         scheduler.count();
+        if let Some(verdict) = verdict {
+            self.tell(verdict);
+        }
+    }
+
+    /// Says that it is slower than was expected, and wishes for what is known to be faster.
+    fn tell(&self, Verdict { sentence, wish }: Verdict) {
+        tracing::warn!("{sentence}");
+        if let Ok(mut remarks) = self.census.remarks.lock() {
+            remarks.push(sentence);
+        }
+        if let (Some(experts), Some(known)) = (self.census.experts.get(), wish) {
+            experts.wish(known.decode, known.threshold);
+        }
     }
 
     /// Takes requests while there is room for them; with nothing to do, waits for one. False once
@@ -437,12 +508,39 @@ impl<D: Ops + Memory> Engine<D> {
                     Err(_) => return false,
                 }
             };
+            self.heed_wishes();
             self.census.queued.fetch_sub(1, Ordering::Relaxed);
             self.seeds = self.seeds.wrapping_add(1);
             self.scheduler.add(Sequence::new(submission, self.seeds));
             self.scheduler.admit(&mut past(&mut self.runner));
         }
         true
+    }
+
+    /// Changes what was wished to be changed, if nobody is being answered.
+    fn heed_wishes(&mut self) {
+        let Some(experts) = self.census.experts.get().filter(|_| !self.scheduler.is_busy()) else {
+            return;
+        };
+        if let Some((decode, threshold)) = experts.take_wish()
+            && self.runner.experts.switch(decode, threshold)
+        {
+            tracing::info!(%decode, threshold, "goes on");
+            experts.switched(decode, threshold);
+            if let Some(lookout) = &mut self.lookout {
+                lookout.switched(decode);
+            }
+        }
+    }
+}
+
+/// Holds a step against what was expected, if that is about such steps.
+fn compare(lookout: &mut Lookout, batch: &Batch, taken: Duration) -> Option<Verdict> {
+    let of_one = batch.input.state.len() == 1;
+    match &batch.input.positions[..] {
+        [past] if !batch.reads() => lookout.wrote(*past, taken),
+        all @ [0, ..] if of_one && batch.reads() => lookout.read(all.len() as u32, taken),
+        _ => None,
     }
 }
 

@@ -13,7 +13,8 @@ mod slots;
 mod strategy;
 
 pub use away::{Away, AwayPlan, Desk, Traffic};
-pub use strategy::{DecodeStrategy, PrefillStrategy, of_divisor};
+pub use heat::HeatMap;
+pub use strategy::{DecodeStrategy, PrefillStrategy, hot_slots, of_divisor};
 
 use crate::census::ExpertCensus;
 use krasis_core::{Act, Mat};
@@ -54,8 +55,9 @@ pub struct Work {
 pub enum Repeats {
     /// All of it.
     Step,
-    /// All of it, with room in host memory for what the CPU is asked: few rows.
-    StepOfFew,
+    /// All of it, with room in host memory for what the CPU is asked: few rows. Which calls it is made of
+    /// depends on the strategy.
+    StepOfFew(DecodeStrategy),
     /// What comes between the experts of two layers.
     Between,
 }
@@ -131,6 +133,15 @@ impl Experts {
                 }
             }
             Experts::Away(away) => away.run(d, layer, work),
+        }
+    }
+
+    /// Goes on with another strategy for few rows; see [`Away::switch`]. There is none where the device
+    /// has all experts.
+    pub fn switch(&mut self, decode: DecodeStrategy, threshold: u32) -> bool {
+        match self {
+            Experts::Device(..) => false,
+            Experts::Away(away) => away.switch(decode, threshold),
         }
     }
 

@@ -1,0 +1,337 @@
+//! `krasis tune`, and what other commands make of it: strategies that fit are loaded and timed from end to
+//! end, and the best is used from then on. Foretold times only say what need not be tried.
+
+mod choice;
+mod record;
+mod table;
+mod trial;
+
+use crate::bar::Bar;
+use crate::decide::Decided;
+use crate::exit::Failure;
+use crate::heat::HeatFile;
+use crate::kept::Kept;
+use crate::measure::median;
+use crate::options::ModelArguments;
+use crate::target::{Target, WeightArguments};
+use choice::{Way, best};
+use clap::Args;
+use krasis_engine::planner::Host;
+use krasis_engine::{
+    Candidate, DeviceKind, HeatMap, Options, PrefillStrategy, Residency, Site, StartError, Watch,
+    device,
+};
+use krasis_text::Tokenizer;
+use record::{Lengths, Record, circumstances, find, put};
+use serde_json::Value;
+use std::sync::Arc;
+use trial::{Bench, Planned};
+
+/// What is foretold to be so many times slower than the best is not tried. Forecasts err by a fifth where
+/// they were compared, and nobody knows by how much elsewhere.
+const HOPELESS: f64 = 3.0;
+
+/// Text that prompts are made of: prose, tables and commands.
+const TEXT: &str = include_str!("../../../../README.md");
+
+/// Arguments of `krasis tune`.
+#[derive(Args)]
+pub struct Tune {
+    #[command(flatten)]
+    pub model: ModelArguments,
+    #[command(flatten)]
+    weights: WeightArguments,
+    /// Tokens of the prompts that are timed, or as many as the context holds
+    #[arg(long, value_name = "N", default_value_t = LENGTHS.prompt, value_parser = clap::value_parser!(u32).range(1..))]
+    prompt_tokens: u32,
+    /// Tokens of the answers
+    #[arg(long, value_name = "N", default_value_t = LENGTHS.answer, value_parser = clap::value_parser!(u32).range(2..))]
+    answer_tokens: u32,
+    /// Runs of each, after one that does not count
+    #[arg(long, value_name = "N", default_value_t = LENGTHS.runs, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+}
+
+/// What other commands measure.
+const LENGTHS: Lengths = Lengths { prompt: 8192, answer: 64, runs: 3 };
+
+impl Tune {
+    /// Measures what has not been measured, and prints a table.
+    pub fn execute(self) -> Result<(), Failure> {
+        let target = self.weights.target(&self.model)?;
+        let lengths =
+            Lengths { prompt: self.prompt_tokens, answer: self.answer_tokens, runs: self.runs };
+        if self.model.is_decided() {
+            let message = "tuning looks for the best strategy, and --strategy or --expert-divisor names one: \
+                           leave it out";
+            return Err(Failure::say(Failure::CONFIG, message));
+        }
+        let Decided { options, site } = self.model.decide(&target, None, &|_| {})?;
+        let Some(site) = place(&options, site)? else {
+            eprintln!("krasis: {NOTHING}");
+            return Ok(());
+        };
+        let bar = Bar::new();
+        let tuner = Tuner::new(&target, &options, &site, lengths, &bar)?;
+        let record = tuner.tune(self.model.force_optimize)?;
+        table::rows(&record).iter().for_each(|row| println!("{row}"));
+        Ok(())
+    }
+}
+
+const NOTHING: &str = "there is no GPU, so all experts lie where everything else does, and there is nothing to \
+                       choose between (--device cpu --gpu-vram-mb N plays a GPU)";
+
+/// The options of a command, with the device and the strategy that are best as far as anybody knows, and
+/// where heat is kept, if some experts are to be hot. `change` is what the command wants besides.
+pub fn settle_with_heat(
+    model: &ModelArguments,
+    target: &Target,
+    watch: &dyn Watch,
+    change: &dyn Fn(&mut Options),
+) -> Result<(Options, Option<HeatFile>), Failure> {
+    let Decided { mut options, site } = model.decide(target, None, change)?;
+    let Some(site) = place(&options, site)? else {
+        if model.measures() {
+            eprintln!("krasis: {NOTHING}");
+        }
+        return Ok((options, None));
+    };
+    let tuner = Tuner::new(target, &options, &site, LENGTHS, watch)?;
+    let heat = HeatFile::open(model.heat_map.as_deref(), &tuner.kept, tuner.model)?;
+    let decided = match model.is_decided() {
+        true => None,
+        false => tuner.decided(model)?,
+    };
+    if let Some(decided) = decided {
+        options = decided;
+    }
+    options.heat_map = heat.map().map(Arc::new);
+    Ok((options, Some(heat)))
+}
+
+/// The same for those who leave no trace.
+pub fn settle(
+    model: &ModelArguments,
+    target: &Target,
+    watch: &dyn Watch,
+    change: &dyn Fn(&mut Options),
+) -> Result<Options, Failure> {
+    settle_with_heat(model, target, watch, change).map(|(options, _)| options)
+}
+
+/// The machine, if a device has memory of its own there or plays to have it.
+fn place(options: &Options, site: Option<Site>) -> Result<Option<Site>, Failure> {
+    Ok(match (options.device, site) {
+        (DeviceKind::Cuda(_), Some(site)) => Some(site),
+        (DeviceKind::Cuda(_), None) => Some(device::with_gpu(options)?),
+        (DeviceKind::Cpu, _)
+            if options.device_bytes.is_some() || options.residency != Residency::Auto =>
+        {
+            Some(Site { card: None, host: Host::read(options) })
+        }
+        _ => None,
+    })
+}
+
+/// Finds out which strategy is best.
+struct Tuner<'a> {
+    target: &'a Target,
+    options: &'a Options,
+    site: &'a Site,
+    lengths: Lengths,
+    watch: &'a dyn Watch,
+    model: u64,
+    kept: Kept,
+    circumstances: Value,
+}
+
+impl<'a> Tuner<'a> {
+    fn new(
+        target: &'a Target,
+        options: &'a Options,
+        site: &'a Site,
+        lengths: Lengths,
+        watch: &'a dyn Watch,
+    ) -> Result<Tuner<'a>, Failure> {
+        let model = target.fingerprint()?;
+        Ok(Tuner {
+            kept: Kept::of(target, model, options),
+            circumstances: circumstances(model, options, site),
+            target,
+            options,
+            site,
+            lengths,
+            watch,
+            model,
+        })
+    }
+
+    /// Options by what was measured, now or before; none if nothing was.
+    fn decided(&self, model: &ModelArguments) -> Result<Option<Options>, Failure> {
+        let known = self.known(true).filter(|record| record.complete && !model.force_optimize);
+        let (record, when) = match known {
+            Some(record) => (record, "before"),
+            None if model.measures() => (self.tune(model.force_optimize)?, "now"),
+            None => return Ok(None),
+        };
+        let Some(choice) = best(&record.trials) else { return Ok(None) };
+        let mut options = self.options.clone();
+        choice.apply(&mut options, record.lengths.prompt);
+        let said = table::sentence(&choice, record.lengths.prompt);
+        match self.target.propose(&options, self.site) {
+            Ok(_) => {
+                eprintln!("krasis: {said}, measured {when}");
+                Ok(Some(options))
+            }
+            Err(error) => {
+                eprintln!(
+                    "krasis: {said} was best when it was measured, but now {error}; the planner decides"
+                );
+                Ok(None)
+            }
+        }
+    }
+
+    /// What was measured under these circumstances. What is wrong with a file is said, if anybody wants
+    /// to hear it.
+    fn known(&self, aloud: bool) -> Option<Record> {
+        let mut found = None;
+        for (file, fields) in self.kept.read() {
+            match fields.and_then(|fields| find(&fields, &self.circumstances)) {
+                Ok(record) => found = found.or(record),
+                Err(why) if aloud => eprintln!("krasis: {} is not used: {why}", file.display()),
+                Err(_) => {}
+            }
+        }
+        found
+    }
+
+    /// Measures what was not measured yet, or everything again.
+    fn tune(&self, again: bool) -> Result<Record, Failure> {
+        let (ways, lengths) = self.ways()?;
+        let known = self.known(false).filter(|known| !again && known.lengths == lengths);
+        if let Some(known) = known.as_ref().filter(|known| known.complete) {
+            eprintln!(
+                "krasis: all of this was measured before; --force-optimize measures it again"
+            );
+            return Ok(known.clone());
+        }
+        let mut record = Record { lengths, complete: false, trials: Vec::new() };
+        let text = self.text();
+        let bench = Bench {
+            target: self.target,
+            options: self.options,
+            lengths,
+            text: &text,
+            watch: self.watch,
+        };
+        let mut heat = HeatFile::open(None, &self.kept, self.model)?;
+        for (number, planned) in (1..).zip(&ways) {
+            let before = known.iter().flat_map(|known| &known.trials);
+            let before = before.filter(|trial| trial.failed.is_none());
+            let trial = match before.clone().find(|trial| trial.way == planned.way) {
+                Some(trial) => trial.clone(),
+                None => {
+                    let name = table::name(&planned.way);
+                    eprintln!("krasis: tuning, {number} of {}: {name}", ways.len());
+                    let shortest = record.trials.iter().filter_map(|t| median(&t.prompt));
+                    let (trial, asked) = bench.run(planned, shortest.min_by(f64::total_cmp));
+                    if let Some(HeatMap { layers }) = asked {
+                        heat.save_counts(layers.iter().map(Vec::as_slice));
+                    }
+                    eprintln!("krasis: {}", table::progress(&trial, planned, &lengths));
+                    trial
+                }
+            };
+            record.trials.push(trial);
+            record.complete = number == ways.len();
+            self.save(&record);
+        }
+        match best(&record.trials) {
+            Some(_) => Ok(record),
+            None => {
+                let why = record.trials.into_iter().find_map(|trial| trial.failed);
+                let why = why.unwrap_or("no strategy fits".into());
+                Err(Failure::say(Failure::FAILED, format!("nothing could be measured: {why}")))
+            }
+        }
+    }
+
+    /// After each trial, so that whoever interrupts it loses one.
+    fn save(&self, record: &Record) {
+        let kept = self.kept.change(|fields| put(fields, &self.circumstances, record));
+        if let Err(why) = kept {
+            eprintln!("krasis: what was measured is not kept: {why}");
+        }
+    }
+
+    /// What fits and is worth a try, and lengths that fit all of it.
+    fn ways(&self) -> Result<(Vec<Planned>, Lengths), Failure> {
+        let all = |chunk: u32| -> Result<Vec<Candidate>, StartError> {
+            let options = Options { prefill_chunk: chunk, ..self.options.clone() };
+            self.target.candidates(&options, self.site, self.lengths.prompt)
+        };
+        let chunk = self.options.prefill_chunk.max(1);
+        let mut candidates: Vec<(u32, Candidate)> =
+            all(chunk)?.into_iter().map(|candidate| (chunk, candidate)).collect();
+        // Smaller steps leave more room for hot experts.
+        let smaller = (chunk / 4).max(1);
+        if smaller < chunk {
+            let hot = |of: &Candidate| {
+                let hcs = PrefillStrategy::HcsPrefill;
+                matches!(of.residency, Residency::Host { prefill, .. } if prefill == hcs)
+            };
+            candidates.extend(all(smaller)?.into_iter().filter(hot).map(|of| (smaller, of)));
+        }
+        let shortest = candidates.iter().map(|(_, of)| of.context_max).min();
+        let Some(shortest) = shortest else {
+            // The planner knows why nothing fits.
+            self.target.propose(self.options, self.site)?;
+            return Err(Failure::say(Failure::CONFIG, "no strategy fits: `krasis plan` says more"));
+        };
+        let answer = self.lengths.answer.min(shortest / 4).max(2);
+        let prompt = self.lengths.prompt.min(shortest.saturating_sub(answer + 1)).max(1);
+        let lengths = Lengths { prompt, answer, ..self.lengths };
+        Ok((worth_trying(&candidates), lengths))
+    }
+
+    /// The model's tokens of a text, if it has a tokenizer.
+    fn text(&self) -> Vec<u32> {
+        let Target::Folder(dir) = self.target else { return Vec::new() };
+        let tokenizer = Tokenizer::load(dir).ok();
+        tokenizer.and_then(|tokenizer| tokenizer.encode(TEXT).ok()).unwrap_or_default()
+    }
+}
+
+/// Ways to read prompts with who may write beside them, those that are foretold to be the fastest first;
+/// without those that are hopeless.
+fn worth_trying(candidates: &[(u32, Candidate)]) -> Vec<Planned> {
+    let mut ways: Vec<Planned> = Vec::new();
+    for (chunk, candidate) in candidates {
+        let (prefill, decode) = match candidate.residency {
+            Residency::Host { prefill, decode } => (Some(prefill), Some(decode)),
+            _ => (None, None),
+        };
+        let way = Way { prefill, chunk: *chunk };
+        let foretold = (decode, candidate.token);
+        match ways.iter_mut().find(|planned| planned.way == way) {
+            Some(planned) => planned.decodes.push(foretold),
+            None => ways.push(Planned {
+                way,
+                prompt: candidate.prompt,
+                decodes: vec![foretold],
+                threshold: candidate.threshold,
+            }),
+        }
+    }
+    ways.sort_by(|a, b| b.prompt.total_cmp(&a.prompt));
+    let fastest = ways.first().map_or(0.0, |planned| planned.prompt);
+    ways.retain(|planned| planned.prompt * HOPELESS >= fastest);
+    for Planned { decodes, .. } in &mut ways {
+        decodes.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let fastest = decodes.first().map_or(0.0, |(_, token)| *token);
+        decodes.retain(|(_, token)| token * HOPELESS >= fastest);
+    }
+    ways
+}
