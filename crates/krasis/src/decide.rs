@@ -1,6 +1,7 @@
 //! Which device a model runs on where none is named. Planning and loading ask the same function.
 
 use crate::exit::Failure;
+use crate::machine::Described;
 use crate::options::{DeviceChoice, ModelArguments};
 use crate::target::Target;
 use krasis_core::KvDtype;
@@ -21,7 +22,7 @@ impl ModelArguments {
     pub fn decide(
         &self,
         target: &Target,
-        described: Option<Site>,
+        described: Option<Described>,
         change: &dyn Fn(&mut Options),
     ) -> Result<Decided, Failure> {
         let on = |device| -> Result<Options, Failure> {
@@ -29,35 +30,44 @@ impl ModelArguments {
             change(&mut options);
             Ok(options)
         };
-        let without_card = |site: Option<Site>| site.map(|site| Site { card: None, ..site });
+        let (described, refusal) = described.map(|of| (of.site, of.refusal)).unzip();
+        let refusal = refusal.flatten();
+        let alone = described.clone().map(|site| Site { card: None, ..site });
         if self.device != DeviceChoice::Auto {
             let options = on(self.device)?;
             let on_gpu = matches!(options.device, DeviceKind::Cuda(_));
-            let site = if on_gpu { described } else { without_card(described) };
-            return Ok(Decided { options, site });
+            return match (on_gpu, described, refusal) {
+                (true, _, Some(error)) => Err(Failure::new(Failure::GPU, error)),
+                (true, Some(Site { card: None, .. }), _) => {
+                    let message = "--machine: there is no GPU there: leave --device out";
+                    Err(Failure::say(Failure::GPU, message))
+                }
+                (true, site, _) => Ok(Decided { options, site }),
+                (false, ..) => Ok(Decided { options, site: alone }),
+            };
         }
-        if self.wants_no_gpu() {
-            return Ok(Decided { options: on(DeviceChoice::Auto)?, site: without_card(described) });
-        }
-        let on_cpu = |why: Option<String>, site| {
+        let on_cpu = |why: Option<String>| {
             let options = on(DeviceChoice::Auto)?;
             if let Some(why) = why {
                 eprintln!("krasis: the CPU is used, because {why}");
             }
-            Ok(Decided { options, site: without_card(site) })
+            Ok(Decided { options, site: alone.clone() })
         };
-        let found = match described {
-            Some(site) if site.card.is_none() => return on_cpu(None, Some(site)),
-            Some(site) => Ok(site),
-            None => device::with_gpu(&on(DeviceChoice::Cuda)?),
+        if self.wants_no_gpu() {
+            return on_cpu(None);
+        }
+        let found = match (described, refusal) {
+            (_, Some(error)) => Err(error.into()),
+            (Some(site), _) if site.card.is_none() => Err(CudaError::NoGpu.into()),
+            (Some(site), _) => Ok(site),
+            (None, None) => device::with_gpu(&on(DeviceChoice::Cuda)?),
         };
         let site = match found {
             Ok(site) => site,
-            Err(StartError::Gpu(CudaError::NoDriver | CudaError::NoGpu)) => {
-                return on_cpu(None, None);
-            }
+            // Nobody misses what is not there.
+            Err(StartError::Gpu(CudaError::NoDriver | CudaError::NoGpu)) => return on_cpu(None),
             Err(error) if self.is_about_a_gpu() => return Err(error.into()),
-            Err(error) => return on_cpu(Some(error.to_string()), None),
+            Err(error) => return on_cpu(Some(error.to_string())),
         };
         let options = on(DeviceChoice::Cuda)?;
         let proposed = match options.kv {
@@ -75,10 +85,7 @@ impl ModelArguments {
                 let here = Site { card: None, ..site.clone() };
                 // If nobody has room, what the GPU lacks is nearest to what would do.
                 match target.propose(&on(DeviceChoice::Auto)?, &here) {
-                    Ok(_) => on_cpu(
-                        Some(format!("the model does not go on {}: {error}", name(&site))),
-                        Some(site),
-                    ),
+                    Ok(_) => on_cpu(Some(format!("{} is not enough: {error}", name(&site)))),
                     Err(_) => Err(error.into()),
                 }
             }

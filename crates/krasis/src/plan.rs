@@ -9,7 +9,7 @@ use crate::target::Target;
 use clap::Args;
 use krasis_core::Bytes;
 use krasis_engine::planner::{Rule, Site, Time};
-use krasis_engine::{DeviceKind, Options, PrefillStrategy, Proposal, device};
+use krasis_engine::{Options, PrefillStrategy, Proposal, device};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -37,13 +37,7 @@ impl Plan {
     pub fn execute(self) -> Result<(), Failure> {
         let target = self.target()?;
         let described = self.machine.as_deref().map(machine::read).transpose()?;
-        let no_gpu = described.as_ref().is_some_and(|site| site.card.is_none());
         let Decided { options, site } = self.model.decide(&target, described, &|_| {})?;
-        if let (Some(file), true, DeviceKind::Cuda(_)) = (&self.machine, no_gpu, options.device) {
-            let message =
-                format!("--machine {}: there is no GPU there: leave --device out", file.display());
-            return Err(Failure::say(Failure::GPU, message));
-        }
         // Of this machine, more is known once its GPU is open and its speeds are measured.
         let site = match site {
             Some(site) if self.machine.is_some() => site,

@@ -268,9 +268,13 @@ impl<'a> Tuner<'a> {
 
     /// What fits and is worth a try, and lengths that fit all of it.
     fn ways(&self) -> Result<(Vec<Planned>, Lengths), Failure> {
+        let mut site = self.site.clone();
+        if site.card.is_some() {
+            site.host = Host::measured(self.options);
+        }
         let all = |chunk: u32| -> Result<Vec<Candidate>, StartError> {
             let options = Options { prefill_chunk: chunk, ..self.options.clone() };
-            self.target.candidates(&options, self.site, self.lengths.prompt)
+            self.target.candidates(&options, &site, self.lengths.prompt)
         };
         let chunk = self.options.prefill_chunk.max(1);
         let mut candidates: Vec<(u32, Candidate)> =
