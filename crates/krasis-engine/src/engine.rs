@@ -10,9 +10,9 @@ use crate::kv::{Disk, Kind, Listed, OnDevice, Prefixes, Shape, Signature};
 use crate::load::{Built, Peak, PeakMeter, Placed, Shelf, Stock, Unwatched, Watch};
 use crate::network::Network;
 use crate::options::{Activations, CacheUse, DeviceKind, Options};
-use crate::outlook::{Lookout, Verdict};
+use crate::outlook::{Lookout, Outlook, Verdict};
 use crate::plan::Plan;
-use crate::planner::{Candidate, Draft, Forecast, Proposal, Site};
+use crate::planner::{Candidate, Draft, Forecast, Host, Proposal, Site};
 use crate::preflight::Preflight;
 use crate::runner::{HostMemory, Runner};
 use crate::sample::Known;
@@ -277,7 +277,11 @@ impl<D: Ops + Memory> Engine<D> {
             CacheUse::Off => None,
             _ => stock.shelf(&plan.placed, options)?,
         };
-        let site = home.site();
+        let mut site = home.site();
+        if options.outlook == Outlook::Foretold && site.card.is_none() {
+            // What the memory of this very machine can do is known only when it is measured.
+            site.host = Host::measured(options);
+        }
         let lookout = Lookout::new(
             &options.outlook,
             &Forecast::new(source, &plan, &site),

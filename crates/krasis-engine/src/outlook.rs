@@ -19,6 +19,10 @@ const PROMPTS: u32 = 8;
 /// Shorter prompts are ruled by what no forecast counts.
 const PROMPT_MIN: u32 = 256;
 
+/// Foretold times of tokens below this are ruled by what no forecast counts, and those of prompts below a
+/// hundred times this.
+const COUNTED: f64 = 1e-3;
+
 /// How much faster another strategy has to be to take the place of one.
 const GAIN: f64 = 1.1;
 
@@ -64,6 +68,8 @@ pub(crate) struct Lookout {
     past: f64,
     /// Lengths of prompts with their seconds.
     prompts: Vec<(u32, f64)>,
+    /// What is expected to take less is not looked at.
+    least: f64,
     known: Vec<Known>,
     /// The strategy at work, if there are several.
     now: Option<DecodeStrategy>,
@@ -110,20 +116,21 @@ impl Lookout {
             .chain([pass_max])
             .map(|tokens| (tokens, forecast.prompt(tokens).seconds))
             .collect();
-        let known = match outlook {
+        let (least, known) = match outlook {
             Outlook::Nothing => return None,
             Outlook::Foretold if forecast.is_of_a_player() => return None,
-            Outlook::Foretold => Vec::new(),
+            Outlook::Foretold => (COUNTED, Vec::new()),
             Outlook::Measured { prompt: (tokens, seconds), known } => {
                 let scale = seconds / at(&prompts, *tokens).max(1e-9);
                 prompts.iter_mut().for_each(|(_, of)| *of *= scale);
-                known.clone()
+                (0.0, known.clone())
             }
         };
         Some(Lookout {
             foretold,
             past,
             prompts,
+            least,
             known,
             now,
             told: Vec::new(),
@@ -147,6 +154,9 @@ impl Lookout {
     pub fn wrote(&mut self, past: u32, time: Duration) -> Option<Verdict> {
         let at_work = self.at_work();
         let base = at_work.map_or(self.foretold, |index| self.known[index].token);
+        if base < self.least {
+            return None;
+        }
         let expected = base + self.past * f64::from(past);
         let (count, sum) = (self.token.count + 1, self.token.expected + expected);
         let ratio = self.token.add(expected, time, TOKENS)?;
@@ -181,10 +191,11 @@ impl Lookout {
 
     /// A pass has read a prompt of so many tokens, or its beginning, and nothing else.
     pub fn read(&mut self, tokens: u32, time: Duration) -> Option<Verdict> {
-        if tokens < PROMPT_MIN {
+        let expected = at(&self.prompts, tokens);
+        if tokens < PROMPT_MIN || expected < 100.0 * self.least {
             return None;
         }
-        let ratio = self.prompt.add(at(&self.prompts, tokens), time, PROMPTS)?;
+        let ratio = self.prompt.add(expected, time, PROMPTS)?;
         if ratio <= MARGIN || std::mem::replace(&mut self.told_of_prompts, ratio > MARGIN) {
             return None;
         }
@@ -222,6 +233,7 @@ mod tests {
             foretold: 1e-3,
             past: 1e-6,
             prompts: vec![(256, 0.1), (512, 0.2)],
+            least: COUNTED,
             now: Some(HcsHybrid),
             known: known.collect(),
             told: Vec::new(),
@@ -243,6 +255,14 @@ mod tests {
         // A past of 10,000 tokens takes 10 ms more.
         assert_eq!(wrote(&mut of, 5 * TOKENS, 10_000, 16 * MS), []);
         assert_eq!(wrote(&mut of, TOKENS - 1, 0, 9 * MS), []);
+    }
+
+    #[test]
+    fn what_is_too_short_to_be_foretold_is_not_looked_at() {
+        let mut of = lookout(&[]);
+        (of.foretold, of.prompts) = (0.9e-3, vec![(256, 0.09)]);
+        assert_eq!(wrote(&mut of, 5 * TOKENS, 0, 50 * MS), []);
+        assert!((0..40).all(|_| of.read(256, 900 * MS).is_none()));
     }
 
     #[test]

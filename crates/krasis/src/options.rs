@@ -81,6 +81,9 @@ pub struct ModelArguments {
     /// Prompt tokens per step [default: 512, on a GPU 8192]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     prefill_chunk: Option<u32>,
+    /// Prompt tokens for which experts are brought once, where layers come in groups [default: 32768]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pass_tokens: Option<u32>,
     /// Where the model runs
     #[arg(long, value_name = "NAME", value_enum, default_value_t = DeviceChoice::Auto)]
     pub device: DeviceChoice,
@@ -304,6 +307,7 @@ impl ModelArguments {
             device_bytes: self.gpu_vram_mb.map(|mebibytes| Bytes(mebibytes << 20)),
             headroom: self.headroom_mb.map_or(defaults.headroom, |mib| Bytes(mib << 20)),
             prompt_rows: self.gpu_prefill_threshold,
+            pass_tokens: self.pass_tokens.unwrap_or(defaults.pass_tokens),
             group: self.group_size,
             attention: quant(self.attention_quant),
             shared_expert: quant(self.shared_expert_quant),

@@ -12,15 +12,17 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 /// A GPU that has room for some experts, and a model that is read in small steps.
-const PLAYED: [&str; 11] = [
+const PLAYED: [&str; 13] = [
     "--device",
     "cpu",
     "--gpu-vram-mb",
     "1",
     "--headroom-mb",
     "0",
-    "--context-max=256",
+    "--context-max=160",
+    "--kv-dtype=bf16",
     "--prefill-chunk=32",
+    "--pass-tokens=64",
     "--krasis-threads=1",
     "--no-prefix-cache",
     "--no-memory-watchdog",
@@ -125,7 +127,7 @@ fn what_does_not_count_here_is_told_and_ignored() {
         assert_eq!(with, plain, "{more:?}");
         assert!(told.contains(words) && !told.contains("measured before"), "{words}: {told}");
     };
-    check(&["--context-max", "200"], "measured with another context");
+    check(&["--gpu-prefill-threshold", "20"], "measured with another steps");
     change(model, |value| value["tuned"][0]["for"]["krasis"] = json!("0.0.1"));
     check(&[], "measured with another krasis");
     tune(model, &["--force-optimize"]);
@@ -178,8 +180,9 @@ fn what_is_interrupted_goes_on_and_two_at_once_are_no_harm() {
     third.kill().unwrap();
     third.wait().unwrap();
     both.iter_mut().for_each(|one| assert!(one.wait().unwrap().success()));
-    let record = &kept(model)["tuned"];
-    assert_eq!((record.as_array().unwrap().len(), &record[0]["complete"]), (1, &json!(true)));
+    let records = kept(model)["tuned"].as_array().unwrap().clone();
+    assert_eq!(records.iter().filter(|record| record["complete"] == json!(true)).count(), 1);
+    assert!(answer(model, &[]).1.contains("measured before"));
 }
 
 #[test]
@@ -278,11 +281,14 @@ fn a_server_changes_what_is_slower_than_it_was() {
     let decode = |status: &Value| status["experts"]["strategies"]["decode"].clone();
     let status = server.ask("/v1/status", "");
     assert_eq!((decode(&status), &status["remarks"]), (json!(best), &json!([])));
-    let body = json!({"model": "m", "prompt": "a", "max_tokens": 200, "temperature": 0,
+    let body = json!({"model": "m", "prompt": "a", "max_tokens": 130, "temperature": 0,
                       "ignore_eos": true});
-    let text = |reply: Value| reply["choices"][0]["text"].clone();
+    let text = |reply: Value| match &reply["choices"][0]["text"] {
+        Value::String(text) => text.clone(),
+        _ => panic!("{reply:#}"),
+    };
     let first = text(server.ask("/v1/completions", &body.to_string()));
-    for _ in 0..4 {
+    for _ in 0..6 {
         assert_eq!(text(server.ask("/v1/completions", &body.to_string())), first);
     }
     let status = server.ask("/v1/status", "");

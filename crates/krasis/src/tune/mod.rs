@@ -22,7 +22,7 @@ use krasis_engine::{
     device,
 };
 use krasis_text::Tokenizer;
-use record::{Lengths, Record, circumstances, find, put};
+use record::{Lengths, Record, Stage, circumstances, find, put};
 use serde_json::Value;
 use std::sync::Arc;
 use trial::{Bench, Planned};
@@ -134,6 +134,13 @@ fn place(options: &Options, site: Option<Site>) -> Result<Option<Site>, Failure>
     })
 }
 
+/// Whether it is said what is wrong with a file.
+#[derive(Clone, Copy, PartialEq)]
+enum Volume {
+    Aloud,
+    Silent,
+}
+
 /// Finds out which strategy is best.
 struct Tuner<'a> {
     target: &'a Target,
@@ -169,7 +176,7 @@ impl<'a> Tuner<'a> {
 
     /// Options by what was measured, now or before; none if nothing was.
     fn decided(&self, model: &ModelArguments) -> Result<Option<Options>, Failure> {
-        let known = self.known(true).filter(|record| record.complete && !model.force_optimize);
+        let known = self.known(Stage::Complete, Volume::Aloud).filter(|_| !model.force_optimize);
         let (record, when) = match known {
             Some(record) => (record, "before"),
             None if model.measures() => (self.tune(model.force_optimize)?, "now"),
@@ -195,12 +202,14 @@ impl<'a> Tuner<'a> {
 
     /// What was measured under these circumstances. What is wrong with a file is said, if anybody wants
     /// to hear it.
-    fn known(&self, aloud: bool) -> Option<Record> {
+    fn known(&self, stage: Stage, volume: Volume) -> Option<Record> {
         let mut found = None;
         for (file, fields) in self.kept.read() {
-            match fields.and_then(|fields| find(&fields, &self.circumstances)) {
+            match fields.and_then(|fields| find(&fields, &self.circumstances, stage)) {
                 Ok(record) => found = found.or(record),
-                Err(why) if aloud => eprintln!("krasis: {} is not used: {why}", file.display()),
+                Err(why) if volume == Volume::Aloud => {
+                    eprintln!("krasis: {} is not used: {why}", file.display())
+                }
                 Err(_) => {}
             }
         }
@@ -210,13 +219,15 @@ impl<'a> Tuner<'a> {
     /// Measures what was not measured yet, or everything again.
     fn tune(&self, again: bool) -> Result<Record, Failure> {
         let (ways, lengths) = self.ways()?;
-        let known = self.known(false).filter(|known| !again && known.lengths == lengths);
-        if let Some(known) = known.as_ref().filter(|known| known.complete) {
-            eprintln!(
-                "krasis: all of this was measured before; --force-optimize measures it again"
-            );
-            return Ok(known.clone());
+        let known = |stage| {
+            let record = self.known(stage, Volume::Silent);
+            record.filter(|record| !again && record.lengths == lengths)
+        };
+        if let Some(known) = known(Stage::Complete) {
+            eprintln!("krasis: this was measured before; --force-optimize measures it again");
+            return Ok(known);
         }
+        let known = known(Stage::Begun);
         let mut record = Record { lengths, complete: false, trials: Vec::new() };
         let text = self.text();
         let bench = Bench {

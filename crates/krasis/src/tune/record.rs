@@ -62,12 +62,33 @@ pub fn circumstances(model: u64, options: &Options, site: &Site) -> Value {
     })
 }
 
+/// How far a record has come. What was complete stays until another one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    Begun,
+    Complete,
+}
+
+impl Stage {
+    fn is_of(self, record: &Value, circumstances: &Value) -> bool {
+        let complete = record.get("complete") == Some(&json!(true));
+        record.get("for") == Some(circumstances) && complete == (self == Stage::Complete)
+    }
+}
+
 /// The record for these circumstances, or what else there is: a sentence about it, if it is wrong.
-pub fn find(fields: &Map<String, Value>, wanted: &Value) -> Result<Option<Record>, String> {
+pub fn find(
+    fields: &Map<String, Value>,
+    wanted: &Value,
+    stage: Stage,
+) -> Result<Option<Record>, String> {
     let Some(records) = fields.get(FIELD) else { return Ok(None) };
     let Some(records) = records.as_array() else { return Err("it is damaged".into()) };
-    if let Some(record) = records.iter().find(|record| record.get("for") == Some(wanted)) {
+    if let Some(record) = records.iter().find(|record| stage.is_of(record, wanted)) {
         return parse(record).map(Some).ok_or_else(|| "it is damaged".into());
+    }
+    if records.iter().any(|record| record.get("for") == Some(wanted)) {
+        return Ok(None);
     }
     let differs = |record: &Value| -> Vec<String> {
         let fields = wanted.as_object().into_iter().flatten();
@@ -86,7 +107,11 @@ pub fn put(fields: &mut Map<String, Value>, circumstances: &Value, record: &Reco
         Some(Value::Array(records)) => records,
         _ => Vec::new(),
     };
-    records.retain(|record| record.get("for") != Some(circumstances));
+    let replaced = |old: &Value| {
+        Stage::Begun.is_of(old, circumstances)
+            || (record.complete && Stage::Complete.is_of(old, circumstances))
+    };
+    records.retain(|old| !replaced(old));
     records.insert(0, written(circumstances, record));
     records.truncate(RECORDS);
     fields.insert(FIELD.into(), records.into());
@@ -195,16 +220,21 @@ mod tests {
     #[test]
     fn records_are_found_by_their_circumstances() {
         let mut fields = Map::new();
-        assert_eq!(find(&fields, &json!({"gpu": "A"})), Ok(None));
+        assert_eq!(find(&fields, &json!({"gpu": "A"}), Stage::Begun), Ok(None));
         for number in 0..RECORDS + 3 {
             put(&mut fields, &json!({"gpu": "A", "number": number}), &record());
         }
-        let last = json!({"gpu": "A", "number": RECORDS + 2});
+        let (last, complete) = (json!({"gpu": "A", "number": RECORDS + 2}), Stage::Complete);
+        // What is only begun does not take the place of what was complete.
         let other = Record { complete: false, ..record() };
         put(&mut fields, &last, &other);
-        assert_eq!(find(&fields, &last), Ok(Some(other)));
-        assert_eq!(find(&fields, &json!({"gpu": "A", "number": 5})), Ok(Some(record())));
-        let lost = find(&fields, &json!({"gpu": "A", "number": 0}));
+        assert_eq!(find(&fields, &last, Stage::Begun), Ok(Some(other)));
+        assert_eq!(find(&fields, &last, complete), Ok(Some(record())));
+        put(&mut fields, &last, &record());
+        assert_eq!(find(&fields, &last, Stage::Begun), Ok(None));
+        assert_eq!(find(&fields, &last, complete), Ok(Some(record())));
+        assert_eq!(find(&fields, &json!({"gpu": "A", "number": 5}), complete), Ok(Some(record())));
+        let lost = find(&fields, &json!({"gpu": "A", "number": 0}), complete);
         assert_eq!(lost, Err("it was measured with another number".into()));
         let best = &fields[FIELD][0]["best"];
         assert_eq!(
@@ -229,13 +259,13 @@ mod tests {
             ("/trials/1/prompt_seconds/0", json!(-1.0)),
             ("/trials/1/decodes", json!({})),
             ("/trials", json!("none")),
-            ("/complete", json!(1)),
             ("/runs", Value::Null),
         ] {
             let mut record = whole.clone();
             *record.pointer_mut(pointer).unwrap() = value.clone();
             let fields = Map::from_iter([(FIELD.to_owned(), json!([record]))]);
-            assert_eq!(find(&fields, &wanted), Err("it is damaged".into()), "{pointer} {value}");
+            let found = find(&fields, &wanted, Stage::Complete);
+            assert_eq!(found, Err("it is damaged".into()), "{pointer} {value}");
         }
         let mut random = SplitMix64(3);
         let text = whole.to_string();
@@ -244,7 +274,11 @@ mod tests {
             let at = (random.bits() % bytes.len() as u64) as usize;
             bytes[at] = b' ' + (random.bits() % 95) as u8;
             if let Ok(value) = serde_json::from_slice::<Value>(&bytes) {
-                let _ = find(&Map::from_iter([(FIELD.to_owned(), json!([value]))]), &wanted);
+                let _ = find(
+                    &Map::from_iter([(FIELD.to_owned(), json!([value]))]),
+                    &wanted,
+                    Stage::Complete,
+                );
             }
         }
     }
