@@ -26,6 +26,9 @@ const POLL: Duration = Duration::from_millis(20);
 /// More than any model's heat takes.
 const BYTES_MAX: u64 = 64 << 20;
 
+/// What is in the file, or why it cannot be read.
+type Read = Result<Map<String, Value>, String>;
+
 /// What is kept, in one of several places.
 #[derive(Clone, Debug, Default)]
 pub struct Kept {
@@ -51,7 +54,7 @@ impl Kept {
     }
 
     /// All that is there, each with its file: its fields, or why it cannot be read.
-    pub fn read(&self) -> Vec<(&Path, Result<Map<String, Value>, String>)> {
+    pub fn read(&self) -> Vec<(&Path, Read)> {
         let there = |file: &&PathBuf| file.exists();
         self.files.iter().filter(there).map(|file| (&**file, read(file))).collect()
     }
@@ -69,7 +72,7 @@ impl Kept {
     }
 }
 
-fn read(file: &Path) -> Result<Map<String, Value>, String> {
+fn read(file: &Path) -> Read {
     let length = file.metadata().map_err(|error| error.to_string())?.len();
     if length > BYTES_MAX {
         return Err(format!("it has {length} bytes, and was not written by this program"));

@@ -135,7 +135,7 @@ mod tests {
         let unmeasured = trial(4, 0.9, &[]);
         let failed = Trial { failed: Some("no".into()), ..trial(5, 0.1, &[(Lru, 0.1)]) };
         check(&[], None);
-        check(&[slow.clone()], Some((1, Lru)));
+        check(std::slice::from_ref(&slow), Some((1, Lru)));
         check(&[slow.clone(), fast.clone()], Some((2, HcsHybrid)));
         check(&[slow.clone(), fast.clone(), nearly.clone(), failed.clone()], Some((3, PureCpu)));
         // Nobody knows who would write beside the fastest, so it cannot be chosen, nor what is slower.
