@@ -36,6 +36,9 @@ impl ModelArguments {
         if self.device != DeviceChoice::Auto {
             let options = on(self.device)?;
             let on_gpu = matches!(options.device, DeviceKind::Cuda(_));
+            if on_gpu && options.kv == Some(KvDtype::F16) {
+                return Err(StartError::GpuKv.into());
+            }
             return match (on_gpu, described, refusal) {
                 (true, _, Some(error)) => Err(Failure::new(Failure::GPU, error)),
                 (true, Some(Site { card: None, .. }), _) => {

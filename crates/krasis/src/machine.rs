@@ -107,7 +107,10 @@ fn card_of(value: &Value) -> Result<(Card, Option<CudaError>)> {
     let processors = fields.number("multiprocessors")?.unwrap_or(60.0);
     let clock = fields.number("clock_mhz")?.unwrap_or(1800.0) * 1e6;
     // As the driver says it.
-    let cuda = fields.number("cuda")?.map(|version| (version * 100.0).round() as i32 * 10);
+    let cuda = fields.number("cuda")?.map(|version| {
+        let tenths = (version * 10.0).round() as i32;
+        tenths / 10 * 1000 + tenths % 10 * 10
+    });
     let refusal = driver::refusal(&name, capability, cuda.unwrap_or(driver::DRIVER_MIN));
     let card = Card {
         memory,
