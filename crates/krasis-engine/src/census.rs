@@ -1,6 +1,6 @@
 //! What the engine's thread counts while it works, for whoever wants to look from outside.
 
-use crate::experts::{AwayPlan, DecodeStrategy, PrefillStrategy, Traffic};
+use crate::experts::{DecodeStrategy, PrefillStrategy, Traffic};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -114,15 +114,15 @@ fn unpacked(number: u64) -> Option<(DecodeStrategy, u32)> {
 
 impl ExpertCensus {
     /// `experts` of each layer are counted; none of any where looking would keep the device waiting.
-    /// `away` says what becomes of those in host memory.
+    /// `away` says what becomes of those in host memory, for prompts of so many rows and more and for fewer.
     pub fn new(
-        away: Option<&AwayPlan>,
+        away: Option<(PrefillStrategy, DecodeStrategy, u32)>,
         slots: u32,
         experts: impl Iterator<Item = u32>,
     ) -> ExpertCensus {
         ExpertCensus {
-            prefill: away.map(|away| away.prefill),
-            policy: AtomicU64::new(away.map_or(0, |away| packed((away.decode, away.threshold)))),
+            prefill: away.map(|(prefill, ..)| prefill),
+            policy: AtomicU64::new(away.map_or(0, |(_, decode, rows)| packed((decode, rows)))),
             wished: AtomicU64::new(0),
             slots,
             brought: AtomicU64::new(0),

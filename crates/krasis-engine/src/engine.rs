@@ -356,7 +356,11 @@ impl<D: Ops + Memory> Engine<D> {
         let away = plan.away.as_ref();
         let counted =
             placed.banks.iter().filter(|_| looks).map(|bank| bank.map_or(0, |bank| bank.experts));
-        let counts = ExpertCensus::new(away, away.map_or(0, |away| away.pool.experts), counted);
+        let counts = ExpertCensus::new(
+            away.map(|away| (away.prefill, away.decode, away.threshold)),
+            away.map_or(0, |away| away.pool.experts),
+            counted,
+        );
         Ok(Engine::assemble(device, host, model, stock, plan, counts, loading, options))
     }
 
