@@ -26,7 +26,7 @@ const PATIENCE = 120_000;
 export async function serve(krasis, options = [], environment = {}) {
   const folder = mkdtempSync(join(tmpdir(), "krasis-server-"));
   const ready = join(folder, "ready");
-  const all = ["serve", "--port", "0", "--no-cache", "--ready-file", ready, ...options];
+  const all = ["serve", "--port", "0", "--no-cache", "--device", "cpu", "--ready-file", ready, ...options];
   const server = spawn(krasis, all, { stdio: ["ignore", "ignore", "pipe"], env: { ...process.env, ...environment } });
   let log = "";
   server.stderr.on("data", (text) => (log += text));

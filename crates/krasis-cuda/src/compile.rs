@@ -50,6 +50,12 @@ pub fn version() -> Result<(i32, i32), CudaError> {
     Ok((major, minor))
 }
 
+/// Whether the compiler is there, and this driver takes what it makes.
+pub fn suits(driver: i32) -> Result<(), CudaError> {
+    let (compiler, driver) = (version()?.0, driver / 1000);
+    if compiler > driver { Err(CudaError::NewCompiler { compiler, driver }) } else { Ok(()) }
+}
+
 /// All that a GPU takes: what the cache has, the rest compiled on `threads` threads.
 pub fn all(target: &Target, threads: usize) -> Result<Vec<Cubin>, CudaError> {
     let version = version()?;

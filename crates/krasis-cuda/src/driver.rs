@@ -1,5 +1,6 @@
 //! The driver: whether it is there, and which GPUs it shows. Asking never panics.
 
+use crate::compile;
 use crate::error::CudaError;
 use crate::machine::Limits;
 use cudarc::driver::result::{self, DriverError};
@@ -8,7 +9,10 @@ use krasis_core::Bytes;
 use std::path::Path;
 
 /// The oldest driver whose GPUs are used: that of CUDA 12.0.
-const DRIVER_MIN: i32 = 12_000;
+pub const DRIVER_MIN: i32 = 12_000;
+
+/// The oldest generation whose tensor cores multiply BF16: Ampere.
+const CAPABILITY_MIN: i32 = 8;
 
 /// A GPU, as people want to read of it.
 #[derive(Clone, Debug)]
@@ -64,10 +68,18 @@ pub fn open() -> Result<i32, CudaError> {
     let mut found = 0;
     // SAFETY: the number outlives the call.
     unsafe { sys::cuDriverGetVersion(&mut found) }.result().map_err(failed("tell its version"))?;
-    if found < DRIVER_MIN {
-        return Err(CudaError::OldDriver { found, needed: DRIVER_MIN });
+    match refusal("", (CAPABILITY_MIN, 0), found) {
+        None => Ok(found),
+        Some(error) => Err(error),
     }
-    Ok(found)
+}
+
+/// Why models cannot run on a GPU of this capability under a driver of this version, if they cannot.
+pub fn refusal(name: &str, (major, minor): (i32, i32), driver: i32) -> Option<CudaError> {
+    if driver < DRIVER_MIN {
+        return Some(CudaError::OldDriver { found: driver, needed: DRIVER_MIN });
+    }
+    (major < CAPABILITY_MIN).then(|| CudaError::OldGpu { name: name.into(), major, minor })
 }
 
 /// All GPUs that the driver shows, old ones too. At least one.
@@ -81,12 +93,29 @@ pub fn gpus() -> Result<Vec<Found>, CudaError> {
 /// The first GPU that is new enough.
 pub fn first() -> Result<Found, CudaError> {
     let mut all = gpus()?;
-    let usable = all.iter().position(|gpu| gpu.major >= 8);
+    let usable = all.iter().position(|gpu| gpu.major >= CAPABILITY_MIN);
     let gpu = all.swap_remove(usable.unwrap_or(0));
-    match usable {
-        Some(_) => Ok(gpu),
-        None => Err(CudaError::OldGpu { name: gpu.name, major: gpu.major, minor: gpu.minor }),
+    match refusal(&gpu.name, (gpu.major, gpu.minor), DRIVER_MIN) {
+        None => Ok(gpu),
+        Some(error) => Err(error),
     }
+}
+
+/// The first GPU that models can run on, and what other processes leave of its memory. No kernel is
+/// compiled or loaded for that.
+pub fn usable() -> Result<(Found, Bytes), CudaError> {
+    let gpu = first()?;
+    compile::suits(open()?)?;
+    let what = failed("tell its free memory");
+    let device = result::device::get(gpu.ordinal).map_err(&what)?;
+    // SAFETY: the device was handed out by the driver; released below.
+    let context = unsafe { result::primary_ctx::retain(device) }.map_err(&what)?;
+    // SAFETY: just retained.
+    let free = unsafe { result::ctx::set_current(context) }.and_then(|()| result::mem_get_info());
+    // SAFETY: retained above, and nothing was made in it.
+    unsafe { result::primary_ctx::release(device) }.map_err(&what)?;
+    let (free, _) = free.map_err(&what)?;
+    Ok((gpu, Bytes(free as u64)))
 }
 
 fn describe(ordinal: i32) -> Result<Found, CudaError> {

@@ -101,11 +101,8 @@ impl Gpu {
 
     /// Opens `found` without any kernel: they come by [`Self::compile`].
     pub fn connect(found: Found, checking: Checking) -> Result<Gpu, CudaError> {
-        let (version, compiler) = (driver::open()?, compile::version()?.0);
-        let driver = version / 1000;
-        if compiler > driver {
-            return Err(CudaError::NewCompiler { compiler, driver });
-        }
+        let version = driver::open()?;
+        compile::suits(version)?;
         let what = failed("open the GPU");
         let device = result::device::get(found.ordinal).map_err(&what)?;
         // SAFETY: the device was handed out by the driver; released in `drop`.

@@ -8,7 +8,9 @@ mod fixtures;
 mod home;
 
 use emulated::{Kernels, LARGE, possible};
-use fixtures::{Compared, FIXTURES, Golden, compare, defaults, differences, dir, greedy, submit};
+use fixtures::{
+    Compared, FIXTURES, Golden, answer, compare, defaults, differences, dir, greedy, submit,
+};
 use half::bf16;
 use home::Here;
 use krasis_core::Bytes;
@@ -129,4 +131,38 @@ fn whoever_writes_beside_a_prompt_meets_nothing_that_is_on_its_way() {
         let (mean, worst) = differences(&got, &golden.logprobs);
         assert!(mean < 1e-3 && worst < 2e-2, "{name}: mean {mean}, worst {worst}");
     }
+}
+
+/// What was recorded of one strategy is not played back for another.
+#[test]
+fn strategies_change_under_recordings() {
+    if !possible() {
+        return;
+    }
+    let options = Options {
+        residency: Residency::Host {
+            prefill: PrefillStrategy::HcsPrefill,
+            decode: DecodeStrategy::HcsHybrid,
+        },
+        prompt_rows: Some(12),
+        prefill_chunk: 48,
+        context_max: Some(320),
+        device_bytes: Some(Bytes(3 << 20)),
+        ..defaults()
+    };
+    let home = Here::<f32>::new(Kernels::new::<f32>(LARGE));
+    let Loaded { mut engine, handle, submissions, .. } =
+        Engine::load(&dir("qwen3_moe"), &options, home).unwrap();
+    let serving = std::thread::spawn(move || engine.serve(&submissions));
+    let golden = Golden::of("qwen3_moe");
+    let experts = handle.census.experts.get().unwrap().clone();
+    use DecodeStrategy::{Compact, HcsHybrid, Lru, PureCpu};
+    for decode in [HcsHybrid, PureCpu, HcsHybrid, Lru, PureCpu, Compact, HcsHybrid] {
+        experts.wish(decode, 12);
+        let got = answer(&handle, greedy(&golden.greedy_prompt, 24)).tokens;
+        assert_eq!(got, golden.greedy, "{decode:?}");
+        assert_eq!(experts.policy(), Some((decode, 12)));
+    }
+    drop(handle);
+    serving.join().unwrap();
 }

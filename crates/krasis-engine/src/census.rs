@@ -2,7 +2,7 @@
 
 use crate::experts::{DecodeStrategy, PrefillStrategy, Traffic};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 /// Numbers that the engine's thread writes after each step and others read at any time. Each is true
@@ -56,6 +56,8 @@ pub struct Census {
     pub decodes: Pace,
     /// The routed experts, once there is a model.
     pub experts: OnceLock<Arc<ExpertCensus>>,
+    /// Where the model is slower than was foretold, and what was done about it, in sentences.
+    pub remarks: Mutex<Vec<String>>,
 }
 
 /// How much was computed in how much time.
@@ -70,9 +72,12 @@ pub struct Pace {
 /// Where routed experts lie and who of them is asked for.
 #[derive(Debug)]
 pub struct ExpertCensus {
-    /// What becomes of experts in host memory, for prompts and for few rows; none if all lie on the
-    /// device.
-    pub strategies: Option<(PrefillStrategy, DecodeStrategy)>,
+    /// For prompts, if experts lie in host memory.
+    prefill: Option<PrefillStrategy>,
+    /// For few rows, and the rows from which a pass is a prompt's.
+    policy: AtomicU64,
+    /// What the next ones are to be when nobody is being answered; 0 for no wish.
+    wished: AtomicU64,
     /// Experts that the device has room for, where they lie in host memory.
     pub slots: u32,
     /// Experts copied to the device.
@@ -105,21 +110,60 @@ impl Pace {
     }
 }
 
+/// A strategy for few rows with the rows from which a pass is a prompt's, as one number but 0.
+fn packed((decode, threshold): (DecodeStrategy, u32)) -> u64 {
+    1 << 40 | (decode as u64) << 32 | u64::from(threshold)
+}
+
+fn unpacked(number: u64) -> Option<(DecodeStrategy, u32)> {
+    let decode = DecodeStrategy::ALL.into_iter().find(|&of| of as u64 == number >> 32 & 0xff);
+    decode.filter(|_| number != 0).map(|decode| (decode, number as u32))
+}
+
 impl ExpertCensus {
     /// `experts` of each layer are counted; none of any where looking would keep the device waiting.
+    /// `away` says what becomes of those in host memory, for prompts of so many rows and more and for fewer.
     pub fn new(
-        strategies: Option<(PrefillStrategy, DecodeStrategy)>,
+        away: Option<(PrefillStrategy, DecodeStrategy, u32)>,
         slots: u32,
         experts: impl Iterator<Item = u32>,
     ) -> ExpertCensus {
         ExpertCensus {
-            strategies,
+            prefill: away.map(|(prefill, ..)| prefill),
+            policy: AtomicU64::new(away.map_or(0, |(_, decode, rows)| packed((decode, rows)))),
+            wished: AtomicU64::new(0),
             slots,
             brought: AtomicU64::new(0),
             on_the_device: AtomicU64::new(0),
             on_the_cpu: AtomicU64::new(0),
             asked: experts.map(|n| (0..n).map(|_| AtomicU64::new(0)).collect()).collect(),
         }
+    }
+
+    /// What becomes of experts in host memory now, for prompts and for few rows; none if all lie on the
+    /// device.
+    pub fn strategies(&self) -> Option<(PrefillStrategy, DecodeStrategy)> {
+        Some((self.prefill?, self.policy()?.0))
+    }
+
+    /// For few rows, and the rows from which a pass is a prompt's.
+    pub fn policy(&self) -> Option<(DecodeStrategy, u32)> {
+        unpacked(Census::read(&self.policy))
+    }
+
+    /// Asks for another policy from the next moment on in which nobody is being answered: answers that
+    /// have begun keep theirs. It stays as it is where there is no room for another.
+    pub fn wish(&self, decode: DecodeStrategy, threshold: u32) {
+        self.wished.store(packed((decode, threshold)), Ordering::Relaxed);
+    }
+
+    /// What was wished for since the last time.
+    pub(crate) fn take_wish(&self) -> Option<(DecodeStrategy, u32)> {
+        unpacked(self.wished.swap(0, Ordering::Relaxed))
+    }
+
+    pub(crate) fn switched(&self, decode: DecodeStrategy, threshold: u32) {
+        self.policy.store(packed((decode, threshold)), Ordering::Relaxed);
     }
 
     /// How many tokens were routed to each expert since the start, by layers that have experts; none

@@ -163,6 +163,13 @@ impl<A: Activation> Home for Opened<A> {
     }
 }
 
+/// The machine with the GPU that models run on where nobody names a device, or why there is none.
+/// Nothing is measured and no kernel is loaded.
+pub fn with_gpu(options: &Options) -> Result<Site, StartError> {
+    let (found, free) = driver::usable()?;
+    Ok(Site { card: Some(Card::of(&found, free)), host: Host::read(options) })
+}
+
 /// The machine that this runs on, as a model with these options would find it: its GPU is opened, and
 /// what is not known is measured.
 pub fn site(options: &Options) -> Result<Site, StartError> {

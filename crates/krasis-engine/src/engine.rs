@@ -12,8 +12,9 @@ use crate::kv::{Disk, Kind, Listed, OnDevice, Prefixes, Shape, Signature};
 use crate::load::{Built, Peak, PeakMeter, Phase, Placed, Shelf, Stock, Unwatched, Watch};
 use crate::network::Network;
 use crate::options::{Activations, CacheUse, DeviceKind, Fault, Options};
+use crate::outlook::{Lookout, Outlook};
 use crate::plan::Plan;
-use crate::planner::{self, Draft, Proposal, Site};
+use crate::planner::{self, Candidate, Draft, Forecast, Host, Proposal, Site};
 use crate::preflight::Preflight;
 use crate::rehearsal::Rehearsal;
 use crate::runner::{HostMemory, Runner};
@@ -28,6 +29,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Tokens that a checkpoint of recurrent state has to spare before a prompt is cut for it: as many as take
@@ -46,6 +48,8 @@ pub struct Running {
     pub decode_bytes: Bytes,
     /// What loading took.
     pub loading: Loading,
+    /// Ends when the last handle is dropped and all that it asked for is done; the device is free then.
+    pub thread: JoinHandle<()>,
 }
 
 /// What loading took.
@@ -178,12 +182,43 @@ pub fn propose_dummy(
     Proposal::new(&source, &Dummy, options, site)
 }
 
+/// All that could be done with the experts of the checkpoint in `dir`, with prompts of so many tokens.
+pub fn candidates(
+    dir: &Path,
+    options: &Options,
+    site: &Site,
+    tokens: u32,
+) -> Result<Vec<Candidate>, StartError> {
+    let (ck, source) = describe_checkpoint(dir)?;
+    Ok(draft(&source, &ck, options, site).candidates(tokens))
+}
+
+/// The same of random weights in the shapes of a `config.json`.
+pub fn candidates_dummy(
+    config: &Config,
+    options: &Options,
+    site: &Site,
+    tokens: u32,
+) -> Result<Vec<Candidate>, StartError> {
+    let source = describe(config, |_| false)?;
+    Ok(draft(&source, &Dummy, options, site).candidates(tokens))
+}
+
+fn draft<'a, S: Stock>(
+    model: &'a Model<Source>,
+    stock: &'a S,
+    options: &'a Options,
+    site: &'a Site,
+) -> Draft<'a, S> {
+    Draft { model, stock, options, act_bytes: options.device.act_bytes(), site }
+}
+
 fn launch<D: Ops + Memory + Send + 'static>(loaded: Loaded<D>) -> Result<Running, StartError> {
     let Loaded { mut engine, handle, submissions, regions, decode_bytes, loading } = loaded;
-    std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name("krasis-engine".into())
         .spawn(move || engine.serve(&submissions))?;
-    Ok(Running { handle, regions, decode_bytes, loading })
+    Ok(Running { handle, regions, decode_bytes, loading, thread })
 }
 
 /// An engine that has not started yet.
@@ -218,6 +253,8 @@ pub struct Engine<D> {
     pub(crate) census: Arc<Census>,
     /// How it fails, in tests of what happens then.
     pub(crate) fault: Option<Fault>,
+    /// What speed is held against, if anybody looks.
+    pub(crate) lookout: Option<Lookout>,
 }
 
 impl<D: Ops + Memory> Engine<D> {
@@ -256,6 +293,7 @@ impl<D: Ops + Memory> Engine<D> {
             _ => stock.shelf(&plan.placed, options)?,
         };
         let overflows = plan.overflow.is_some();
+        let lookout = lookout(source, &plan, options, &site);
         match Engine::fill(stock, source, plan, shelf.as_ref(), options, home, watch) {
             Err(StartError::NoCache { wanted, why_not }) if overflows => {
                 // What would do without the disk.
@@ -266,7 +304,11 @@ impl<D: Ops + Memory> Engine<D> {
                 let why_not = why_not + &else_.unwrap_or_default();
                 Err(StartError::NoCache { wanted, why_not })
             }
-            loaded => loaded,
+            loaded => {
+                let mut loaded = loaded?;
+                loaded.engine.lookout = lookout;
+                Ok(loaded)
+            }
         }
     }
 
@@ -320,7 +362,7 @@ impl<D: Ops + Memory> Engine<D> {
         let counted =
             placed.banks.iter().filter(|_| looks).map(|bank| bank.map_or(0, |bank| bank.experts));
         let counts = Arc::new(ExpertCensus::new(
-            away.map(|away| (away.prefill, away.decode)),
+            away.map(|away| (away.prefill, away.decode, away.threshold)),
             away.map_or(0, |away| away.pool.experts),
             counted,
         ));
@@ -411,6 +453,11 @@ impl<D: Ops + Memory> Engine<D> {
             (Some(plan), Some(arena), _) => {
                 let host = Cpu::new(arena, Team::new(options.threads));
                 let mut away = Away::new(plan, host, banks, counts);
+                if let Some(map) = &options.heat_map
+                    && !away.remember(map)
+                {
+                    tracing::warn!("the heat map is of other layers, so nothing is hot yet");
+                }
                 away.warm_up(&mut device);
                 Experts::Away(Box::new(away))
             }
@@ -441,10 +488,28 @@ impl<D: Ops + Memory> Engine<D> {
             seeds,
             census: handle.census.clone(),
             fault: options.fault,
+            lookout: None,
         };
         let regions = [plan.regions, plan.host_regions].concat();
         Loaded { engine, handle, submissions, regions, decode_bytes, loading }
     }
+}
+
+/// What a plan's speed will be held against.
+fn lookout(
+    source: &Model<Source>,
+    plan: &Plan,
+    options: &Options,
+    site: &Site,
+) -> Option<Lookout> {
+    let mut site = site.clone();
+    if options.outlook == Outlook::Foretold && site.card.is_none() {
+        // What the memory of this very machine can do is known only when it is measured.
+        site.host = Host::measured(options);
+    }
+    let forecast = Forecast::new(source, plan, &site);
+    let decode = plan.away.as_ref().map(|away| away.decode);
+    Lookout::new(&options.outlook, &forecast, decode, plan.pass_tokens)
 }
 
 /// Experts per token, at most.

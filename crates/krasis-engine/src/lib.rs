@@ -15,6 +15,7 @@ pub mod kv;
 pub mod load;
 pub mod network;
 pub mod options;
+pub mod outlook;
 pub mod plan;
 pub mod planner;
 pub mod preflight;
@@ -31,18 +32,19 @@ mod thread;
 pub use census::{Census, ExpertCensus};
 pub use constraint::{Allowed, Constraint, Grammar};
 pub use engine::{
-    Engine, Loaded, Loading, Running, build_cache, propose, propose_dummy, start, start_dummy,
-    start_watched,
+    Engine, Loaded, Loading, Running, build_cache, candidates, candidates_dummy, propose,
+    propose_dummy, start, start_dummy, start_watched,
 };
 pub use error::StartError;
-pub use experts::{DecodeStrategy, PrefillStrategy};
+pub use experts::{DecodeStrategy, HeatMap, PrefillStrategy};
 pub use handle::{Facts, Handle, Sink, Submission, SubmitError, Ticket};
 pub use krasis_cuda::gpu::Starts;
 pub use krasis_ops::{Span, Track};
 pub use kv::{PrefixDisk, PrefixOptions, Reuse};
-pub use load::{Built, Peak, Phase, Unwatched, Watch, cache_folders};
+pub use load::{Built, Peak, Phase, Unwatched, Watch, cache_folders, cache_places};
 pub use options::{
     Activations, CacheUse, DeviceKind, ExpertBits, Fault, Options, Quant, Residency,
 };
-pub use planner::{Proposal, Site};
+pub use outlook::{Known, Outlook};
+pub use planner::{Candidate, Proposal, Site};
 pub use request::{Event, Finish, InvalidRequest, Logprob, Request, Sampling, Usage};

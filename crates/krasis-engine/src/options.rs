@@ -1,12 +1,14 @@
 //! What the user may choose. Flags, and later a config file, the launcher and Python, fill this in.
 
-use crate::experts::{DecodeStrategy, PrefillStrategy};
+use crate::experts::{DecodeStrategy, HeatMap, PrefillStrategy};
 use crate::kv::PrefixOptions;
+use crate::outlook::Outlook;
 use krasis_core::{Bytes, KvDtype};
 use krasis_cuda::gpu::Starts;
 use krasis_machine::Numa;
 use krasis_ops::Span;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 /// Where a model runs.
@@ -119,6 +121,10 @@ pub struct Options {
     pub prompt_rows: Option<u32>,
     /// Prompt tokens of a pass that takes its layers in groups: experts are brought once for each.
     pub pass_tokens: u32,
+    /// How often experts were asked for in other runs, if that is known: those are hot from the start.
+    pub heat_map: Option<Arc<HeatMap>>,
+    /// What speed is held against while it runs.
+    pub outlook: Outlook,
     /// Inputs that share a scale in quantised weights: 32, 64 or 128.
     pub group: u32,
     /// Projections of attention and delta nets.
@@ -175,6 +181,8 @@ impl Default for Options {
             headroom: Bytes(512 << 20),
             prompt_rows: None,
             pass_tokens: 32_768,
+            heat_map: None,
+            outlook: Outlook::Nothing,
             group: 128,
             attention: Quant::AsStored,
             shared_expert: Quant::AsStored,

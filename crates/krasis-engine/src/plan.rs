@@ -6,7 +6,9 @@ mod overflow;
 pub(crate) use overflow::Spill;
 
 use crate::error::StartError;
-use crate::experts::{AwayPlan, DecodeStrategy, Desk, OverflowPlan, PrefillStrategy};
+use crate::experts::{
+    AwayPlan, DecodeStrategy, Desk, OverflowPlan, PrefillStrategy, hot_slots,
+};
 use crate::kv::{HOST_BYTES, PrefixOptions, Reuse};
 use crate::load::{Placed, Stock, bytes_of, place};
 use crate::options::Options;
@@ -392,7 +394,7 @@ impl<'a> Pool<'a> {
             // Twice, so that the next layers come while these are at work.
             by_layers => 2 * by_layers.slots_min(self.layers, *experts),
         };
-        let keeps = prefill == PrefillStrategy::HcsPrefill || decode == DecodeStrategy::HcsHybrid;
+        let moving = moving.min(fit);
         let desk_rows = room.threshold.saturating_sub(1).max(1);
         Ok(AwayPlan {
             prefill,
@@ -402,7 +404,8 @@ impl<'a> Pool<'a> {
             places,
             tables,
             counts,
-            hot: if keeps { fit - moving.min(fit) } else { 0 },
+            moving,
+            hot: hot_slots(prefill, decode, fit, moving),
             desk: Desk::plan(desk_rows, self.hidden, self.top_k, *inter, host),
         })
     }

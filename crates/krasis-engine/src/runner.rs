@@ -182,8 +182,12 @@ impl<D: Ops + Memory> Runner<D> {
             Repeats::Step if decodes => {
                 device.repeat(step.rows, experts, |d, e| all(d, e, Repeat::Never));
             }
-            Repeats::StepOfFew if decodes && few && network.model.hidden.is_multiple_of(8) => {
-                device.repeat(step.rows, experts, |d, e| all(d, e, Repeat::Never));
+            Repeats::StepOfFew(decode)
+                if decodes && few && network.model.hidden.is_multiple_of(8) =>
+            {
+                // Strategies may take turns.
+                let key = step.rows | (decode as u32) << 24;
+                device.repeat(key, experts, |d, e| all(d, e, Repeat::Never));
             }
             Repeats::Between if decodes && few => {
                 all(device, experts, Repeat::From(step.rows << 16));

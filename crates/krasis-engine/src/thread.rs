@@ -1,9 +1,12 @@
 //! The engine's thread: it takes requests and makes steps.
 
+use crate::batch::Batch;
+use crate::census::Census;
 use crate::engine::Engine;
 use crate::handle::Submission;
 use crate::kv::OnDevice;
 use crate::options::Fault;
+use crate::outlook::{Lookout, Verdict};
 use crate::runner::Runner;
 use crate::sample::Known;
 use crate::sequence::Sequence;
@@ -53,7 +56,7 @@ impl<D: Ops + Memory> Engine<D> {
             }
         };
         let fault = self.take_fault();
-        let Engine { scheduler, batch, runner, census, .. } = self;
+        let Engine { scheduler, batch, runner, census, lookout, .. } = self;
         if let Some(message) = fault {
             scheduler.fail(batch, &message);
         } else if let Some(written) = written {
@@ -63,8 +66,13 @@ impl<D: Ops + Memory> Engine<D> {
             if let Some(experts) = census.experts.get() {
                 experts.moved(runner.experts.traffic());
             }
-            scheduler.computed(batch, start.elapsed());
+            let taken = start.elapsed();
+            scheduler.computed(batch, taken);
+            let verdict = lookout.as_mut().and_then(|of| compare(of, batch, taken));
             scheduler.commit(&mut past(runner), batch);
+            if let Some(verdict) = verdict {
+                tell(census, verdict);
+            }
         }
         scheduler.rejoin();
         scheduler.count();
@@ -158,12 +166,50 @@ impl<D: Ops + Memory> Engine<D> {
                     Err(_) => return false,
                 }
             };
+            self.heed_wishes();
             self.requests += 1;
             let seed = self.seeds.wrapping_add(self.requests);
             self.scheduler.add(Sequence::new(submission, self.requests, seed));
             self.scheduler.count();
             self.census.queued.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+
+    /// Changes what was wished to be changed, if nobody is being answered.
+    fn heed_wishes(&mut self) {
+        let Some(experts) = self.census.experts.get().filter(|_| !self.scheduler.is_busy()) else {
+            return;
+        };
+        if let Some((decode, threshold)) = experts.take_wish()
+            && self.runner.experts.switch(decode, threshold)
+        {
+            tracing::info!(%decode, threshold, "goes on");
+            experts.switched(decode, threshold);
+            if let Some(lookout) = &mut self.lookout {
+                lookout.switched(decode);
+            }
+        }
+    }
+}
+
+/// Holds a step against what was expected, if that is about such steps.
+fn compare(lookout: &mut Lookout, batch: &Batch, taken: Duration) -> Option<Verdict> {
+    let of_one = batch.input.state.len() == 1;
+    match &batch.input.positions[..] {
+        [past] if !batch.reads() => lookout.wrote(*past, taken),
+        all @ [0, ..] if of_one && batch.reads() => lookout.read(all.len() as u32, taken),
+        _ => None,
+    }
+}
+
+/// Says that it is slower than was expected, and wishes for what is known to be faster.
+fn tell(census: &Census, Verdict { sentence, wish }: Verdict) {
+    tracing::warn!("{sentence}");
+    if let Ok(mut remarks) = census.remarks.lock() {
+        remarks.push(sentence);
+    }
+    if let (Some(experts), Some(known)) = (census.experts.get(), wish) {
+        experts.wish(known.decode, known.threshold);
     }
 }
 

@@ -42,7 +42,7 @@ fn who_is_asked_is_counted_wherever_experts_lie() {
     use {DecodeStrategy as D, PrefillStrategy as P};
     for fixture in FIXTURES {
         let plain = answered(fixture, &common::defaults());
-        assert_eq!(experts(&plain).strategies, None);
+        assert_eq!(experts(&plain).strategies(), None);
         let wanted = asked(&plain);
         let config = std::fs::read_to_string(dir(fixture).join("config.json")).unwrap();
         let config: serde_json::Value = serde_json::from_str(&config).unwrap();
@@ -72,7 +72,7 @@ fn who_is_asked_is_counted_wherever_experts_lie() {
             let name = format!("{fixture}, {prefill:?}, {decode:?}");
             assert_eq!(asked(&away), wanted, "{name}");
             let experts = experts(&away);
-            assert_eq!(experts.strategies, Some((prefill, decode)), "{name}");
+            assert_eq!(experts.strategies(), Some((prefill, decode)), "{name}");
             assert!(experts.slots > 0, "{name}");
             let [here, cpu] = [&experts.on_the_device, &experts.on_the_cpu].map(Census::read);
             assert_eq!(here + cpu, all, "{name}");

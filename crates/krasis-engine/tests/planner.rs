@@ -5,7 +5,7 @@ use krasis_core::random::SplitMix64;
 use krasis_core::{Bytes, KvDtype};
 use krasis_engine::dummy::Dummy;
 use krasis_engine::plan::Plan;
-use krasis_engine::planner::{Card, Forecast, Host, Site};
+use krasis_engine::planner::{Candidate, Card, Draft, Forecast, Host, Site};
 use krasis_engine::{
     Activations, DecodeStrategy, DeviceKind, ExpertBits, Options, PrefillStrategy, Quant,
     Residency, StartError,
@@ -437,4 +437,47 @@ fn errors_name_what_would_do() {
     };
     let large = Options { expert_bits: ExpertBits::Int8, ..four_bits(GPU) };
     check(&large, "--cpu-expert-bits 4");
+}
+
+/// What a tuner tries: everything that fits, the fastest first, each of which is a plan by its name. The
+/// planner's own choice is among them, and none is foretold to read prompts faster than 1.05 times as fast
+/// and write faster besides.
+#[test]
+fn candidates_are_plans() {
+    for (name, memory) in [("Qwen3-30B-A3B", 8), ("Qwen3-30B-A3B", 100), ("DeepSeek-V3", 40)] {
+        let (model, site) = (model(name, &[]), h200());
+        let device_bytes = Some(Bytes(memory * GIB));
+        let options = Options { device_bytes, ..four_bits(GPU) };
+        let act_bytes = options.device.act_bytes();
+        let draft =
+            Draft { model: &model, stock: &Dummy, options: &options, act_bytes, site: &site };
+        let candidates = match draft.candidates(8192) {
+            // It does not go into this machine's memory either.
+            none if none.is_empty() => {
+                assert!(plan(&model, &options, &site).is_err(), "{name}");
+                continue;
+            }
+            candidates => candidates,
+        };
+        assert!(candidates.is_sorted_by(|a, b| a.prompt >= b.prompt), "{name}");
+        for candidate in &candidates {
+            let options = Options { residency: candidate.residency, ..options.clone() };
+            let plan = plan(&model, &options, &site).unwrap();
+            assert!(plan.layout.bytes().0 <= memory * GIB, "{name}: {candidate:?}");
+            assert_eq!(plan.context_max, candidate.context_max, "{name}: {candidate:?}");
+            let forecast = Forecast::new(&model, &plan, &site);
+            let tokens = 8192.min(plan.context_max);
+            let rate = f64::from(tokens) / forecast.prompt(tokens).seconds;
+            assert!((rate / candidate.prompt - 1.0).abs() < 1e-6, "{name}: {candidate:?}");
+        }
+        let chosen = plan(&model, &options, &site).unwrap();
+        let residency = chosen.away.as_ref().map_or(Residency::Device, |away| Residency::Host {
+            prefill: away.prefill,
+            decode: away.decode,
+        });
+        let own = candidates.iter().find(|candidate| candidate.residency == residency);
+        let own = own.unwrap_or_else(|| panic!("{name}: {residency:?} is no candidate"));
+        let better = |c: &Candidate| c.prompt > 1.05 * own.prompt && c.token > own.token;
+        assert!(!candidates.iter().any(better), "{name}: {own:?} {candidates:#?}");
+    }
 }

@@ -7,9 +7,10 @@ mod common;
 use common::{Answer, FIXTURES, Golden, answer, engine, greedy, logprobs, submit};
 use krasis_core::Bytes;
 use krasis_engine::{
-    DecodeStrategy, Engine, ExpertBits, Loaded, Options, PrefillStrategy, Residency, StartError,
-    device, start,
+    DecodeStrategy, Engine, ExpertBits, HeatMap, Loaded, Options, PrefillStrategy, Residency,
+    StartError, device, start,
 };
+use std::sync::Arc;
 
 const PREFILL: [PrefillStrategy; 6] = [
     PrefillStrategy::LayerGrouped(1),
@@ -139,4 +140,94 @@ fn each_strategy_does_what_it_says() {
     assert!(chunked.brought > 2 * chunked.experts, "again for each chunk: {chunked:?}");
     let hybrid = traffic(P::HcsPrefill, D::HcsHybrid, tight);
     assert!(hybrid.on_the_cpu > 0 && hybrid.on_the_cpu < cpu.on_the_cpu, "{hybrid:?}");
+}
+
+/// Memory between the least and plenty, where some layers lie whole and others do not, and prompts that
+/// displace what answers had: what the device was told must be what is there.
+#[test]
+fn one_conversation_after_the_other_in_any_memory() {
+    for fixture in ["qwen3_moe", "deepseek_v3", "qwen3_next"] {
+        let golden = Golden::of(fixture);
+        let requests: Vec<_> =
+            [0, 40, 9, 71].iter().map(|&at| greedy(&golden.tokens[at..][..20], 16)).collect();
+        let with = |options: &Options| -> Vec<Vec<u32>> {
+            let handle = engine(fixture, options);
+            requests.iter().map(|request| answer(&handle, request.clone()).tokens).collect()
+        };
+        let wanted = with(&common::defaults());
+        for (prefill, decode) in [
+            (PrefillStrategy::ActiveOnly, DecodeStrategy::HcsHybrid),
+            (PrefillStrategy::Chunked, DecodeStrategy::HcsHybrid),
+            (PrefillStrategy::HcsPrefill, DecodeStrategy::Compact),
+            (PrefillStrategy::HcsPrefill, DecodeStrategy::Lru),
+        ] {
+            let least = tight(fixture, &away(prefill, decode)).device_bytes.unwrap().0;
+            for more in [0, 30, 60, 120, 200] {
+                let device_bytes = Some(Bytes(least + (more << 10)));
+                let options = Options { device_bytes, ..away(prefill, decode) };
+                assert_eq!(with(&options), wanted, "{fixture}, {prefill:?}, {decode:?}, {more}");
+            }
+        }
+    }
+}
+
+/// From one answer to the next, who computes may change, and so may the length of a prompt.
+#[test]
+fn strategies_change_between_requests() {
+    for fixture in FIXTURES {
+        let golden = Golden::of(fixture);
+        let request = |i: usize| greedy(&golden.tokens[i % 60..][..10 + i % 14], 12);
+        let plain = engine(fixture, &common::defaults());
+        let wanted: Vec<_> = (0..20).map(|i| answer(&plain, request(i)).tokens).collect();
+        for prefill in [PrefillStrategy::HcsPrefill, PrefillStrategy::ActiveOnly] {
+            let options = away(prefill, DecodeStrategy::HcsHybrid);
+            let least = tight(fixture, &options).device_bytes.unwrap().0;
+            let device_bytes = Some(Bytes(least + (80 << 10)));
+            let handle = engine(fixture, &Options { device_bytes, ..options });
+            let experts = handle.census.experts.get().unwrap();
+            let layers = experts.asked().unwrap().count();
+            for (i, wanted) in wanted.iter().enumerate() {
+                let before = experts.policy();
+                let wish = (DECODE[(3 * i + i / 4) % 4], 3 + i as u32 % 10);
+                experts.wish(wish.0, wish.1);
+                let got = answer(&handle, request(i)).tokens;
+                assert_eq!(got, *wanted, "{fixture}, {prefill:?}, {i}: {wish:?}");
+                // Each layer needs a slot of its own.
+                let fits = wish.0 != DecodeStrategy::Compact || experts.slots as usize >= layers;
+                let expected = if fits { Some(wish) } else { before };
+                assert_eq!(experts.policy(), expected, "{fixture}");
+            }
+            // There is no room for what the CPU computes of more rows.
+            experts.wish(DecodeStrategy::PureCpu, 13);
+            answer(&handle, request(0));
+            assert_ne!(experts.policy(), Some((DecodeStrategy::PureCpu, 13)));
+        }
+    }
+}
+
+/// What was hot in another run is there at the start; a map of another model is of no use.
+#[test]
+fn heat_of_other_runs_is_remembered() {
+    let fixture = "qwen3_moe";
+    let golden = Golden::of(fixture);
+    let options = away(PrefillStrategy::HcsPrefill, DecodeStrategy::HcsHybrid);
+    let options = Options { prompt_rows: Some(400), prefill_chunk: 400, ..options };
+    let least = tight(fixture, &options).device_bytes.unwrap().0;
+    let options = Options { device_bytes: Some(Bytes(least + (100 << 10))), ..options };
+    let run = |heat_map: Option<HeatMap>| {
+        let handle =
+            engine(fixture, &Options { heat_map: heat_map.map(Arc::new), ..options.clone() });
+        let tokens = answer(&handle, greedy(&golden.tokens[..60], 1)).tokens;
+        let experts = handle.census.experts.get().unwrap().clone();
+        let asked: Vec<_> = experts.asked().unwrap().map(|(_, asked)| asked).collect();
+        (tokens, krasis_engine::Census::read(&experts.on_the_device), HeatMap { layers: asked })
+    };
+    let (tokens, cold, map) = run(None);
+    assert!(cold > 0, "some are there by chance");
+    // A short prompt is computed where experts lie, so what lies there is what was remembered.
+    let (same, warm, _) = run(Some(map.clone()));
+    assert_eq!(same, tokens);
+    assert!(warm > cold, "{warm} pairs after {cold}");
+    let strange = HeatMap { layers: map.layers[1..].to_vec() };
+    assert_eq!(run(Some(strange)), (tokens, cold, map));
 }

@@ -155,7 +155,7 @@ fn experts_are_told_as_the_engine_counts_them() {
     assert_eq!(server.get("/v1/status/experts").json(), json!({"layers": []}));
     let census = &server.app.loaded().unwrap().handle.census;
     let (prefill, decode) = (PrefillStrategy::LayerGrouped(4), DecodeStrategy::HcsHybrid);
-    let experts = ExpertCensus::new(Some((prefill, decode)), 5, [0, 2].into_iter());
+    let experts = ExpertCensus::new(Some((prefill, decode, 9)), 5, [0, 2].into_iter());
     experts.on_the_cpu.store(7, Ordering::Relaxed);
     census.experts.set(experts.into()).unwrap();
     census.decodes.tokens.store(6, Ordering::Relaxed);
@@ -165,7 +165,8 @@ fn experts_are_told_as_the_engine_counts_them() {
     assert_eq!(
         status["experts"],
         json!({
-            "strategies": {"prefill": "layer_grouped_4", "decode": "hcs_hybrid"},
+            "strategies": {"prefill": "layer_grouped_4", "decode": "hcs_hybrid",
+                           "gpu_prefill_threshold": 9},
             "slots": 5,
             "brought": 0,
             "computed_on_the_device": 0,
@@ -173,6 +174,8 @@ fn experts_are_told_as_the_engine_counts_them() {
             "counted": true,
         })
     );
+    census.remarks.lock().unwrap().push("it is slow".into());
+    assert_eq!(server.get("/v1/status").json()["remarks"], json!(["it is slow"]));
     let layers = json!({"layers": [{"layer": 1, "asked": [0, 0]}]});
     assert_eq!(server.get("/v1/status/experts").json(), layers);
 }

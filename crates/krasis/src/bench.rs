@@ -2,16 +2,17 @@
 
 use crate::bar::Bar;
 use crate::exit::Failure;
+use crate::measure::{Prompts, Runs, measure, median};
 use crate::options::ModelArguments;
-use crate::overrides;
-use crate::submit::{self, Answer};
+use crate::submit::Answer;
+use crate::target::WeightArguments;
 use crate::trace;
+use crate::tune::settle;
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use krasis_core::Bytes;
-use krasis_core::random::SplitMix64;
-use krasis_engine::{Census, Handle, Options, Request, Running, Sampling, Span};
-use serde_json::{Value, json};
+use krasis_engine::{Census, Handle, Running, Span};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 
@@ -20,15 +21,8 @@ use std::sync::mpsc::{Sender, channel};
 pub struct Bench {
     #[command(flatten)]
     pub model: ModelArguments,
-    /// Where weights come from; dummy makes them up in the shapes of --model-path's config.json
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LoadFormat::Checkpoint)]
-    load_format: LoadFormat,
-    /// Changes a field of the config before dummy weights are made, as in num_hidden_layers=12
-    #[arg(long, value_name = "FIELD=JSON", value_parser = overrides::field)]
-    config_override: Vec<(String, Value)>,
-    /// Makes dummy experts unequally popular: the r-th is chosen r^-S times as often as the first
-    #[arg(long, value_name = "S")]
-    expert_skew: Option<f64>,
+    #[command(flatten)]
+    weights: WeightArguments,
     /// Prompt lengths to read
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "512")]
     prefill: Vec<u32>,
@@ -48,12 +42,6 @@ pub struct Bench {
     /// Writes all runs to a file, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum LoadFormat {
-    Checkpoint,
-    Dummy,
 }
 
 /// Prompt of a decode run: as short as conversations are long.
@@ -83,27 +71,24 @@ impl Bench {
         }
         let bandwidth = self.bandwidth()?;
         eprintln!("memory read: {:.1} GB/s", bandwidth / 1e9);
-        let mut prompts = Prompts { vocab: running.handle.facts.vocab, random: SplitMix64(1) };
+        let mut prompts = Prompts::new(running.handle.facts.vocab, Vec::new());
         let mut all = Vec::new();
         for &tokens in &self.prefill {
-            let rates = self.measure(&running.handle, 1, &mut prompts, tokens, 1, |answer| {
+            let runs = Runs { batch: 1, count: self.runs };
+            let rate = |answer: &Answer| {
                 f64::from(answer.usage.prompt_tokens) / answer.usage.prefill.as_secs_f64()
-            })?;
+            };
+            let rates = measure(&running.handle, runs, &mut prompts, (tokens, 1), rate, |_| false)?;
             all.push(Measured { test: format!("prefill {tokens}"), rates, token_bytes: None });
         }
         if self.decode > 1 {
             let (before, had) = (pairs(&running.handle), brought(&running.handle));
-            let rates = self.measure(
-                &running.handle,
-                self.batch,
-                &mut prompts,
-                DECODE_PROMPT,
-                self.decode,
-                |answer| {
-                    f64::from(answer.usage.completion_tokens - 1)
-                        / answer.usage.decode.as_secs_f64()
-                },
-            )?;
+            let runs = Runs { batch: self.batch, count: self.runs };
+            let rate = |answer: &Answer| {
+                f64::from(answer.usage.completion_tokens - 1) / answer.usage.decode.as_secs_f64()
+            };
+            let lengths = (DECODE_PROMPT, self.decode);
+            let rates = measure(&running.handle, runs, &mut prompts, lengths, rate, |_| false)?;
             let now = pairs(&running.handle);
             let came = (brought(&running.handle) - had) as f64;
             let tokens = f64::from((self.runs + 1) * self.batch * self.decode);
@@ -135,58 +120,18 @@ impl Bench {
     }
 
     fn start(&self, trace: Option<Sender<Span>>) -> Result<Running, Failure> {
-        let mut options = Options { trace, ..self.model.options()? };
-        options.sequences_max = options.sequences_max.max(self.batch);
-        if self.load_format == LoadFormat::Checkpoint {
-            return Ok(krasis_engine::start_watched(&self.model.folder()?, &options, &Bar::new())?);
-        }
-        let mut config = self.model.config()?;
-        overrides::apply(&mut config, &self.config_override);
-        Ok(krasis_engine::start_dummy(&config, self.expert_skew, &options)?)
+        let target = self.weights.target(&self.model)?;
+        let options = settle(&self.model, &target, &Bar::new(), &|options| {
+            options.trace.clone_from(&trace);
+            options.sequences_max = options.sequences_max.max(self.batch);
+        })?;
+        Ok(target.start(&options, &Bar::new())?)
     }
 
     /// What decoding is held against, measured in the same run by as many threads.
     fn bandwidth(&self) -> Result<f64, Failure> {
-        let team = krasis_cpu::Team::new(self.model.options()?.threads);
+        let team = krasis_cpu::Team::new(self.model.threads());
         Ok(krasis_cpu::limits::read_bandwidth(&team, BUFFER))
-    }
-
-    /// Rates of all runs but the first, summed over the sequences of a run.
-    fn measure(
-        &self,
-        handle: &Handle,
-        batch: u32,
-        prompts: &mut Prompts,
-        tokens: u32,
-        answer: u32,
-        rate: impl Fn(&Answer) -> f64,
-    ) -> Result<Vec<f64>, Failure> {
-        let mut rates = Vec::new();
-        for run in 0..=self.runs {
-            let request = |sequence| Request {
-                prompt: prompts.next(tokens),
-                // At a temperature of 0 random weights write one token over and over, and ask for the
-                // same experts each time.
-                sampling: Sampling {
-                    temperature: 1.0,
-                    top_k: 50,
-                    seed: Some(u64::from(run * batch + sequence)),
-                    ..Sampling::GREEDY
-                },
-                tokens_max: answer,
-                stop_tokens: Vec::new(),
-                logprobs: None,
-                prompt_logprobs: None,
-                grammar: None,
-                priority: 0,
-            };
-            let answers = submit::all(handle, (0..batch).map(request).collect(), |_| {})?;
-            if run > 0 {
-                rates.push(answers.iter().map(&rate).sum());
-            }
-        }
-        rates.sort_by(f64::total_cmp);
-        Ok(rates)
     }
 
     fn write(&self, file: &Path, all: &[Measured], bandwidth: f64) -> Result<(), Failure> {
@@ -204,19 +149,6 @@ impl Bench {
     }
 }
 
-/// Random tokens, never the same twice: a known prefix would not be read again.
-struct Prompts {
-    vocab: u32,
-    random: SplitMix64,
-}
-
-impl Prompts {
-    fn next(&mut self, tokens: u32) -> Vec<u32> {
-        let vocab = u64::from(self.vocab);
-        (0..tokens).map(|_| (self.random.bits() % vocab) as u32).collect()
-    }
-}
-
 fn print_table(all: &[Measured], bandwidth: f64) {
     println!(
         "| {} | tok/s, median | least | most | GB/s of weights | % of memory read |",
@@ -224,7 +156,7 @@ fn print_table(all: &[Measured], bandwidth: f64) {
     );
     println!("|---|---|---|---|---|---|");
     for Measured { test, rates, token_bytes } in all {
-        let median = rates[rates.len() / 2];
+        let median = median(rates).unwrap_or_default();
         let read = token_bytes.map_or("- | -".to_owned(), |bytes| {
             let rate = median * bytes as f64;
             format!("{:.1} | {:.0}", rate / 1e9, 100.0 * rate / bandwidth)

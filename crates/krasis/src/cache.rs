@@ -3,6 +3,7 @@
 use crate::bar::Bar;
 use crate::exit::Failure;
 use crate::options::{ModelArguments, cache_home, folder};
+use crate::target::Target;
 use clap::{Args, Subcommand};
 use krasis_checkpoint::Checkpoint;
 use krasis_checkpoint::cache::{self, CacheError, CacheFile, Lock, Progress, Taken};
@@ -77,8 +78,10 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 
 fn build(model: &ModelArguments) -> Result<(), Failure> {
     let start = Instant::now();
-    let options = model.options()?;
-    let Some(Built { file, build }) = build_cache(&model.folder()?, &options, &Bar::new())? else {
+    let dir = model.folder()?;
+    // How some weights are stored depends on who multiplies them.
+    let options = model.decide(&Target::Folder(dir.clone()), None, &|_| {})?.options;
+    let Some(Built { file, build }) = build_cache(&dir, &options, &Bar::new())? else {
         return Err(Failure::say(Failure::FAILED, "no cache was built"));
     };
     let (path, bytes) = (file.path().display(), file.end());

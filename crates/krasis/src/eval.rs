@@ -7,7 +7,7 @@ use crate::options::ModelArguments;
 use crate::submit::{self, Answer};
 use anyhow::Context;
 use clap::Args;
-use krasis_engine::{Request, Sampling};
+use krasis_engine::{Options, Request, Sampling};
 use krasis_server::Loaded;
 use krasis_text::Render;
 use serde_json::{Map, Value, json};
@@ -46,9 +46,10 @@ impl Eval {
     pub fn execute(self) -> Result<(), Failure> {
         let text = self.text.as_deref().map(|file| self.lines(file)).transpose()?;
         let tasks = self.tasks.as_deref().map(|file| self.lines(file)).transpose()?;
-        let mut options = self.model.options()?;
-        options.sequences_max = self.max_sequences.unwrap_or(options.sequences_max);
-        let loaded = load(&self.model.folder()?, &options, &Bar::new())?;
+        let sequences = |options: &mut Options| {
+            options.sequences_max = self.max_sequences.unwrap_or(options.sequences_max);
+        };
+        let (loaded, _) = load(&self.model, &sequences, &Bar::new())?;
         if let Some(lines) = text {
             perplexity(&loaded, &lines)?;
         }

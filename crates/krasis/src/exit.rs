@@ -17,7 +17,7 @@ Exit codes:
     3  a setting that cannot be
     4  model files missing, damaged or unknown
     5  not enough memory
-    6  no such GPU, or its driver
+    6  no such GPU, or its driver (unless asked for a GPU, the CPU is used instead)
     8  port in use, or network
    70  a bug in Krasis (panic)
    75  the device or the engine failed while serving: start again, as --supervise does

@@ -1,6 +1,10 @@
 //! A model with everything that turns text into tokens and back.
 
 use crate::exit::Failure;
+use crate::heat::HeatFile;
+use crate::options::ModelArguments;
+use crate::target::Target;
+use crate::tune::settle_with_heat;
 use krasis_engine::{Options, Running, Watch};
 use krasis_server::{Answers, Generation, Loaded};
 use krasis_text::{Grammars, Template, TextError, Tokenizer};
@@ -35,10 +39,18 @@ impl Texts {
     }
 }
 
-/// Reads a model and starts its engine.
-pub fn load(dir: &Path, options: &Options, watch: &dyn Watch) -> Result<Loaded, Failure> {
-    let texts = Texts::read(dir)?;
-    Ok(with_engine(texts, krasis_engine::start_watched(dir, options, watch)?, options))
+/// Reads a model and starts its engine, with what a command wants of its options besides. Whoever has
+/// answered with it may keep the heat of its experts, if some are to be hot.
+pub fn load(
+    model: &ModelArguments,
+    change: &dyn Fn(&mut Options),
+    watch: &dyn Watch,
+) -> Result<(Loaded, Option<HeatFile>), Failure> {
+    let dir = model.folder()?;
+    let texts = Texts::read(&dir)?;
+    let target = Target::Folder(dir);
+    let (options, heat) = settle_with_heat(model, &target, watch, change)?;
+    Ok((with_engine(texts, target.start(&options, watch)?, &options), heat))
 }
 
 fn with_engine(mut texts: Texts, running: Running, options: &Options) -> Loaded {

@@ -6,6 +6,7 @@
 use crate::exit::Failure;
 use anyhow::{Context, Result, bail, ensure};
 use krasis_core::Bytes;
+use krasis_cuda::{CudaError, driver};
 use krasis_engine::planner::{Card, Host, Site, class_multiply, class_of, class_read};
 use krasis_machine::{Limit, Machine, Memory, Node, Processor, Topology};
 use serde_json::Value;
@@ -22,17 +23,24 @@ const SIMD: [&str; 3] = ["avx2", "fma", "f16c"];
 /// All that may be said.
 const INSTRUCTIONS: [&str; 6] = ["avx2", "fma", "f16c", "avx_vnni", "avx512_vnni", "amx_int8"];
 
+/// A machine, and why its GPU cannot be used, if it cannot.
+pub struct Described {
+    pub site: Site,
+    pub refusal: Option<CudaError>,
+}
+
 /// Reads a description.
-pub fn read(file: &Path) -> Result<Site, Failure> {
-    let site = || -> Result<Site> {
+pub fn read(file: &Path) -> Result<Described, Failure> {
+    let site = || -> Result<Described> {
         let text = std::fs::read_to_string(file)?;
         let value: Value = serde_json::from_str(&text)?;
         let machine = Fields::of(&value, &["name", "gpu", "host"])?;
         let card = machine.0.get("gpu").filter(|gpu| !gpu.is_null());
-        Ok(Site {
-            card: card.map(card_of).transpose().context("gpu")?,
-            host: host_of(machine.0.get("host").context("there is no \"host\"")?)
-                .context("host")?,
+        let (card, refusal) = card.map(card_of).transpose().context("gpu")?.unzip();
+        let host = host_of(machine.0.get("host").context("there is no \"host\"")?);
+        Ok(Described {
+            site: Site { card, host: host.context("host")? },
+            refusal: refusal.flatten(),
         })
     };
     let site = site().with_context(|| format!("--machine {}", file.display()));
@@ -73,7 +81,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn card_of(value: &Value) -> Result<Card> {
+fn card_of(value: &Value) -> Result<(Card, Option<CudaError>)> {
     let fields = [
         "name",
         "memory_gib",
@@ -84,6 +92,7 @@ fn card_of(value: &Value) -> Result<Card> {
         "multiprocessors",
         "clock_mhz",
         "capability",
+        "cuda",
     ];
     let fields = Fields::of(value, &fields)?;
     let name = fields.text("name").unwrap_or("GPU").to_owned();
@@ -97,7 +106,13 @@ fn card_of(value: &Value) -> Result<Card> {
     ensure!(free <= memory, "free_gib is more than memory_gib");
     let processors = fields.number("multiprocessors")?.unwrap_or(60.0);
     let clock = fields.number("clock_mhz")?.unwrap_or(1800.0) * 1e6;
-    Ok(Card {
+    // As the driver says it.
+    let cuda = fields.number("cuda")?.map(|version| {
+        let tenths = (version * 10.0).round() as i32;
+        tenths / 10 * 1000 + tenths % 10 * 10
+    });
+    let refusal = driver::refusal(&name, capability, cuda.unwrap_or(driver::DRIVER_MIN));
+    let card = Card {
         memory,
         free,
         read: fields.number("read_gb_s")?.map_or(class.read, |speed| speed * 1e9),
@@ -107,7 +122,8 @@ fn card_of(value: &Value) -> Result<Card> {
         },
         bus: fields.number("bus_gb_s")?.map_or(class.bus, |speed| speed * 1e9),
         name,
-    })
+    };
+    Ok((card, refusal))
 }
 
 fn host_of(value: &Value) -> Result<Host> {

@@ -4,13 +4,17 @@
 mod bar;
 mod bench;
 mod cache;
+mod decide;
 mod doctor;
 mod eval;
 mod exit;
 mod gpus;
 mod hang;
+mod heat;
+mod kept;
 mod load;
 mod machine;
+mod measure;
 mod options;
 mod overrides;
 mod plan;
@@ -18,7 +22,9 @@ mod run;
 mod serve;
 mod submit;
 mod supervise;
+mod target;
 mod trace;
+mod tune;
 mod watch;
 
 use clap::{Parser, Subcommand};
@@ -48,6 +54,9 @@ enum Command {
     /// Measure the speed of a model, or of random weights in its shapes.
     #[command(after_help = exit::CODES)]
     Bench(bench::Bench),
+    /// Time the strategies that fit a model and this machine, and keep the best for later starts.
+    #[command(after_help = exit::CODES)]
+    Tune(tune::Tune),
     /// Keep the quantised weights of a model, so that it starts at the disk's speed.
     #[command(after_help = exit::CODES)]
     Cache(cache::Cache),
@@ -68,6 +77,7 @@ impl Command {
             Command::Serve(serve) => (!serve.supervise).then_some(&serve.model),
             Command::Eval(eval) => Some(&eval.model),
             Command::Bench(bench) => Some(&bench.model),
+            Command::Tune(tune) => Some(&tune.model),
             Command::Cache(cache) => cache.model(),
             Command::Doctor(_) | Command::Plan(_) => None,
         }
@@ -81,6 +91,7 @@ impl Command {
             Command::Serve(serve) => serve.execute(),
             Command::Eval(eval) => eval.execute(),
             Command::Bench(bench) => bench.execute(),
+            Command::Tune(tune) => tune.execute(),
             Command::Cache(cache) => cache.execute(),
             Command::Doctor(doctor) => doctor.execute(),
             Command::Plan(plan) => plan.execute(),

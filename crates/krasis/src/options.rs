@@ -8,8 +8,8 @@ use krasis_core::{Bytes, KvDtype};
 use krasis_engine::experts::of_divisor;
 use krasis_engine::plan::PAGE;
 use krasis_engine::{
-    Activations, CacheUse, DecodeStrategy, DeviceKind, ExpertBits, Options, PrefixDisk,
-    PrefixOptions, Quant, Residency, Reuse, Starts,
+    Activations, CacheUse, DecodeStrategy, DeviceKind, ExpertBits, Options, PrefillStrategy,
+    PrefixDisk, PrefixOptions, Quant, Residency, Reuse, Starts,
 };
 use krasis_machine::Numa;
 use serde_json::Value;
@@ -21,7 +21,7 @@ use std::str::FromStr;
 const GPU_PREFILL_CHUNK: u32 = 8192;
 
 /// Which model, where and how precisely.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct ModelArguments {
     /// Folder of the model [default: the demo model]
     #[arg(long, value_name = "DIR")]
@@ -81,18 +81,34 @@ pub struct ModelArguments {
     /// Prompt tokens per step [default: 512, on a GPU 8192]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     prefill_chunk: Option<u32>,
+    /// Prompt tokens for which experts are brought once, where layers come in groups [default: 32768]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pass_tokens: Option<u32>,
     /// Where the model runs
     #[arg(long, value_name = "NAME", value_enum, default_value_t = DeviceChoice::Auto)]
-    device: DeviceChoice,
+    pub device: DeviceChoice,
     /// Where routed experts lie: 1 all on the GPU; else in host memory, brought for prompts in N groups
     /// of layers (2 and more), whole layers (0), what is asked for (-1, -2), what is not hot (-3)
     /// [default: 1 if they fit, else -3]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-3..=1024))]
     expert_divisor: Option<i32>,
     /// Who computes experts in host memory while tokens are written [default: by --expert-divisor]
-    #[arg(long, value_name = "NAME", value_enum, requires = "expert_divisor")]
+    #[arg(long, value_name = "NAME", value_enum)]
     decode_strategy: Option<DecodeChoice>,
-    /// GPU memory to use, in MiB, as if the GPU had no more [default: all that is free]
+    /// The same by name: persistent, layer_grouped_N, chunked, active_only, hcs_prefill; auto is what `krasis
+    /// tune` has found to be the fastest here, and measures first if it has not run; manual takes no
+    /// notice of what it found [default: what it found, if it has run, else what the plan foretells]
+    #[arg(long, value_name = "NAME", value_parser = strategy)]
+    strategy: Option<StrategyChoice>,
+    /// Measure strategies again, whatever is known of them
+    #[arg(long)]
+    pub force_optimize: bool,
+    /// File of how often experts were asked for, which is read at the start and written at the end
+    /// [default: auto_optimise.json in the model's cache]
+    #[arg(long, alias = "heatmap-path", value_name = "FILE")]
+    pub heat_map: Option<PathBuf>,
+    /// GPU memory to use, in MiB, as if the GPU had no more; with --device cpu the CPU plays such a GPU
+    /// [default: all that is free]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
     gpu_vram_mb: Option<u64>,
     /// GPU memory to leave alone, in MiB, for what the driver takes by itself [default: 512]
@@ -147,9 +163,36 @@ enum KvChoice {
     Fp8E4m3,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum DeviceChoice {
-    /// The CPU, until models are planned over several devices
+/// The values of --strategy.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum StrategyChoice {
+    /// What was measured, or is measured now.
+    Auto,
+    /// The other flags.
+    Manual,
+    /// All experts on the GPU.
+    Persistent,
+    /// Experts in host memory.
+    Prefill(PrefillStrategy),
+}
+
+fn strategy(name: &str) -> Result<StrategyChoice, String> {
+    Ok(match name {
+        "auto" => StrategyChoice::Auto,
+        "manual" => StrategyChoice::Manual,
+        "persistent" => StrategyChoice::Persistent,
+        name => {
+            StrategyChoice::Prefill(PrefillStrategy::named(name).ok_or(
+                "use auto, manual, persistent, layer_grouped_N (N from 1 to 1024), chunked, active_only or \
+                 hcs_prefill",
+            )?)
+        }
+    })
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum DeviceChoice {
+    /// The first NVIDIA GPU that can be used and has room for the model, else the CPU
     Auto,
     /// Vector loops on all cores
     Cpu,
@@ -186,20 +229,42 @@ fn group() -> impl TypedValueParser<Value = u32> {
 }
 
 impl ModelArguments {
-    /// The engine's options. Those of a server keep their defaults.
+    /// The engine's options for the device that was named, or the CPU. Those of a server keep their
+    /// defaults.
     pub fn options(&self) -> Result<Options, Failure> {
         self.options_on(self.device)
     }
 
-    /// The same for a machine that may have a GPU, which is used unless another device was named.
-    pub fn options_with_gpu(&self, has_gpu: bool) -> Result<Options, Failure> {
-        match self.device {
-            DeviceChoice::Auto if has_gpu => self.options_on(DeviceChoice::Cuda),
-            device => self.options_on(device),
-        }
+    /// Threads of the CPU, if they were named.
+    pub fn threads(&self) -> Option<usize> {
+        self.krasis_threads.map(|threads| threads as usize)
     }
 
-    fn options_on(&self, device: DeviceChoice) -> Result<Options, Failure> {
+    /// Whether flags say what a GPU holds.
+    pub fn is_about_a_gpu(&self) -> bool {
+        let named =
+            matches!(self.strategy, Some(StrategyChoice::Persistent | StrategyChoice::Prefill(_)));
+        self.expert_divisor.is_some() || self.gpu_vram_mb.is_some() || named
+    }
+
+    /// Whether no GPU may be used.
+    pub fn wants_no_gpu(&self) -> bool {
+        self.num_gpus == Some(0)
+    }
+
+    /// Whether where experts lie follows from the flags.
+    pub fn is_decided(&self) -> bool {
+        let decided = self.strategy.is_some_and(|strategy| strategy != StrategyChoice::Auto);
+        self.expert_divisor.is_some() || (decided && !self.force_optimize)
+    }
+
+    /// Whether strategies are to be measured if they have not been.
+    pub fn measures(&self) -> bool {
+        self.force_optimize || self.strategy == Some(StrategyChoice::Auto)
+    }
+
+    /// The same for a device.
+    pub fn options_on(&self, device: DeviceChoice) -> Result<Options, Failure> {
         let most = match device {
             DeviceChoice::Cuda | DeviceChoice::CudaF32 => 1,
             _ => 0,
@@ -211,12 +276,13 @@ impl ModelArguments {
             );
             return Err(Failure::say(Failure::GPU, message));
         }
-        let on_gpu = matches!(device, DeviceChoice::Cuda | DeviceChoice::CudaF32);
-        if !on_gpu && (self.expert_divisor.is_some() || self.gpu_vram_mb.is_some()) {
-            let message = "--expert-divisor and --gpu-vram-mb say what a GPU holds: add --device cuda, or \
-                           leave them out";
+        if matches!(device, DeviceChoice::Auto | DeviceChoice::Reference) && self.is_about_a_gpu() {
+            let message = "--expert-divisor, --strategy and --gpu-vram-mb say what a GPU holds, and there is \
+                           none: add --device cuda where there is one, --device cpu to have the CPU play it, \
+                           or leave them out";
             return Err(Failure::say(Failure::CONFIG, message));
         }
+        self.agree()?;
         let quant = |choice| match choice {
             QuantChoice::Bf16 => Quant::AsStored,
             QuantChoice::Int8 => Quant::Int8,
@@ -246,6 +312,7 @@ impl ModelArguments {
             ram: self.ram_mb.map(|mebibytes| Bytes(mebibytes << 20)),
             headroom: self.headroom_mb.map_or(defaults.headroom, |mib| Bytes(mib << 20)),
             prompt_rows: self.gpu_prefill_threshold,
+            pass_tokens: self.pass_tokens.unwrap_or(defaults.pass_tokens),
             group: self.group_size,
             attention: quant(self.attention_quant),
             shared_expert: quant(self.shared_expert_quant),
@@ -263,7 +330,7 @@ impl ModelArguments {
                 KvChoice::F16 => Some(KvDtype::F16),
                 KvChoice::Fp8E4m3 => Some(KvDtype::F8E4M3),
             },
-            threads: self.krasis_threads.map(|threads| threads as usize),
+            threads: self.threads(),
             numa: match self.numa {
                 NumaChoice::Interleave => Numa::Interleave,
                 NumaChoice::Off => Numa::Off,
@@ -292,9 +359,30 @@ impl ModelArguments {
         })
     }
 
+    /// Flags that say the same thing twice, or half of it.
+    fn agree(&self) -> Result<(), Failure> {
+        let named = self.strategy.is_some_and(|strategy| strategy != StrategyChoice::Manual);
+        let message = if named && self.expert_divisor.is_some() {
+            "--strategy and --expert-divisor both say where experts lie: leave one of them out"
+        } else if self.decode_strategy.is_some() && !self.is_decided() {
+            "--decode-strategy needs --strategy NAME or --expert-divisor beside it"
+        } else if self.force_optimize && self.expert_divisor.is_some() {
+            "--force-optimize measures which strategy is best, and --expert-divisor names one: leave one \
+             of them out"
+        } else {
+            return Ok(());
+        };
+        Err(Failure::say(Failure::CONFIG, message))
+    }
+
     fn residency(&self) -> Residency {
-        let Some(divisor) = self.expert_divisor else { return Residency::Auto };
-        let Some((prefill, decode)) = of_divisor(divisor) else { return Residency::Device };
+        let named = match (self.strategy, self.expert_divisor) {
+            (Some(StrategyChoice::Prefill(prefill)), _) => Some((prefill, usual(prefill))),
+            (Some(StrategyChoice::Persistent), _) => None,
+            (_, Some(divisor)) => of_divisor(divisor),
+            (_, None) => return Residency::Auto,
+        };
+        let Some((prefill, decode)) = named else { return Residency::Device };
         let decode = match self.decode_strategy {
             None => decode,
             Some(DecodeChoice::PureCpu) => DecodeStrategy::PureCpu,
@@ -321,6 +409,15 @@ impl ModelArguments {
     /// The model's folder.
     pub fn folder(&self) -> Result<PathBuf, Failure> {
         folder(self.model_path.as_deref())
+    }
+}
+
+/// Who writes tokens beside a way to read prompts, as divisors have it.
+fn usual(prefill: PrefillStrategy) -> DecodeStrategy {
+    match prefill {
+        PrefillStrategy::LayerGrouped(_) | PrefillStrategy::Chunked => DecodeStrategy::PureCpu,
+        PrefillStrategy::ActiveOnly => DecodeStrategy::Compact,
+        PrefillStrategy::HcsPrefill => DecodeStrategy::HcsHybrid,
     }
 }
 

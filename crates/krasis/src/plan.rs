@@ -1,15 +1,15 @@
 //! `krasis plan`: what a model would take of a machine, how it would run there, and how fast.
 
+use crate::decide::Decided;
 use crate::exit::Failure;
 use crate::machine;
 use crate::options::ModelArguments;
 use crate::overrides;
+use crate::target::Target;
 use clap::Args;
 use krasis_core::Bytes;
 use krasis_engine::planner::{Rule, Site, Time};
-use krasis_engine::{
-    DecodeStrategy, DeviceKind, Options, PrefillStrategy, Proposal, device, propose, propose_dummy,
-};
+use krasis_engine::{Options, PrefillStrategy, Proposal, device};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -35,31 +35,17 @@ pub struct Plan {
 impl Plan {
     /// Prints the summary to stderr, and JSON to stdout if it is asked for.
     pub fn execute(self) -> Result<(), Failure> {
-        let (options, site) = match &self.machine {
-            Some(file) => {
-                let mut site = machine::read(file)?;
-                let options = self.model.options_with_gpu(site.card.is_some())?;
-                if !matches!(options.device, DeviceKind::Cuda(_)) {
-                    site.card = None;
-                } else if site.card.is_none() {
-                    let message = format!(
-                        "--machine {}: there is no GPU there: leave --device out",
-                        file.display()
-                    );
-                    return Err(Failure::say(Failure::GPU, message));
-                }
-                (options, site)
-            }
-            None => {
-                let has_gpu = krasis_cuda::driver::first().is_ok();
-                let options = self.model.options_with_gpu(has_gpu)?;
-                let site = device::site(&options)?;
-                (options, site)
-            }
+        let target = self.target()?;
+        let described = self.machine.as_deref().map(machine::read).transpose()?;
+        let Decided { options, site } = self.model.decide(&target, described, &|_| {})?;
+        // Of this machine, more is known once its GPU is open and its speeds are measured.
+        let site = match site {
+            Some(site) if self.machine.is_some() => site,
+            _ => device::site(&options)?,
         };
-        let proposal = self.propose(&options, &site)?;
+        let proposal = target.propose(&options, &site)?;
         if !self.quiet {
-            summary(&proposal, &options, &site);
+            summary(&proposal, &site);
         }
         if self.json {
             println!("{:#}", describe(&proposal, &options, &site));
@@ -68,18 +54,16 @@ impl Plan {
     }
 
     /// A folder is planned for as its weights are stored, a `config.json` alone as if in BF16.
-    fn propose(&self, options: &Options, site: &Site) -> Result<Proposal, Failure> {
+    fn target(&self) -> Result<Target, Failure> {
         let alone = match &self.model.model_path {
             Some(path) if path.is_file() => true,
             Some(path) => path.is_dir() && !has_weights(path),
             None => false,
         };
-        if !alone && self.config_override.is_empty() {
-            return Ok(propose(&self.model.folder()?, options, site)?);
+        if alone || !self.config_override.is_empty() {
+            return Target::shapes(&self.model, &self.config_override, None);
         }
-        let mut config = self.model.config()?;
-        overrides::apply(&mut config, &self.config_override);
-        Ok(propose_dummy(&config, options, site)?)
+        Ok(Target::Folder(self.model.folder()?))
     }
 }
 
@@ -88,14 +72,14 @@ fn has_weights(folder: &std::path::Path) -> bool {
     files.any(|file| file.path().extension().is_some_and(|end| end == "safetensors"))
 }
 
-fn summary(p: &Proposal, options: &Options, site: &Site) {
-    for line in lines(p, options, site) {
+fn summary(p: &Proposal, site: &Site) {
+    for line in lines(p, site) {
         eprintln!("{line}");
     }
 }
 
 /// The plan in words.
-fn lines(p: &Proposal, options: &Options, site: &Site) -> Vec<String> {
+fn lines(p: &Proposal, site: &Site) -> Vec<String> {
     let parts = |regions: &[(&str, Bytes)]| {
         let parts: Vec<String> =
             regions.iter().map(|(name, bytes)| format!("{name} {bytes}")).collect();
@@ -140,9 +124,9 @@ fn lines(p: &Proposal, options: &Options, site: &Site) -> Vec<String> {
             p.experts,
             100.0 * away.hit,
             away.threshold,
-            prefill_name(away.prefill),
+            away.prefill,
             divisor(away.prefill),
-            decode_name(away.decode),
+            away.decode,
         )),
     });
     lines.push(format!("prompts are read {} tokens at a time", p.prefill_chunk));
@@ -155,9 +139,6 @@ fn lines(p: &Proposal, options: &Options, site: &Site) -> Vec<String> {
         ));
     }
     lines.push(format!("answers: {:.1} tok/s; {}", 1.0 / p.token.seconds, bounds(&p.token, p)));
-    if matches!(options.device, DeviceKind::Cuda(_)) {
-        lines.push("run it with --device cuda and the same flags".into());
-    }
     lines
 }
 
@@ -202,24 +183,6 @@ fn divisor(prefill: PrefillStrategy) -> i64 {
     }
 }
 
-const fn prefill_name(prefill: PrefillStrategy) -> &'static str {
-    match prefill {
-        PrefillStrategy::LayerGrouped(_) => "layer_grouped",
-        PrefillStrategy::Chunked => "chunked",
-        PrefillStrategy::ActiveOnly => "active_only",
-        PrefillStrategy::HcsPrefill => "hcs_prefill",
-    }
-}
-
-const fn decode_name(decode: DecodeStrategy) -> &'static str {
-    match decode {
-        DecodeStrategy::PureCpu => "pure_cpu",
-        DecodeStrategy::HcsHybrid => "hcs_hybrid",
-        DecodeStrategy::Compact => "compact",
-        DecodeStrategy::Lru => "lru",
-    }
-}
-
 /// The plan for scripts: sizes in bytes, times in seconds.
 fn describe(p: &Proposal, options: &Options, site: &Site) -> Value {
     let regions = |regions: &[(&str, Bytes)]| -> Value {
@@ -245,7 +208,7 @@ fn describe(p: &Proposal, options: &Options, site: &Site) -> Value {
         "operations_per_second": site.host.multiply,
     });
     let away = p.away.as_ref().map(|away| {
-        json!({"prefill": prefill_name(away.prefill), "decode": decode_name(away.decode),
+        json!({"prefill": away.prefill.to_string(), "decode": away.decode.to_string(),
                "expert_divisor": divisor(away.prefill), "gpu_prefill_threshold": away.threshold,
                "slots": away.slots, "hot": away.hot, "hit": away.hit})
     });

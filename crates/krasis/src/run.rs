@@ -2,6 +2,7 @@
 
 use crate::bar::Bar;
 use crate::exit::Failure;
+use crate::heat;
 use crate::load::load;
 use crate::options::ModelArguments;
 use crate::submit::Stream;
@@ -58,12 +59,13 @@ impl Run {
                 .read_to_string(&mut self.prompt)
                 .map_err(|error| anyhow::anyhow!("cannot read the prompt: {error}"))?;
         }
-        let loaded = load(&self.model.folder()?, &self.model.options()?, &Bar::new())?;
+        let (loaded, heat) = load(&self.model, &|_| {}, &Bar::new())?;
         let request = self.request(&loaded)?;
         let usage = answer(&loaded, request)?;
         if let Some(usage) = usage {
             eprintln!("{}", speeds(&usage));
         }
+        heat::keep(heat.as_ref(), &loaded);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use crate::bar::{Bar, words};
 use crate::exit::{self, Failure};
 use crate::hang;
+use crate::heat::{self, HeatFile};
 use crate::load::load;
 use crate::options::ModelArguments;
 use crate::submit::Stream;
@@ -10,7 +11,7 @@ use crate::supervise;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use krasis_core::Bytes;
-use krasis_engine::{Event, Fault, Options, Phase, Request, Sampling, Watch};
+use krasis_engine::{Event, Fault, Options, Outlook, Phase, Request, Sampling, Watch};
 use krasis_server::{
     Access, App, Keys, Limits, Loaded, Over, Progress, ReasoningField, Stage, Tls,
 };
@@ -123,11 +124,15 @@ impl Serve {
             supervise::end_with_parent()?;
         }
         let dir = self.model.folder()?;
-        let mut options = self.model.options()?;
-        options.queue_max = self.queue_max.map_or(options.queue_max, |queue| queue as usize);
-        options.sequences_max = self.max_sequences.unwrap_or(options.sequences_max);
-        let hang = self.hang_at_step.map(Fault::Hang);
-        options.fault = self.fault_at_step.map(Fault::Panic).or(hang);
+        let (queue, sequences) = (self.queue_max, self.max_sequences);
+        let fault = self.fault_at_step.map(Fault::Panic);
+        let fault = fault.or(self.hang_at_step.map(Fault::Hang));
+        let wishes = move |options: &mut Options| {
+            options.queue_max = queue.map_or(options.queue_max, |queue| queue as usize);
+            options.sequences_max = sequences.unwrap_or(options.sequences_max);
+            options.fault = fault;
+            options.outlook = Outlook::Foretold;
+        };
         let house = self.house()?;
         // Two threads for HTTP: the others are the engine's.
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -136,13 +141,18 @@ impl Serve {
             .enable_all()
             .build()
             .map_err(anyhow::Error::from)?;
-        let result = runtime.block_on(self.listen(&dir, options, house));
+        let result = runtime.block_on(self.listen(&dir, wishes, house));
         // A half-loaded model is not waited for.
         runtime.shutdown_background();
         result
     }
 
-    async fn listen(self, dir: &Path, options: Options, house: House) -> Result<(), Failure> {
+    async fn listen(
+        self,
+        dir: &Path,
+        wishes: impl Fn(&mut Options) + Send + 'static,
+        house: House,
+    ) -> Result<(), Failure> {
         let House { access, limits, tls, key_variable } = house;
         let address = SocketAddr::new(self.host, self.port);
         let listener =
@@ -156,7 +166,7 @@ impl Serve {
 
         let app = Arc::new(App::new(self.names(dir), access, limits));
         let patience = Some(Duration::from_secs(self.hang_timeout)).filter(|time| !time.is_zero());
-        let loading = start_loading(dir.to_owned(), options, patience, app.clone())?;
+        let loading = start_loading(self.model.clone(), wishes, patience, app.clone())?;
         let (stop, stopped) = watch::channel(false);
         let mut stopping = stopped.clone();
         let server = krasis_server::serve(listener, tls, app.clone(), async move {
@@ -167,14 +177,14 @@ impl Serve {
         let mut renewed =
             std::pin::pin!(renew_keys(&app, self.api_key_file.as_deref(), key_variable));
         let ready = async {
-            let (mut loaded, time) = loading.await.map_err(|_| {
+            let (mut loaded, heat, time) = loading.await.map_err(|_| {
                 Failure::say(Failure::FAILED, "the thread that loads the model has ended")
             })??;
             self.read_answers(&mut loaded);
             self.announce(&app, &loaded, &url, time);
             app.ready(loaded);
             self.tell_ready(&url)?;
-            std::future::pending::<Result<(), Failure>>().await
+            keep_heat(&app, heat.as_ref()).await
         };
         let network = |result: std::io::Result<()>| {
             result.map_err(|error| Failure::new(Failure::NETWORK, error))
@@ -308,12 +318,31 @@ fn warn_if_others_read(file: &Path) {
     }
 }
 
-type Outcome = Result<(Loaded, Duration), Failure>;
+/// How often the heat of experts is kept while it serves.
+const HEAT_EVERY: Duration = Duration::from_secs(300);
+
+/// Keeps the heat of the model's experts now and then, and when the server ends.
+async fn keep_heat(app: &App, heat: Option<&HeatFile>) -> Result<(), Failure> {
+    /// Whoever waits for the next time is dropped at the end.
+    struct Last<'a>(&'a App, Option<&'a HeatFile>);
+    impl Drop for Last<'_> {
+        fn drop(&mut self) {
+            self.0.loaded().into_iter().for_each(|loaded| heat::keep(self.1, loaded));
+        }
+    }
+    let last = Last(app, heat);
+    loop {
+        tokio::time::sleep(HEAT_EVERY).await;
+        last.0.loaded().into_iter().for_each(|loaded| heat::keep(heat, loaded));
+    }
+}
+
+type Outcome = Result<(Loaded, Option<HeatFile>, Duration), Failure>;
 
 /// Loads in a thread of its own, so that the server can say that it is loading.
 fn start_loading(
-    dir: PathBuf,
-    options: Options,
+    model: ModelArguments,
+    wishes: impl Fn(&mut Options) + Send + 'static,
     patience: Option<Duration>,
     app: Arc<App>,
 ) -> Result<oneshot::Receiver<Outcome>, Failure> {
@@ -323,7 +352,7 @@ fn start_loading(
         .spawn(move || {
             let start = Instant::now();
             let shown = Shown { bar: Bar::new(), app: app.clone() };
-            let outcome = load(&dir, &options, &shown).and_then(|loaded| {
+            let outcome = load(&model, &wishes, &shown).and_then(|(loaded, heat)| {
                 app.loading(Progress { phase: "warming up", percent: 0 });
                 exit::on_engine_panic(move || app.over(Over::Failed));
                 if let Some(patience) = patience {
@@ -333,7 +362,7 @@ fn start_loading(
                 }
                 // Whatever it says: a model that was loaded and cannot answer has lost its device.
                 warm(&loaded).map_err(|failure| Failure::new(Failure::DEVICE, failure.error))?;
-                Ok((loaded, start.elapsed()))
+                Ok((loaded, heat, start.elapsed()))
             });
             // Nobody waits when the server has been stopped meanwhile.
             let _ = sender.send(outcome);

@@ -39,10 +39,10 @@ async fn supervise() -> Result<(), Failure> {
     let program = std::env::current_exe().context("cannot find this program again")?;
     let mut signals = Signals::new()?;
     let mut pause = PAUSE;
-    loop {
+    for starts in 0.. {
         let start = Instant::now();
         let mut server = Command::new(&program)
-            .args(arguments())
+            .args(arguments(starts))
             // A terminal's Ctrl-C reaches the server through us, once.
             .process_group(0)
             .spawn()
@@ -70,11 +70,17 @@ async fn supervise() -> Result<(), Failure> {
         }
         pause = (pause * 2).min(PAUSE_MAX);
     }
+    Ok(())
 }
 
-/// Our own arguments, for the server that we supervise.
-fn arguments() -> impl Iterator<Item = OsString> {
-    std::env::args_os().skip(1).map(|argument| match argument.to_str() {
+/// Our own arguments, for the server that we supervise, after so many starts. What is to be done again is
+/// done once.
+fn arguments(starts: u64) -> impl Iterator<Item = OsString> {
+    let done = move |argument: &OsString| {
+        starts > 0 && (argument == "--force-optimize" || argument == "--force-load")
+    };
+    let all = std::env::args_os().skip(1).filter(move |argument| !done(argument));
+    all.map(|argument| match argument.to_str() {
         Some("--supervise") => "--supervised".into(),
         _ => argument,
     })

@@ -21,6 +21,8 @@ fn command(model: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_krasis"));
     command.args(arguments).arg("--model-path").arg(model).stdin(Stdio::null());
     command.env("KRASIS_HOME", model.join("home")).env("KRASIS_LOG", "info");
+    // Where there is a GPU, these tests do not see it.
+    command.env("CUDA_VISIBLE_DEVICES", "");
     command
 }
 
@@ -137,6 +139,7 @@ fn a_full_disk_is_told_and_the_model_runs() {
     shell.arg(env!("CARGO_BIN_EXE_krasis"));
     shell.args(["run", "--cpu-expert-bits", "4", "--temperature", "0", "What is 2+2?"]);
     shell.arg("--model-path").arg(model.path()).env("KRASIS_HOME", model.path().join("home"));
+    shell.env("CUDA_VISIBLE_DEVICES", "");
     let (text, code) = said(&mut shell);
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("no cache of weights: cannot write"), "{text}");

@@ -30,6 +30,8 @@ fn machine(fake: Fake, files: &[(&str, &str)]) -> tempfile::TempDir {
 fn krasis(root: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_krasis"));
     command.args(arguments).arg("--machine-root").arg(root).stdin(Stdio::null());
+    // A machine that is made up has no GPU.
+    command.env("CUDA_VISIBLE_DEVICES", "");
     command
 }
 

@@ -238,11 +238,100 @@ fn the_environment_may_say_what_no_flag_does() {
     assert!(code == Some(3) && said.contains("MEM_FRACTION_OVERRIDE is half"), "{said}");
 }
 
-/// The machine that the tests run on, which has no GPU, and the demo model.
+/// The device that nobody has named: the GPU if it can be used, and else the CPU with a reason.
+#[test]
+fn the_device_follows_from_what_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let with = |gpu: &str, arguments: &[&str]| {
+        let file = folder.path().join("machine.json");
+        let host = r#"{"memory_gib": 64, "threads": 8}"#;
+        std::fs::write(&file, format!(r#"{{"gpu": {gpu}, "host": {host}}}"#)).unwrap();
+        Command::new(env!("CARGO_BIN_EXE_krasis"))
+            .args(["plan", "--json", "--model-path"])
+            .arg(fixture("configs/Qwen3-30B-A3B.json"))
+            .arg("--machine")
+            .arg(&file)
+            .args(FOUR_BITS)
+            .args(arguments)
+            .output()
+            .unwrap()
+    };
+    let check = |gpu: &str, arguments: &[&str], device: &str, words: Option<&str>| {
+        let output = with(gpu, arguments);
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(0), "{gpu} {arguments:?}: {said}");
+        let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(plan["device"].as_str().unwrap().starts_with(device), "{gpu}: {plan:#}");
+        assert_eq!(plan["machine"]["gpu"].is_null(), device == "Cpu", "{gpu}: {plan:#}");
+        let reason = said.lines().find(|line| line.contains("the CPU is used, because"));
+        assert_eq!(reason.is_some(), words.is_some(), "{gpu} {arguments:?}: {said}");
+        let reason = reason.unwrap_or_default();
+        assert!(reason.contains(words.unwrap_or_default()), "{words:?}: {reason}");
+    };
+    let good = r#"{"name": "A", "memory_gib": 16}"#;
+    let (old, small) = (
+        r#"{"name": "B", "memory_gib": 16, "capability": 7.5}"#,
+        r#"{"name": "C", "memory_gib": 16, "free_gib": 1}"#,
+    );
+    let driver = r#"{"name": "D", "memory_gib": 16, "cuda": 11.8}"#;
+    check(good, &[], "Cuda", None);
+    check(good, &["--device", "cuda"], "Cuda", None);
+    check(good, &["--device", "cpu"], "Cpu", None);
+    check(good, &["--num-gpus", "0"], "Cpu", None);
+    check("null", &[], "Cpu", None);
+    check(old, &[], "Cpu", Some("B has compute capability 7.5"));
+    check(small, &[], "Cpu", Some("C is not enough"));
+    check(driver, &[], "Cpu", Some("supports CUDA 11.8 only"));
+    check(good, &["--kv-dtype", "f16"], "Cpu", Some("--kv-dtype bf16"));
+    // Whoever wants a GPU gets it, or hears why not.
+    for (gpu, arguments, code) in [
+        (old, &["--device", "cuda"][..], 6),
+        (old, &["--gpu-vram-mb", "8000"], 6),
+        (driver, &["--strategy", "hcs_prefill"], 6),
+        (small, &["--device", "cuda"], 5),
+        (small, &["--expert-divisor", "-3"], 5),
+        ("null", &["--device", "cuda"], 6),
+        ("null", &["--strategy", "persistent"], 3),
+        (good, &["--strategy", "chunked", "--expert-divisor", "0"], 3),
+        (good, &["--decode-strategy", "lru"], 3),
+        (good, &["--strategy", "fastest"], 2),
+    ] {
+        let output = with(gpu, arguments);
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(code), "{gpu} {arguments:?}: {said}");
+        assert!(!said.contains("the CPU is used"), "{said}");
+    }
+}
+
+/// Names are those of the seeds, and mean what divisors do.
+#[test]
+fn strategies_have_names() {
+    for (name, divisor) in
+        [("persistent", "1"), ("layer_grouped_8", "8"), ("chunked", "0"), ("hcs_prefill", "-3")]
+    {
+        let named = json("Qwen3-30B-A3B", "gpu-48", &["--strategy", name]);
+        let divided = json("Qwen3-30B-A3B", "gpu-48", &["--expert-divisor", divisor]);
+        assert_eq!(named, divided, "{name}");
+    }
+    let lru = ["--strategy", "active_only", "--decode-strategy", "lru"];
+    assert_eq!(
+        json("Qwen3-30B-A3B", "gpu-48", &lru),
+        json("Qwen3-30B-A3B", "gpu-48", &["--expert-divisor", "-2"])
+    );
+    let manual = ["--strategy", "manual", "--expert-divisor", "-1"];
+    let plan = json("Qwen3-30B-A3B", "gpu-48", &manual);
+    assert_eq!(plan["strategy"]["prefill"], "active_only");
+    assert_eq!(plan["strategy"]["decode"], "compact");
+}
+
+/// The machine that the tests run on, without its GPU if it has one, and the demo model.
 #[test]
 fn without_arguments_this_machine_is_planned_for() {
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_krasis")).args(["plan", "--json"]).output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_krasis"))
+        .args(["plan", "--json"])
+        .env("CUDA_VISIBLE_DEVICES", "")
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(plan["machine"]["host"]["read_bytes_per_second"].as_f64().unwrap() > 1e8);

@@ -3,9 +3,9 @@
 mod together;
 
 use super::Work;
-use super::heat::Heat;
+use super::heat::{Heat, HeatMap};
 use super::slots::Slots;
-use super::strategy::{DecodeStrategy, Missing, PrefillStrategy};
+use super::strategy::{DecodeStrategy, Missing, PrefillStrategy, hot_slots};
 use crate::census::ExpertCensus;
 use krasis_core::{Act, Layout, Mat, Slot};
 use krasis_cpu::Keep;
@@ -32,6 +32,8 @@ pub struct AwayPlan {
     pub tables: Slot<u32>,
     /// How often each expert of each layer has been asked for since the host last looked, on the device.
     pub counts: Slot<u32>,
+    /// Slots that prompts need besides those that stay filled.
+    pub moving: u32,
     /// Slots that stay filled with the hottest experts.
     pub hot: u32,
     /// Host memory for what the CPU computes.
@@ -156,20 +158,53 @@ impl Away {
         self.traffic
     }
 
-    /// Fills the slots that are to be hot, before anyone knows who is: of each layer the first.
+    /// Begins with the heat of other runs; false if that is of another model's layers.
+    pub fn remember(&mut self, map: &HeatMap) -> bool {
+        let Desk { x, out, .. } = self.plan.desk;
+        self.heat.remember(map, out.rows / x.rows)
+    }
+
+    /// Fills the slots that are to be hot with what was hot in other runs, and as long as nobody knows
+    /// with the first experts of each layer.
     pub fn warm_up<D: Memory>(&mut self, d: &mut D) {
         d.upload(self.plan.counts, &vec![0; self.plan.counts.len as usize]);
-        let layers = self.moe.clone();
-        let each = self.plan.hot.div_ceil(layers.len().max(1) as u32);
-        for (first, layer) in (0..self.plan.hot).step_by(each.max(1) as usize).zip(layers) {
+        let hottest = self.heat.hottest_of_all(self.plan.hot as usize);
+        let mut slots = 0..;
+        for of_layer in hottest.chunk_by(|a, b| a.0 == b.0) {
             self.brought.clear();
-            for (expert, slot) in (0..).zip(first..self.plan.hot.min(first + each)) {
-                self.slots.put(slot, self.before[layer], expert);
+            for (&(index, expert), slot) in of_layer.iter().zip(&mut slots) {
+                self.slots.put(slot, index, expert);
                 self.slots.set_hot(slot, true);
                 self.brought.push((expert, slot));
             }
-            self.copy(d, layer);
+            self.copy(d, self.moe[of_layer[0].0 as usize]);
         }
+    }
+
+    /// What is done from the next pass on, and the rows from which that is a prompt's. False, and all is
+    /// as it was, if there is no room for that.
+    pub fn switch(&mut self, decode: DecodeStrategy, threshold: u32) -> bool {
+        let (slots, layers) = (self.plan.pool.experts, self.groups_of_slots());
+        let room = threshold <= self.plan.desk.rows() + 1;
+        if !room || (decode == DecodeStrategy::Compact && slots < layers) {
+            return false;
+        }
+        let hot = hot_slots(self.plan.prefill, decode, slots, self.plan.moving);
+        let mut by_heat: Vec<(f32, u32)> =
+            self.slots.all().map(|slot| (self.heat_in(slot), slot)).collect();
+        by_heat.sort_by(|a, b| b.0.total_cmp(&a.0));
+        for (rank, &(_, slot)) in by_heat.iter().enumerate() {
+            self.slots.set_hot(slot, rank < hot as usize);
+        }
+        (self.plan.decode, self.plan.hot) = (decode, hot);
+        self.plan.threshold = threshold.max(1);
+        self.moved = true;
+        true
+    }
+
+    /// How hot who lies in a slot is.
+    fn heat_in(&self, slot: u32) -> f32 {
+        self.slots.holder(slot).map_or(0.0, |(layer, expert)| self.heat.of(layer, expert))
     }
 
     pub(super) fn begin(&mut self, rows: u32) -> usize {
@@ -384,7 +419,11 @@ impl Away {
             if self.slots.find(index, expert).is_some() {
                 continue;
             }
-            let Some(slot) = self.slots.oldest(area.clone(), since) else { break };
+            // All of a layer's own may be hot.
+            let own = self.slots.oldest(area.clone(), since);
+            let Some(slot) = own.or_else(|| self.slots.oldest(self.slots.all(), since)) else {
+                break;
+            };
             self.slots.put(slot, index, expert);
             self.brought.push((expert, slot));
         }
@@ -441,6 +480,7 @@ impl Away {
         }
         self.traffic.brought += self.brought.len() as u64;
         self.pending |= !self.brought.is_empty();
+        self.moved |= !self.brought.is_empty();
     }
 
     /// Waits for what is on its way, as far as anybody may ask for it.
@@ -452,18 +492,15 @@ impl Away {
 
     /// Keeps the hottest experts of a layer that are here, in the place of colder ones.
     fn promote(&mut self, index: u32) {
-        let of = |slots: &Slots, heat: &Heat, slot| {
-            slots.holder(slot).map_or(0.0, |(layer, expert)| heat.of(layer, expert))
-        };
-        let (slots, heat) = (&self.slots, &self.heat);
         let by_heat = |hot: bool| -> Vec<(f32, u32)> {
             let counts = |&slot: &u32| match hot {
-                true => slots.is_hot(slot),
+                true => self.slots.is_hot(slot),
                 false => {
-                    !slots.is_hot(slot) && slots.holder(slot).is_some_and(|(of, _)| of == index)
+                    let holder = self.slots.holder(slot);
+                    !self.slots.is_hot(slot) && holder.is_some_and(|(of, _)| of == index)
                 }
             };
-            slots.all().filter(counts).map(|slot| (of(slots, heat, slot), slot)).collect()
+            self.slots.all().filter(counts).map(|slot| (self.heat_in(slot), slot)).collect()
         };
         let (mut coldest, mut hottest) = (by_heat(true), by_heat(false));
         coldest.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
@@ -479,12 +516,8 @@ impl Away {
 
     /// The hot slot that is the least so.
     fn coldest(&self) -> Option<(u32, f32)> {
-        let heat = |slot| match self.slots.holder(slot) {
-            Some((layer, expert)) => self.heat.of(layer, expert),
-            None => 0.0,
-        };
         let hot = self.slots.all().filter(|&slot| self.slots.is_hot(slot));
-        hot.map(|slot| (slot, heat(slot))).min_by(|a, b| a.1.total_cmp(&b.1))
+        hot.map(|slot| (slot, self.heat_in(slot))).min_by(|a, b| a.1.total_cmp(&b.1))
     }
 
     pub(super) fn end<D: Memory>(&mut self, d: &mut D) {

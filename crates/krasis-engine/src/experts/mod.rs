@@ -14,8 +14,9 @@ mod slots;
 mod strategy;
 
 pub use away::{Away, AwayPlan, Desk, Traffic};
+pub use heat::HeatMap;
 pub use overflow::{BankSections, Fault, Overflow, OverflowPlan, Volume};
-pub use strategy::{DecodeStrategy, PrefillStrategy, of_divisor};
+pub use strategy::{DecodeStrategy, PrefillStrategy, hot_slots, of_divisor};
 
 use crate::census::ExpertCensus;
 use krasis_core::{Act, Mat};
@@ -58,8 +59,9 @@ pub struct Work {
 pub enum Repeats {
     /// All of it.
     Step,
-    /// All of it, with room in host memory for what the CPU is asked: few rows.
-    StepOfFew,
+    /// All of it, with room in host memory for what the CPU is asked: few rows. Which calls it is made of
+    /// depends on the strategy.
+    StepOfFew(DecodeStrategy),
     /// What comes between the experts of two layers.
     Between,
 }
@@ -157,6 +159,15 @@ impl Experts {
             }
             Experts::Away(away) => away.run(d, layer, work),
             Experts::Overflow(overflow) => overflow.run(d, layer, work),
+        }
+    }
+
+    /// Goes on with another strategy for few rows; see [`Away::switch`]. There is none where the device
+    /// has all experts.
+    pub fn switch(&mut self, decode: DecodeStrategy, threshold: u32) -> bool {
+        match self {
+            Experts::Away(away) => away.switch(decode, threshold),
+            _ => false,
         }
     }
 

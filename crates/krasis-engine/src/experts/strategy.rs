@@ -1,5 +1,6 @@
 //! What becomes of routed experts that do not lie on the device when tokens are routed to them.
 
+use std::fmt;
 use std::ops::Range;
 
 /// How prompts meet experts that lie in host memory.
@@ -85,11 +86,68 @@ impl PrefillStrategy {
     }
 }
 
+/// The names of upstream's command line; layers in N groups are `layer_grouped_N`.
+impl fmt::Display for PrefillStrategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PrefillStrategy::LayerGrouped(groups) => write!(f, "layer_grouped_{groups}"),
+            PrefillStrategy::Chunked => f.write_str("chunked"),
+            PrefillStrategy::ActiveOnly => f.write_str("active_only"),
+            PrefillStrategy::HcsPrefill => f.write_str("hcs_prefill"),
+        }
+    }
+}
+
+impl fmt::Display for DecodeStrategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DecodeStrategy::PureCpu => "pure_cpu",
+            DecodeStrategy::HcsHybrid => "hcs_hybrid",
+            DecodeStrategy::Compact => "compact",
+            DecodeStrategy::Lru => "lru",
+        })
+    }
+}
+
+impl PrefillStrategy {
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<PrefillStrategy> {
+        Some(match name {
+            "chunked" => PrefillStrategy::Chunked,
+            "active_only" => PrefillStrategy::ActiveOnly,
+            "hcs_prefill" => PrefillStrategy::HcsPrefill,
+            _ => {
+                let groups: u32 = name.strip_prefix("layer_grouped_")?.parse().ok()?;
+                PrefillStrategy::LayerGrouped((1..=1024).contains(&groups).then_some(groups)?)
+            }
+        })
+    }
+}
+
 impl DecodeStrategy {
+    /// All of them.
+    pub const ALL: [DecodeStrategy; 4] = [
+        DecodeStrategy::PureCpu,
+        DecodeStrategy::HcsHybrid,
+        DecodeStrategy::Compact,
+        DecodeStrategy::Lru,
+    ];
+
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<DecodeStrategy> {
+        DecodeStrategy::ALL.into_iter().find(|decode| decode.to_string() == name)
+    }
+
     /// Whether the CPU computes what does not lie on the device.
     pub(super) const fn asks_the_cpu(self) -> bool {
         matches!(self, DecodeStrategy::PureCpu | DecodeStrategy::HcsHybrid)
     }
+}
+
+/// Of so many slots those that stay filled with the hottest experts, if prompts need `moving` others.
+pub fn hot_slots(prefill: PrefillStrategy, decode: DecodeStrategy, slots: u32, moving: u32) -> u32 {
+    let keeps = prefill == PrefillStrategy::HcsPrefill || decode == DecodeStrategy::HcsHybrid;
+    if keeps { slots - moving.min(slots) } else { 0 }
 }
 
 /// The strategies that a divisor of upstream's command line stands for; 1 is all on the device.
@@ -108,6 +166,20 @@ pub fn of_divisor(divisor: i32) -> Option<(PrefillStrategy, DecodeStrategy)> {
 #[cfg(test)]
 mod tests {
     use super::PrefillStrategy::*;
+    use super::{DecodeStrategy, PrefillStrategy};
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        for prefill in [LayerGrouped(1), LayerGrouped(48), Chunked, ActiveOnly, HcsPrefill] {
+            assert_eq!(PrefillStrategy::named(&prefill.to_string()), Some(prefill));
+        }
+        for decode in DecodeStrategy::ALL {
+            assert_eq!(DecodeStrategy::named(&decode.to_string()), Some(decode));
+        }
+        for name in ["", "layer_grouped", "layer_grouped_0", "layer_grouped_2000", "lru"] {
+            assert_eq!(PrefillStrategy::named(name), None, "{name}");
+        }
+    }
 
     #[test]
     fn groups_cover_all_layers_in_order() {

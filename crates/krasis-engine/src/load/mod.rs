@@ -9,7 +9,7 @@ mod shelf;
 mod watch;
 
 pub use peak::{Peak, PeakMeter};
-pub use shelf::{Built, Shelf, cache_folders};
+pub use shelf::{Built, Shelf, cache_folders, cache_places};
 pub use watch::{Phase, Unwatched, Watch};
 
 use crate::error::StartError;

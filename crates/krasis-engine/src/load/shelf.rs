@@ -63,10 +63,8 @@ impl Shelf {
         }
         let contents = kept::contents(&kept, ck.fingerprint()?);
         let name = contents.file_name(&kept::label(&kept));
-        let there = format!("{}-{:08x}", name_of(ck.dir()), contents.fingerprint as u32);
-        let home = options.cache_home.iter().map(|home| home.join(&there));
-        let folders = [ck.dir().join(FOLDER)].into_iter().chain(home);
-        let files = folders.map(|folder| folder.join(&name)).collect();
+        let folders = cache_places(ck.dir(), contents.fingerprint, options);
+        let files = folders.into_iter().map(|folder| folder.join(&name)).collect();
         Ok(Some(Shelf { kept, contents, files, lasts: Lasts::On }))
     }
 
@@ -220,6 +218,14 @@ impl Shelf {
         );
         Ok(Built { file: self.open(path)?, build: Some(peak) })
     }
+}
+
+/// Folders for what is kept of a model with this fingerprint, whether they exist or not, in the order in
+/// which they are tried.
+pub fn cache_places(dir: &Path, fingerprint: u64, options: &Options) -> Vec<PathBuf> {
+    let there = format!("{}-{:08x}", name_of(dir), fingerprint as u32);
+    let home = options.cache_home.iter().map(|home| home.join(&there));
+    [dir.join(FOLDER)].into_iter().chain(home).collect()
 }
 
 /// Folders in which caches of a model may lie, of whatever was in its folder at any time.

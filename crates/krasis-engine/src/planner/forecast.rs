@@ -275,16 +275,26 @@ impl<'a> Forecast<'a> {
         low
     }
 
+    /// Whether the host plays a GPU, whose times nobody knows.
+    pub(crate) fn is_of_a_player(&self) -> bool {
+        self.site.card.is_none() && self.away.is_some()
+    }
+
     /// One token of an answer.
     pub fn token(&self) -> Time {
+        self.token_after(PAST)
+    }
+
+    /// One token behind so many.
+    pub fn token_after(&self, past: f64) -> Time {
         let (w, host) = (&self.work, &self.site.host);
-        let (dense, active) = (w.dense_bytes() + PAST * w.past_bytes, w.active_experts());
+        let (dense, active) = (w.dense_bytes() + past * w.past_bytes, w.active_experts());
         let weights = w.lines.numbers + w.rows.numbers + w.head.numbers;
-        let others = 2.0 * weights + (w.attend + w.latent) * PAST + w.delta;
+        let others = 2.0 * weights + (w.attend + w.latent) * past + w.delta;
         let Some(card) = &self.site.card else {
             let from_disk = (1.0 - self.hit()) * active.bytes / self.disk();
             return Time {
-                seconds: host_token(w, host) + from_disk / disk::FEW,
+                seconds: host_token(w, host, past) + from_disk / disk::FEW,
                 bytes: (dense + active.bytes) / host.read,
                 bus: from_disk,
                 operations: (others + 2.0 * active.numbers) / host.multiply,
@@ -392,13 +402,13 @@ fn host_prompt(w: &Work, host: &Host, tokens: f64) -> f64 {
 }
 
 /// Seconds of a CPU for one token of an answer.
-fn host_token(w: &Work, host: &Host) -> f64 {
+fn host_token(w: &Work, host: &Host, past: f64) -> f64 {
     let latent = host::LATENT + host::LATENT_THREAD / host.threads as f64;
     host_products(host, w.lines, 1.0, true)
         + host_products(host, w.rows, 1.0, false)
         + host_products(host, w.head, 1.0, w.head_in_lines)
         + host_experts(w, host, 1.0)
-        + PAST * w.past_bytes / (host.read * read_share(host))
+        + past * w.past_bytes / (host.read * read_share(host))
         + w.latent_layers * latent
         + w.calls * host_call(host)
 }

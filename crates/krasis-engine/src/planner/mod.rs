@@ -6,12 +6,14 @@
 //! and else in waves; and answers are computed by whoever is expected to be faster at what is missing.
 //! Without a GPU, what host memory has no room for stays on the disk.
 
+mod candidates;
 mod forecast;
 mod nearest;
 mod proposal;
 mod site;
 mod work;
 
+pub use candidates::Candidate;
 pub use forecast::{Forecast, Rule, Time};
 pub use proposal::{Overflow, Proposal};
 pub use site::{Card, Class, Host, Site, class_multiply, class_of, class_read};
@@ -68,7 +70,10 @@ impl<S: Stock> Draft<'_, S> {
         match self.options.residency {
             Residency::Device => all(1),
             Residency::Host { prefill, decode } => self.away(prefill, decode, 1..=CONTEXT_COMMON),
-            Residency::Auto if self.site.card.is_none() => self.in_host_memory(),
+            // Whoever works in host memory has no other to put experts into, unless it plays a GPU's.
+            Residency::Auto if self.site.card.is_none() && self.options.device_bytes.is_none() => {
+                self.in_host_memory()
+            }
             Residency::Auto => match all(CONTEXT_COMMON) {
                 Err(StartError::Shortfall { .. }) => {
                     self.best_away().or_else(|error| match error {

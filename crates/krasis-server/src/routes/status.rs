@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use krasis_engine::census::Pace;
-use krasis_engine::{Census, DecodeStrategy, ExpertCensus, PrefillStrategy};
+use krasis_engine::{Census, ExpertCensus};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -42,6 +42,7 @@ pub(super) async fn status(State(app): State<Arc<App>>) -> Response {
         "kv_pages": pages(&app),
         "pace": app.loaded().map(|loaded| pace(&loaded.handle.census)),
         "experts": counted(&app).map(whereabouts),
+        "remarks": app.loaded().map(|loaded| remarks(&loaded.handle.census)),
         "keys": app.access.keys.wanted(),
         "limits": app.limits.listed(),
     });
@@ -92,26 +93,21 @@ fn pace(census: &Census) -> Value {
     json!({"prompts": of(&census.prompts), "decodes": of(&census.decodes)})
 }
 
+/// Where the model is slower than was foretold.
+fn remarks(census: &Census) -> Vec<String> {
+    census.remarks.lock().map(|remarks| remarks.clone()).unwrap_or_default()
+}
+
 fn counted(app: &App) -> Option<&ExpertCensus> {
     app.loaded()?.handle.census.experts.get().map(|experts| &**experts)
 }
 
 /// Where routed experts lie, and who computes them.
 fn whereabouts(experts: &ExpertCensus) -> Value {
-    let strategies = experts.strategies.map(|(prefill, decode)| {
-        let prefill = match prefill {
-            PrefillStrategy::LayerGrouped(groups) => format!("layer_grouped_{groups}"),
-            PrefillStrategy::Chunked => "chunked".into(),
-            PrefillStrategy::ActiveOnly => "active_only".into(),
-            PrefillStrategy::HcsPrefill => "hcs_prefill".into(),
-        };
-        let decode = match decode {
-            DecodeStrategy::PureCpu => "pure_cpu",
-            DecodeStrategy::HcsHybrid => "hcs_hybrid",
-            DecodeStrategy::Compact => "compact",
-            DecodeStrategy::Lru => "lru",
-        };
-        json!({"prefill": prefill, "decode": decode})
+    let strategies = experts.strategies().map(|(prefill, decode)| {
+        let threshold = experts.policy().map(|(_, threshold)| threshold);
+        json!({"prefill": prefill.to_string(), "decode": decode.to_string(),
+               "gpu_prefill_threshold": threshold})
     });
     json!({
         "strategies": strategies,

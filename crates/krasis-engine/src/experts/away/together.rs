@@ -13,7 +13,7 @@ impl Away {
     }
 
     pub(in crate::experts) fn repeats(&self) -> Repeats {
-        if self.asks_the_cpu() { Repeats::StepOfFew } else { Repeats::Between }
+        if self.asks_the_cpu() { Repeats::StepOfFew(self.plan.decode) } else { Repeats::Between }
     }
 
     /// Where the device computes an expert; nowhere if the CPU does. Beside an open pass these are hot
