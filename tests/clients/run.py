@@ -19,6 +19,7 @@ from served import served
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = [
     "openai_calls", "responses_calls", "anthropic_calls", "langchain_calls", "litellm_calls",
+    "agent_calls",
 ]
 CALLS_MIN = 60
 

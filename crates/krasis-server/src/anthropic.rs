@@ -3,6 +3,7 @@
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::noise::quiet;
+use crate::tools::FOUND;
 use serde_json::{Map, Value, json};
 
 /// Fields that mean something in a chat and nothing in a message: a message is one answer.
@@ -22,12 +23,14 @@ pub(crate) fn into_chat(fields: &mut Fields) -> Result<(), ApiError> {
             messages.push(json!({"role": "system", "content": texts.join("\n")}));
         }
     }
+    let mut deferred = tools(fields)?;
     let given: Option<Vec<Value>> = fields.take("messages")?;
     let missing = || ApiError::field("messages", "messages is missing");
     let given = given.filter(|given| !given.is_empty()).ok_or_else(missing)?;
     for (index, message) in given.into_iter().enumerate() {
-        turn(message, &format!("messages[{index}]"), &mut messages)?;
+        turn(message, &format!("messages[{index}]"), &mut messages, &mut deferred)?;
     }
+    deferred.offer(fields);
     // A conversation that ends with the assistant's words is to be continued there.
     let said = |last: &Value| last["role"] == "assistant" && last["content"].is_string();
     if messages.last().is_some_and(|last| said(last) && last.get("tool_calls").is_none()) {
@@ -37,7 +40,6 @@ pub(crate) fn into_chat(fields: &mut Fields) -> Result<(), ApiError> {
     if let Some(stops) = fields.take::<Vec<String>>("stop_sequences")? {
         fields.put("stop", stops.into());
     }
-    tools(fields)?;
     thinking(fields)?;
     form(fields)?;
     fields.check()
@@ -66,7 +68,12 @@ fn strange(block: &Value, field: &str) -> ApiError {
 }
 
 /// One message, which may be several of a chat: results of tools are messages of their own there.
-fn turn(mut message: Value, field: &str, messages: &mut Vec<Value>) -> Result<(), ApiError> {
+fn turn(
+    mut message: Value,
+    field: &str,
+    messages: &mut Vec<Value>,
+    deferred: &mut Deferred,
+) -> Result<(), ApiError> {
     let blocks = match message.get_mut("content").map(Value::take) {
         Some(Value::String(text)) => vec![json!({"type": "text", "text": text})],
         Some(Value::Array(blocks)) => blocks,
@@ -80,7 +87,7 @@ fn turn(mut message: Value, field: &str, messages: &mut Vec<Value>) -> Result<()
         }
     };
     match message["role"].as_str().unwrap_or_default() {
-        "user" => user(blocks, field, messages),
+        "user" => user(blocks, field, messages, deferred),
         "assistant" => {
             messages.push(assistant(blocks));
             Ok(())
@@ -98,7 +105,12 @@ fn turn(mut message: Value, field: &str, messages: &mut Vec<Value>) -> Result<()
     }
 }
 
-fn user(blocks: Vec<Value>, field: &str, messages: &mut Vec<Value>) -> Result<(), ApiError> {
+fn user(
+    blocks: Vec<Value>,
+    field: &str,
+    messages: &mut Vec<Value>,
+    deferred: &mut Deferred,
+) -> Result<(), ApiError> {
     let mut said: Vec<String> = Vec::new();
     let before = messages.len();
     for (index, mut block) in blocks.into_iter().enumerate() {
@@ -113,7 +125,8 @@ fn user(blocks: Vec<Value>, field: &str, messages: &mut Vec<Value>) -> Result<()
                     messages.push(json!({"role": "user", "content": said.join("\n")}));
                     said.clear();
                 }
-                let content = result(block.get_mut("content").map(Value::take), &block);
+                let content = block.get_mut("content").map(Value::take);
+                let content = result(content, &block, deferred);
                 let id = &block["tool_use_id"];
                 messages.push(json!({"role": "tool", "tool_call_id": id, "content": content}));
             }
@@ -132,16 +145,15 @@ fn is_text(source: &Value) -> bool {
 
 /// What a tool said. A picture among it must not end the conversation that it is part of: the model
 /// is told that it cannot see it.
-fn result(content: Option<Value>, block: &Value) -> String {
-    let text = |block: &Value| match block["text"].as_str() {
-        Some(text) => text.to_owned(),
-        None => {
-            format!("[{}: not readable here]", block["type"].as_str().unwrap_or("something"))
-        }
+fn result(content: Option<Value>, block: &Value, deferred: &mut Deferred) -> String {
+    let mut text = |block: &Value| match (block["text"].as_str(), block["type"].as_str()) {
+        (Some(text), _) => text.to_owned(),
+        (None, Some("tool_reference")) => deferred.found(&block["tool_name"]),
+        (None, kind) => format!("[{}: not readable here]", kind.unwrap_or("something")),
     };
     match content {
         Some(Value::String(text)) => text,
-        Some(Value::Array(blocks)) => blocks.iter().map(text).collect::<Vec<_>>().join("\n"),
+        Some(Value::Array(blocks)) => blocks.iter().map(&mut text).collect::<Vec<_>>().join("\n"),
         _ if block["is_error"] == true => "the tool failed".into(),
         _ => String::new(),
     }
@@ -181,12 +193,16 @@ fn assistant(blocks: Vec<Value>) -> Value {
     message
 }
 
-fn tools(fields: &mut Fields) -> Result<(), ApiError> {
+/// Tools and `tool_choice`. Returns the tools that are not offered yet.
+fn tools(fields: &mut Fields) -> Result<Deferred, ApiError> {
+    let mut deferred = Deferred::default();
     if let Some(tools) = fields.take::<Vec<Value>>("tools")? {
-        let tools: Vec<Value> = tools.into_iter().map(tool).collect();
-        fields.put("tools", tools.into());
+        let (later, now): (Vec<Value>, Vec<Value>) =
+            tools.into_iter().partition(|tool| tool["defer_loading"] == true);
+        fields.put("tools", now.into_iter().map(tool).collect::<Vec<_>>().into());
+        deferred.tools = later.into_iter().map(tool).collect();
     }
-    let Some(choice) = fields.value("tool_choice") else { return Ok(()) };
+    let Some(choice) = fields.value("tool_choice") else { return Ok(deferred) };
     let chosen = match choice["type"].as_str().unwrap_or_default() {
         "auto" => "auto".into(),
         "none" => "none".into(),
@@ -201,7 +217,45 @@ fn tools(fields: &mut Fields) -> Result<(), ApiError> {
     if choice["disable_parallel_tool_use"] == true {
         fields.put("parallel_tool_calls", false.into());
     }
-    Ok(())
+    Ok(deferred)
+}
+
+/// Tools that the model shall search for before it may call them. Where a result of such a search
+/// refers to one, the model reads what it is: were it listed with the others, at the beginning, then
+/// the whole conversation would be another one.
+#[derive(Default)]
+struct Deferred {
+    tools: Vec<Value>,
+    found: Vec<Value>,
+}
+
+impl Deferred {
+    /// What the model reads of a tool.
+    fn found(&mut self, name: &Value) -> String {
+        let named = |tool: &&Value| tool["function"]["name"] == *name;
+        match self.tools.iter().find(named) {
+            Some(tool) => {
+                if !self.found.contains(tool) {
+                    self.found.push(tool.clone());
+                }
+                tool.to_string()
+            }
+            None => format!("[{} is no tool]", name.as_str().unwrap_or("this")),
+        }
+    }
+
+    /// The model may call what was found.
+    fn offer(self, fields: &mut Fields) {
+        if self.found.is_empty() {
+            return;
+        }
+        let mut tools = fields.value("tools").unwrap_or_else(|| json!([]));
+        for mut tool in self.found {
+            tool[FOUND] = true.into();
+            tools.as_array_mut().into_iter().for_each(|tools| tools.push(tool.clone()));
+        }
+        fields.put("tools", tools);
+    }
 }
 
 /// A tool of the client's own. Those that have another type have no schema, and run at Anthropic or

@@ -1,6 +1,6 @@
 //! The APIs whose clients come here, where they differ on every route: in how an error looks.
 
-use crate::error::ApiError;
+use crate::error::{ApiError, Excess};
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 
@@ -67,10 +67,16 @@ fn kind(status: StatusCode) -> &'static str {
     }
 }
 
-/// Agents shorten a conversation when they read these words.
+/// Agents shorten a conversation when they read these words, by what the numbers say; Claude Code
+/// expects nothing behind them.
 fn message(error: &ApiError) -> String {
-    match error.code {
-        Some("context_length_exceeded") => format!("prompt is too long: {}", error.message),
+    match (error.excess, error.code) {
+        (Some(Excess { prompt, context }), _) => {
+            format!("prompt is too long: {prompt} tokens > {context} maximum")
+        }
+        (None, Some("context_length_exceeded")) => {
+            format!("prompt is too long: {}", error.message)
+        }
         _ => error.message.clone(),
     }
 }

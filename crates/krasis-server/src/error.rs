@@ -22,11 +22,20 @@ pub(crate) struct ApiError {
     pub param: Option<String>,
     /// For programs.
     pub code: Option<&'static str>,
+    /// What did not fit.
+    pub excess: Option<Excess>,
+}
+
+/// A prompt, and the context that it goes beyond, alone or with its answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Excess {
+    pub prompt: usize,
+    pub context: u32,
 }
 
 impl ApiError {
     pub fn new(status: StatusCode, code: Option<&'static str>, message: String) -> ApiError {
-        ApiError { status, message, param: None, code }
+        ApiError { status, message, param: None, code, excess: None }
     }
 
     /// 400: a field has a value that cannot be.
@@ -36,6 +45,7 @@ impl ApiError {
             message: message.into(),
             param: Some(param.into()),
             code: Some("invalid_value"),
+            excess: None,
         }
     }
 
@@ -75,15 +85,19 @@ impl ApiError {
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, Some(code), message.into())
     }
 
+    /// 400. Agents look for the maximum context length and for the tokens behind "resulted in", and
+    /// shorten the conversation by as many.
     pub fn too_long(prompt: usize, answer: Option<u32>, context: u32) -> ApiError {
+        let most = format!("the maximum context length is {context} tokens, but ");
         let message = match answer {
             None => format!(
-                "the prompt has {prompt} tokens, but the context holds {context} and the answer \
-                 needs room: shorten the prompt"
+                "{most}the prompt resulted in {prompt} tokens, and the answer needs room: shorten \
+                 the prompt"
             ),
             Some(answer) => format!(
-                "the prompt has {prompt} tokens and the answer may have {answer}, but the context \
-                 holds {context}: shorten the prompt or lower max_tokens"
+                "{most}prompt and answer resulted in {} tokens, {answer} of them for the answer: \
+                 shorten the prompt or lower max_tokens",
+                prompt + answer as usize
             ),
         };
         ApiError {
@@ -91,6 +105,7 @@ impl ApiError {
             message,
             param: Some(if answer.is_none() { "messages" } else { "max_tokens" }.into()),
             code: Some("context_length_exceeded"),
+            excess: Some(Excess { prompt, context }),
         }
     }
 

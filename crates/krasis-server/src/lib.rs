@@ -21,6 +21,7 @@ mod keys;
 mod limits;
 mod messages;
 mod metrics;
+mod namespaces;
 mod noise;
 mod openai;
 mod paced;

@@ -2,6 +2,7 @@
 
 use crate::error::ApiError;
 use crate::fields::Fields;
+use crate::namespaces;
 use serde_json::{Map, Value, json};
 
 /// What stands before thoughts that were given to a client to keep: `encrypted_content`, in which
@@ -118,7 +119,7 @@ impl Conversation {
                     Some(input) => json!({"input": input}).to_string().into(),
                     None => item["arguments"].take(),
                 };
-                let function = json!({"name": item["name"], "arguments": arguments});
+                let function = json!({"name": namespaces::called(&item), "arguments": arguments});
                 let call = json!({"id": item["call_id"], "type": "function", "function": function});
                 let calls = self.assistant().entry("tool_calls").or_insert(json!([]));
                 calls.as_array_mut().into_iter().for_each(|calls| calls.push(call.clone()));

@@ -4,10 +4,13 @@ use crate::error::ApiError;
 use crate::fields::Fields;
 use serde_json::{Value, json};
 
+/// Marks a tool that the conversation describes where it was found, and not at the beginning.
+pub(crate) const FOUND: &str = "krasis:found";
+
 /// What a request says about tools.
 #[derive(Debug)]
 pub(crate) struct Tools {
-    /// OpenAI's objects, for the prompt and for the types of arguments. Empty for none.
+    /// OpenAI's objects, for the types of arguments. Empty for none.
     pub offered: Vec<Value>,
     /// Whether one must be called.
     pub demand: Demand,
@@ -44,6 +47,11 @@ impl Tools {
         let (offered, demand) = chosen(offered, choice.unwrap_or_else(|| "auto".into()))?;
         let one = !parallel || matches!(demand, Demand::Function(_));
         Ok(Tools { offered, demand, calls_max: if one { 1 } else { usize::MAX } })
+    }
+
+    /// Those that the prompt begins with.
+    pub fn listed(&self) -> Vec<Value> {
+        self.offered.iter().filter(|tool| tool.get(FOUND).is_none()).cloned().collect()
     }
 }
 

@@ -59,6 +59,31 @@ fn developer_is_system_where_the_template_knows_no_developer() {
     assert_eq!(render(knows, messages), "D");
 }
 
+/// Claude Code says more of the kind behind the first question.
+#[test]
+fn a_system_message_in_the_middle_is_never_lost() {
+    let messages = json!([
+        {"role": "system", "content": "a"}, {"role": "user", "content": "b"},
+        {"role": "developer", "content": "c"}, {"role": "user", "content": "d"},
+    ]);
+    let prints = "{% for m in messages %}{{ m.role[:1] }}{{ m.content }}{% endfor %}";
+    let leaves_out = "{% for m in messages %}{% if loop.first or m.role == 'user' %}\
+                      {{ m.role[:1] }}{{ m.content }}{% endif %}{% endfor %}";
+    let refuses = "{% for m in messages %}{% if m.role == 'system' and not loop.first %}\
+                   {{ raise_exception('no') }}{% endif %}{{ m.role[:1] }}{{ m.content }}{% endfor %}";
+    // Knows the role, and looks for it at the beginning alone.
+    let developer = "{% for m in messages %}{% if m.role == 'user' or loop.first and m.role in \
+                     ['system', 'developer'] %}{{ m.role[:1] }}{{ m.content }}{% endif %}{% endfor %}";
+    for (source, expected) in [
+        (prints, "saubscud"),
+        (leaves_out, "saubucud"),
+        (refuses, "saubucud"),
+        (developer, "saubucud"),
+    ] {
+        assert_eq!(render(source, messages.clone()), expected, "{source}");
+    }
+}
+
 #[test]
 fn parts_and_strings_become_what_the_template_takes() {
     let string = "{% for m in messages %}{{ m.content + ';' }}{% endfor %}";
@@ -204,7 +229,7 @@ fn templates_that_never_end_are_stopped() {
         let start = std::time::Instant::now();
         let result = template(&source).render(&[json!({"role": "user"})], &Render::default());
         assert!(result.is_err(), "{source}");
-        // Compiled once and probed eight times, each time up to the bound.
+        // Compiled once and probed ten times, each time up to the bound.
         assert!(start.elapsed().as_secs() < 10, "{source}: {:?}", start.elapsed());
     }
 }

@@ -140,7 +140,7 @@ pub(super) fn render(fields: &mut Fields, tools: &Tools) -> Result<Render, ApiEr
             variables.entry(name).or_insert(false.into());
         }
     }
-    Ok(Render { tools: tools.offered.clone(), generation_prompt, continue_final, variables })
+    Ok(Render { tools: tools.listed(), generation_prompt, continue_final, variables })
 }
 
 /// The text that the model continues.

@@ -1,6 +1,6 @@
 //! OpenAI messages in the shape that a template takes.
 
-use super::probe::{Arguments, Content, Shape, silence_message};
+use super::probe::{Arguments, Content, Interjection, Shape, silence_message};
 use crate::TextError;
 use crate::answer::ToolFormat;
 use serde_json::{Value, json};
@@ -10,9 +10,13 @@ use std::collections::HashMap;
 /// a system message in the middle stays there, or every turn would change the prompt's prefix.
 pub(super) fn shaped(messages: &[Value], shape: &Shape) -> Vec<Value> {
     let mut messages = messages.to_vec();
-    for message in &mut messages {
+    for (index, message) in messages.iter_mut().enumerate() {
         if message["role"] == "developer" && !shape.developer {
             message["role"] = json!("system");
+        }
+        let system = matches!(message["role"].as_str(), Some("system" | "developer"));
+        if index > 0 && system && shape.interjection == Interjection::User {
+            message["role"] = json!("user");
         }
         if let Some(thoughts) = message.get("reasoning_content").filter(|_| shape.thinking) {
             message["thinking"] = thoughts.clone();

@@ -19,6 +19,8 @@ pub(super) struct Shape {
     pub silence: Silence,
     /// Of text.
     pub content: Content,
+    /// Of a system message that is not the first message.
+    pub interjection: Interjection,
     /// Whether the role `developer` means something to the template.
     pub developer: bool,
     /// Whether the template has words for thoughts before a call under `thinking` (gpt-oss).
@@ -55,12 +57,21 @@ pub(super) enum Content {
     Either,
 }
 
+/// Whose words a system message in the middle of a conversation is printed as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Interjection {
+    System,
+    /// The template refuses it, or leaves it out (gpt-oss): agents would lose their instructions.
+    User,
+}
+
 impl Default for Shape {
     fn default() -> Shape {
         Shape {
             arguments: Arguments::Mapping,
             silence: Silence::Null,
             content: Content::String,
+            interjection: Interjection::System,
             developer: false,
             thinking: false,
             tools: false,
@@ -78,6 +89,7 @@ impl Shape {
             arguments: arguments(&render, content, silence),
             silence,
             content,
+            interjection: interjection(&render, content),
             developer: source.contains("developer"),
             thinking: source.contains("message.thinking"),
             tools: source.contains("tools"),
@@ -150,6 +162,22 @@ fn arguments(
     match comes_out(json!({"key": WORD})) || !comes_out(json!(string)) {
         true => Arguments::Mapping,
         false => Arguments::String,
+    }
+}
+
+fn interjection(
+    render: &impl Fn(&[Value], &[Value]) -> Option<String>,
+    content: Content,
+) -> Interjection {
+    let comes_out = |role: &str| {
+        let mut middle = user(WORD, content);
+        middle["role"] = role.into();
+        let text = render(&[user("x", content), middle], &[]);
+        text.is_some_and(|text| text.matches(WORD).count() == 1)
+    };
+    match comes_out("system") || !comes_out("user") {
+        true => Interjection::System,
+        false => Interjection::User,
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// GPT-2's spelling of a byte.
-fn spelled(byte: u8) -> char {
+pub fn spelled(byte: u8) -> char {
     let printable = |byte| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     match printable(byte) {
         true => byte as char,

@@ -8,6 +8,7 @@ use crate::app::unix_now;
 use crate::dialect::Dialect;
 use crate::error::ApiError;
 use crate::items::{Change, Item, Items};
+use crate::namespaces::Namespaces;
 use crate::openai::ChatLogprobs;
 use crate::responses::KEPT;
 use crate::sse::Lines;
@@ -28,6 +29,7 @@ pub(super) struct Answer {
     pub id: String,
     /// The response as far as it does not change.
     pub told: Map<String, Value>,
+    pub namespaces: Namespaces,
     pub thoughts_kept: bool,
     pub logprobs: bool,
     /// What is kept: the conversation before the answer.
@@ -82,8 +84,15 @@ impl Answer {
                 json!({"id": id, "type": "message", "status": status, "role": "assistant",
                        "content": content})
             }
-            Item::Call(known) => json!({"id": id, "type": "function_call", "status": status,
-                "call_id": call, "name": known.name, "arguments": known.arguments}),
+            Item::Call(known) => {
+                let mut item = json!({"id": id, "type": "function_call", "status": status,
+                    "call_id": call, "name": known.name, "arguments": known.arguments});
+                if let Some((namespace, name)) = self.namespaces.apart(&known.name) {
+                    item["name"] = name.into();
+                    item["namespace"] = namespace.into();
+                }
+                item
+            }
         }
     }
 
@@ -153,7 +162,9 @@ impl Answer {
                 Some(("response.output_text.done", body))
             }
             Item::Call(call) => call.complete.then(|| {
-                let body = json!({"name": call.name, "arguments": call.arguments});
+                let name =
+                    self.namespaces.apart(&call.name).map_or(&call.name[..], |(_, name)| name);
+                let body = json!({"name": name, "arguments": call.arguments});
                 ("response.function_call_arguments.done", body)
             }),
         };

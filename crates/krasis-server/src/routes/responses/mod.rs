@@ -9,6 +9,7 @@ use crate::app::unix_now;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::items::Items;
+use crate::namespaces::Namespaces;
 use crate::wishes::Wishes;
 use crate::{App, json, responses};
 use answer::Answer;
@@ -36,6 +37,7 @@ pub(super) async fn create(
             None => return Err(ApiError { status: StatusCode::BAD_REQUEST, ..unknown(&id) }),
         },
     };
+    let namespaces = Namespaces::take(&mut fields)?;
     let messages = responses::into_chat(&mut fields, &earlier).map_err(renamed)?;
     let asked = Asked::take(&loaded, &mut fields, Room::AtMost).await.map_err(renamed)?;
     let Asked { wishes, logprobs, prompt, requests } = asked;
@@ -47,6 +49,7 @@ pub(super) async fn create(
         prompt,
         id,
         told,
+        namespaces,
         thoughts_kept: wanted.thoughts_kept,
         logprobs: logprobs.is_some(),
         messages: keeps.then_some(messages),
