@@ -496,12 +496,7 @@ impl<D: Ops + Memory> Engine<D> {
 }
 
 /// What a plan's speed will be held against.
-fn lookout(
-    source: &Model<Source>,
-    plan: &Plan,
-    options: &Options,
-    site: &Site,
-) -> Option<Lookout> {
+fn lookout(source: &Model<Source>, plan: &Plan, options: &Options, site: &Site) -> Option<Lookout> {
     let mut site = site.clone();
     if options.outlook == Outlook::Foretold && site.card.is_none() {
         // What the memory of this very machine can do is known only when it is measured.

@@ -6,9 +6,7 @@ mod overflow;
 pub(crate) use overflow::Spill;
 
 use crate::error::StartError;
-use crate::experts::{
-    AwayPlan, DecodeStrategy, Desk, OverflowPlan, PrefillStrategy, hot_slots,
-};
+use crate::experts::{AwayPlan, DecodeStrategy, Desk, OverflowPlan, PrefillStrategy, hot_slots};
 use crate::kv::{HOST_BYTES, PrefixOptions, Reuse};
 use crate::load::{Placed, Stock, bytes_of, place};
 use crate::options::Options;
