@@ -85,8 +85,8 @@ impl ApiError {
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, Some(code), message.into())
     }
 
-    /// Status 400. Agents look for the maximum context length and for the tokens behind "resulted in", and
-    /// shorten the conversation by as many.
+    /// What does not fit. Agents look for the maximum context length and for the tokens behind
+    /// "resulted in", and shorten the conversation by as many.
     pub fn too_long(prompt: usize, answer: Option<u32>, context: u32) -> ApiError {
         let most = format!("the maximum context length is {context} tokens, but ");
         let message = match answer {

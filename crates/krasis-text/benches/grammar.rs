@@ -125,7 +125,7 @@ fn measure(
 }
 
 fn record(count: usize) -> Value {
-    let one = |n: usize| json!({"id": n, "name": format!("name {n}"), "tags": ["first", "second"], "share": 0.25 + n as f64, "open": n % 2 == 0});
+    let one = |n: usize| json!({"id": n, "name": format!("name {n}"), "tags": ["first", "second"], "share": 0.25 + n as f64, "open": n.is_multiple_of(2)});
     json!({"records": (0..count).map(one).collect::<Vec<_>>()})
 }
 
