@@ -227,7 +227,11 @@ struct Server {
 impl Server {
     fn start(model: &Path) -> Server {
         let dir = ["--model-path", model.to_str().unwrap()];
-        let arguments = [&["serve", "--port", "0", "--strategy", "auto"][..], &dir, &PLAYED];
+        let arguments = [
+            &["serve", "--port", "0", "--served-model-name=m", "--strategy", "auto"][..],
+            &dir,
+            &PLAYED,
+        ];
         let mut process = krasis(&arguments.concat()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
         let ready = lines.find_map(|line| line.ok().filter(|line| line.contains("ready on http")));
