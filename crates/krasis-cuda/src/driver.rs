@@ -89,6 +89,27 @@ pub fn first() -> Result<Found, CudaError> {
     }
 }
 
+/// GPUs to use: those of the given numbers, or the first that are new enough, `count` or as many as there
+/// are.
+pub fn choose(numbers: &[i32], count: usize) -> Result<Vec<Found>, CudaError> {
+    let all = gpus()?;
+    let old = |gpu: &Found| {
+        let Found { name, major, minor, .. } = gpu.clone();
+        CudaError::OldGpu { name, major, minor }
+    };
+    let usable = |gpu: &&Found| gpu.major >= 8;
+    if numbers.is_empty() {
+        let chosen: Vec<Found> = all.iter().filter(usable).take(count).cloned().collect();
+        return if chosen.is_empty() { Err(old(&all[0])) } else { Ok(chosen) };
+    }
+    let named = |&number: &i32| match all.iter().find(|gpu| gpu.ordinal == number) {
+        None => Err(CudaError::NoSuchGpu { number, found: all.len() }),
+        Some(gpu) if !usable(&gpu) => Err(old(gpu)),
+        Some(gpu) => Ok(gpu.clone()),
+    };
+    numbers.iter().map(named).collect()
+}
+
 fn describe(ordinal: i32) -> Result<Found, CudaError> {
     use CUdevice_attribute::*;
     let tell = failed("describe a GPU");

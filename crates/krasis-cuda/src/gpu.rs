@@ -416,6 +416,12 @@ impl Machine for Gpu {
         self.beside.queued();
     }
 
+    fn hand_over(&mut self, to: &mut Gpu, from: u64, at: u64, bytes: u64) {
+        let mut all = vec![0; bytes as usize];
+        self.read(from, &mut all);
+        to.write(at, &all);
+    }
+
     fn read_both(&mut self, first: Part, second: Part) {
         self.enter();
         let inside = |(at, bytes): &Part| at + bytes.len() as u64 <= self.bytes;

@@ -8,7 +8,8 @@ use half::bf16;
 use krasis_core::{Bytes, KvDtype, Layout};
 use krasis_cpu::{Arena, OutOfMemory, Team};
 use krasis_cuda::gpu::Checking;
-use krasis_cuda::{Activation, Cuda, Gpu, driver};
+use krasis_cuda::driver::{self, Found};
+use krasis_cuda::{Activation, Cuda, Gpu};
 use krasis_machine::Machine;
 use krasis_ops::{Cpu, Memory, Ops, Reference, Span, Traced};
 use std::path::Path;
@@ -20,8 +21,8 @@ pub trait Home {
     type Device: Ops + Memory + Send + 'static;
     /// The machine, and what of it a plan may take.
     fn site(&self) -> Site;
-    /// The device, with memory for a plan.
-    fn build(self, plan: &Layout) -> Result<Self::Device, StartError>;
+    /// The devices, each with memory for one of the plans.
+    fn build(self, plans: &[&Layout]) -> Result<Vec<Self::Device>, StartError>;
 }
 
 /// Host memory, under one of the devices that work on it.
@@ -31,16 +32,19 @@ pub struct InHost<F> {
     device: F,
 }
 
-impl<D: Ops + Memory + Send + 'static, F: FnOnce(Arena) -> D> Home for InHost<F> {
+impl<D: Ops + Memory + Send + 'static, F: Fn(Arena) -> D> Home for InHost<F> {
     type Device = D;
 
     fn site(&self) -> Site {
         self.site.clone()
     }
 
-    fn build(self, plan: &Layout) -> Result<D, StartError> {
-        let arena = allocate(plan, self.preflight.machine_root())?;
-        Ok((self.device)(self.preflight.place(arena)))
+    fn build(self, plans: &[&Layout]) -> Result<Vec<D>, StartError> {
+        let device = |plan: &&Layout| {
+            let arena = allocate(plan, self.preflight.machine_root())?;
+            Ok((self.device)(self.preflight.place(arena)))
+        };
+        plans.iter().map(device).collect()
     }
 }
 
@@ -69,8 +73,9 @@ impl<H: Home> Home for Watched<H> {
         self.home.site()
     }
 
-    fn build(self, plan: &Layout) -> Result<Traced<H::Device>, StartError> {
-        Ok(Traced::new(self.home.build(plan)?, self.spans))
+    fn build(self, plans: &[&Layout]) -> Result<Vec<Traced<H::Device>>, StartError> {
+        let devices = self.home.build(plans)?.into_iter();
+        Ok(devices.map(|device| Traced::new(device, self.spans.clone())).collect())
     }
 }
 
@@ -87,18 +92,19 @@ pub fn reference(options: &Options) -> impl Home<Device = Reference> + use<> {
 fn in_host<F>(options: &Options, device: F) -> InHost<F> {
     let host = Host::read(options);
     let preflight = Preflight::new(host.machine.clone(), options);
-    InHost { site: Site { card: None, host }, preflight, device }
+    InHost { site: Site { card: None, others: Vec::new(), host }, preflight, device }
 }
 
-/// A GPU whose kernels are ready.
+/// GPUs whose kernels are ready.
 struct Opened<A> {
-    gpu: Gpu,
+    gpus: Vec<Gpu>,
     site: Site,
     activation: std::marker::PhantomData<fn() -> A>,
 }
 
-/// The first GPU that is new enough.
-pub fn gpu<A: Activation>(
+/// As many GPUs as are wanted, or all that there are: those that were named, or the first that are new
+/// enough.
+pub fn gpus<A: Activation>(
     options: &Options,
 ) -> Result<impl Home<Device = Cuda<A, Gpu>> + use<A>, StartError> {
     if options.kv == Some(KvDtype::F16) {
@@ -106,17 +112,26 @@ pub fn gpu<A: Activation>(
     }
     let threads = options.threads.unwrap_or_else(krasis_cpu::affinity::threads);
     let cache = options.kernel_cache.as_deref();
-    let found = driver::first()?;
-    tracing::info!(gpu = %found.name, memory = %found.memory, "found");
-    let mut gpu = Gpu::open::<A>(found.clone(), cache, threads, Checking::Reads)?;
-    gpu.limit_starts(options.kernel_starts);
+    let chosen = driver::choose(&options.ranks.gpus, options.ranks.wanted())?;
+    let (mut gpus, mut cards) = (Vec::new(), Vec::new());
+    for found in &chosen {
+        let Found { ordinal, name, memory, .. } = found;
+        tracing::info!(gpu = %name, ordinal, %memory, "found");
+        let mut gpu = Gpu::open::<A>(found.clone(), cache, threads, Checking::Reads)?;
+        gpu.limit_starts(options.kernel_starts);
+        // One that was named twice has two halves.
+        let times = chosen.iter().filter(|other| other.ordinal == *ordinal).count();
+        cards.push(Card::of(found, Bytes(gpu.free()?.0 / times as u64)));
+        gpus.push(gpu);
+    }
     // Speeds matter to nobody who has decided.
     let host = match options.residency {
         Residency::Device => Host::read(options),
         _ => Host::measured(options),
     };
-    let site = Site { card: Some(Card::of(&found, gpu.free()?)), host };
-    Ok(Opened::<A> { gpu, site, activation: std::marker::PhantomData })
+    let others = cards.split_off(1);
+    let site = Site { card: cards.pop(), others, host };
+    Ok(Opened::<A> { gpus, site, activation: std::marker::PhantomData })
 }
 
 impl<A: Activation> Home for Opened<A> {
@@ -126,25 +141,28 @@ impl<A: Activation> Home for Opened<A> {
         self.site.clone()
     }
 
-    fn build(mut self, plan: &Layout) -> Result<Cuda<A, Gpu>, StartError> {
-        let (planned, before) = (Cuda::<A, Gpu>::arena_bytes(plan), self.gpu.free()?);
-        self.gpu.allocate(planned)?;
-        // Others may come and go at the same time.
-        let taken = Bytes(before.0.saturating_sub(self.gpu.free()?.0));
-        let percent = 100.0 * (taken.0 as f64 / planned.0.max(1) as f64 - 1.0);
-        tracing::info!(%planned, %taken, difference = format!("{percent:+.1} %"), "GPU memory is allocated");
-        Ok(Cuda::new(plan, self.gpu))
+    fn build(mut self, plans: &[&Layout]) -> Result<Vec<Cuda<A, Gpu>>, StartError> {
+        for (gpu, plan) in self.gpus.iter_mut().zip(plans) {
+            let (planned, before) = (Cuda::<A, Gpu>::arena_bytes(plan), gpu.free()?);
+            gpu.allocate(planned)?;
+            // Others may come and go at the same time.
+            let taken = Bytes(before.0.saturating_sub(gpu.free()?.0));
+            let percent = 100.0 * (taken.0 as f64 / planned.0.max(1) as f64 - 1.0);
+            tracing::info!(%planned, %taken, difference = format!("{percent:+.1} %"), "GPU memory is allocated");
+        }
+        let gpus = self.gpus.into_iter().zip(plans);
+        Ok(gpus.map(|(gpu, plan)| Cuda::new(plan, gpu)).collect())
     }
 }
 
-/// The machine that this runs on, as a model with these options would find it: its GPU is opened, and
+/// The machine that this runs on, as a model with these options would find it: its GPUs are opened, and
 /// what is not known is measured.
 pub fn site(options: &Options) -> Result<Site, StartError> {
     match options.device {
         DeviceKind::Cpu | DeviceKind::Reference => {
-            Ok(Site { card: None, host: Host::measured(options) })
+            Ok(Site { card: None, others: Vec::new(), host: Host::measured(options) })
         }
-        DeviceKind::Cuda(Activations::Bf16) => Ok(gpu::<bf16>(options)?.site()),
-        DeviceKind::Cuda(Activations::F32) => Ok(gpu::<f32>(options)?.site()),
+        DeviceKind::Cuda(Activations::Bf16) => Ok(gpus::<bf16>(options)?.site()),
+        DeviceKind::Cuda(Activations::F32) => Ok(gpus::<f32>(options)?.site()),
     }
 }

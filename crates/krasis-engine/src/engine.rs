@@ -1,28 +1,32 @@
 //! The step, and the thread that makes it.
 
-use crate::census::{Census, ExpertCensus};
+use crate::census::{Census, ExpertCensus, LayersCensus};
 use crate::device::{self, Home, Watched, allocate};
 use crate::dummy::{self, Dummy};
 use crate::error::StartError;
 use crate::experts::{Asked, Away, AwayPlan, Experts};
 use crate::handle::{Facts, Handle, Submission};
-use crate::kv::{Disk, Kind, Listed, OnDevice, Prefixes, Shape, Signature};
-use crate::load::{Built, Peak, PeakMeter, Placed, Shelf, Stock, Unwatched, Watch};
+use crate::kv::{self, Disk, Kind, Listed, OnDevices, Prefixes, Shape, Signature};
+use crate::load::{
+    Built, Peak, PeakMeter, Placed, Progress, Shelf, Stock, Unwatched, Watch,
+};
 use crate::network::Network;
 use crate::options::{Activations, CacheUse, DeviceKind, Options};
 use crate::plan::Plan;
-use crate::planner::{Proposal, Site};
+use crate::planner::{Part, Proposal, Site, need_of};
 use crate::preflight::Preflight;
-use crate::runner::{HostMemory, Runner};
+use crate::runner::{HostMemory, Rank, Runner};
 use crate::sample::Known;
 use crate::scheduler::{Batch, Limits, Scheduler};
 use crate::sequence::Sequence;
 use half::bf16;
 use krasis_checkpoint::{Checkpoint, compressed_tensors};
-use krasis_core::{Bytes, Layout};
+use krasis_core::{Bytes, Layout, Weight};
 use krasis_cpu::{Arena, Team};
-use krasis_model::{Config, Ffn, Model, Source, describe};
+use krasis_model::{Buffers, Config, Ffn, Model, Source, describe};
 use krasis_ops::{Cpu, Memory, Ops};
+use std::borrow::Cow;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -43,7 +47,7 @@ pub struct Running {
     /// The door.
     pub handle: Handle,
     /// What was allocated, for people.
-    pub regions: Vec<(&'static str, Bytes)>,
+    pub regions: Vec<(Cow<'static, str>, Bytes)>,
     /// Bytes of weights that a decoded token reads.
     pub decode_bytes: Bytes,
     /// What loading took.
@@ -127,10 +131,10 @@ fn start_described(
             start_at(stock, source, options, device::reference(options), watch)
         }
         DeviceKind::Cuda(Activations::Bf16) => {
-            start_at(stock, source, options, device::gpu::<bf16>(options)?, watch)
+            start_at(stock, source, options, device::gpus::<bf16>(options)?, watch)
         }
         DeviceKind::Cuda(Activations::F32) => {
-            start_at(stock, source, options, device::gpu::<f32>(options)?, watch)
+            start_at(stock, source, options, device::gpus::<f32>(options)?, watch)
         }
     }
 }
@@ -185,7 +189,7 @@ pub struct Loaded<D> {
     /// What the door leads to, for [`Engine::serve`].
     pub submissions: Receiver<Submission>,
     /// What was allocated, for people.
-    pub regions: Vec<(&'static str, Bytes)>,
+    pub regions: Vec<(Cow<'static, str>, Bytes)>,
     /// Bytes of weights that a decoded token reads.
     pub decode_bytes: Bytes,
     /// What loading took.
@@ -235,106 +239,101 @@ impl<D: Ops + Memory> Engine<D> {
         home: impl Home<Device = D>,
         watch: &dyn Watch,
     ) -> Result<Loaded<D>, StartError> {
-        let plan = Plan::new(source, stock, options, D::ACT_BYTES, &home.site())?;
+        let parts = Plan::parts(source, stock, options, D::ACT_BYTES, &home.site())?;
+        // The cache is of the whole model, however it is spread.
+        let mut nowhere = Layout::new(D::ACT_BYTES);
+        let whole = Placed::plan(source, stock, options, &mut nowhere, None)?;
         let shelf = match options.cache {
             CacheUse::Off => None,
-            _ => stock.shelf(&plan.placed, options)?,
+            _ => stock.shelf(&whole, options)?,
         };
-        Engine::fill(stock, plan, shelf.as_ref(), options, home, watch)
+        Engine::fill(stock, parts, (&whole, shelf.as_ref()), options, home, watch)
     }
 
     fn fill(
         stock: &impl Stock,
-        plan: Plan,
-        shelf: Option<&Shelf>,
+        parts: Vec<Part>,
+        (whole, shelf): (&Placed, Option<&Shelf>),
         options: &Options,
         home: impl Home<Device = D>,
         watch: &dyn Watch,
     ) -> Result<Loaded<D>, StartError> {
-        for (region, bytes) in &plan.regions {
-            tracing::info!(%region, %bytes, "planned");
-        }
-        for (region, bytes) in &plan.host_regions {
-            tracing::info!(%region, %bytes, "planned in host memory");
-        }
-        if let Some(away) = &plan.away {
-            let AwayPlan { prefill, decode, threshold, hot, .. } = away;
-            tracing::info!(?prefill, ?decode, threshold, hot, "experts lie in host memory");
-        }
-        let (placed, team) = (&plan.placed, Team::new(options.threads));
+        parts.iter().for_each(|part| log(part, parts.len()));
+        let team = Team::new(options.threads);
         let find = |cache| match shelf {
-            Some(shelf) => shelf.find(cache, placed, stock, &team, watch),
+            Some(shelf) => shelf.find(cache, whole, stock, &team, watch),
             None => Ok(None),
         };
         let mut cache = find(options.cache)?;
         let site = home.site();
-        // Looking at routes costs nothing where they lie in host memory, or have to come there.
-        let looks = site.card.is_none() || plan.away.is_some();
         let preflight = Preflight::new(site.host.machine, options);
-        let held = preflight.look(&plan.need);
-        let mut device = home.build(&plan.layout)?;
-        let mut host = match &plan.away {
-            Some(_) => {
-                let arena = allocate(&plan.host, &options.machine_root)?;
-                Some(preflight.place(arena))
-            }
-            None => None,
+        let need = need_of(&parts);
+        let held = preflight.look(&need);
+        let layouts: Vec<&Layout> = parts.iter().map(|part| &part.plan.layout).collect();
+        let mut devices = home.build(&layouts)?;
+        let host = |part: &Part| -> Result<Option<Arena>, StartError> {
+            let Some(_) = part.plan.away else { return Ok(None) };
+            Ok(Some(preflight.place(allocate(&part.plan.host, &options.machine_root)?)))
         };
+        let mut hosts = parts.iter().map(host).collect::<Result<Vec<_>, _>>()?;
+        let bytes = parts.iter().map(|part| part.plan.placed.bytes()).sum();
         let mut fill = |cache: Option<&Built>| {
             let file = cache.map(|cache| &cache.file);
-            placed.fill(&mut device, host.as_mut(), stock, file, &team, watch)
+            let progress = Progress::begin(watch, bytes);
+            let places = parts.iter().zip(&mut devices).zip(&mut hosts);
+            let models = places.map(|((part, device), host)| {
+                part.plan.placed.fill(device, host.as_mut(), stock, file, &team, &progress)
+            });
+            let models = models.collect::<Result<Vec<_>, StartError>>()?;
+            progress.end();
+            Ok(models)
         };
         let (mut start, mut meter) = (Instant::now(), PeakMeter::start());
-        let mut model = fill(cache.as_ref());
+        let mut models = fill(cache.as_ref());
         // A cache is found damaged as it is read: another one, and if that is damaged too, none.
         for again in [CacheUse::Rebuild, CacheUse::Off] {
-            let Err(StartError::Cache(error)) = &model else { break };
+            let Err(StartError::Cache(error)) = &models else { break };
             tracing::warn!("{error}");
             cache = find(again)?;
             (start, meter) = (Instant::now(), PeakMeter::start());
-            model = fill(cache.as_ref());
+            models = fill(cache.as_ref());
         }
-        let model = model?;
+        let models = models?;
         let loading = Loading {
-            bytes: placed.bytes(),
+            bytes,
             cached: cache.as_ref().map_or(Bytes(0), |cache| cache.file.contents().bytes()),
             time: start.elapsed(),
-            peak: meter.stop(placed.fill_peak(stock, cache.is_some())?),
+            peak: meter.stop(fill_peak(&parts, stock, cache.is_some())?),
         };
         loading.log();
-        preflight.compare(held, plan.need.weights);
-        let away = plan.away.as_ref();
-        let counted =
-            placed.banks.iter().filter(|_| looks).map(|bank| bank.map_or(0, |bank| bank.experts));
-        let counts = ExpertCensus::new(
-            away.map(|away| (away.prefill, away.decode)),
-            away.map_or(0, |away| away.pool.experts),
-            counted,
-        );
-        Ok(Engine::assemble(device, host, model, stock, plan, counts, loading, options))
+        preflight.compare(held, need.weights);
+        let loaded = devices.into_iter().zip(hosts).zip(models);
+        let loaded = loaded.map(|((device, host), model)| (device, host, model)).collect();
+        Ok(Engine::assemble(loaded, stock, parts, loading, options))
     }
 
     fn assemble(
-        mut device: D,
-        host: Option<Arena>,
-        model: Model<krasis_core::Weight>,
+        loaded: Vec<(D, Option<Arena>, Model<Weight>)>,
         stock: &impl Stock,
-        plan: Plan,
-        counts: ExpertCensus,
+        parts: Vec<Part>,
         loading: Loading,
         options: &Options,
     ) -> Loaded<D> {
-        let facts = Facts { vocab: model.vocab, context_max: plan.context_max };
+        let plan = &parts[0].plan;
+        let vocab = loaded.last().map_or(0, |(.., model)| model.vocab);
+        let facts = Facts { vocab, context_max: plan.context_max };
         let (handle, submissions) = Handle::new(facts, options.queue_max);
+        let of_all = |kind| parts.iter().map(|part| kv::bytes(&part.plan.caches, kind)).sum();
+        let away = parts.iter().find_map(|part| part.plan.away.as_ref());
         let shape = Shape {
             pages: plan.cache.pages,
             page: plan.cache.page,
-            places: plan.cache.places,
+            places: parts.iter().map(|part| part.plan.cache.places).max().unwrap_or(0),
             sequences: options.sequences_max.max(1),
-            page_bytes: OnDevice::<D>::bytes(&plan.caches, Kind::Page),
-            state_bytes: OnDevice::<D>::bytes(&plan.caches, Kind::State),
+            page_bytes: of_all(Kind::Page),
+            state_bytes: of_all(Kind::State),
             ram: plan.prefix_ram,
-            cut_worth: if plan.away.is_some() { CUT_WORTH_AWAY } else { CUT_WORTH },
+            cut_worth: if away.is_some() { CUT_WORTH_AWAY } else { CUT_WORTH },
         };
         let disk = open_disk(stock, options, &shape);
         let prefixes = Prefixes::new(shape, &options.prefix, disk, handle.census.clone());
@@ -345,36 +344,31 @@ impl<D: Ops + Memory> Engine<D> {
         };
         let scheduler = Scheduler::new(prefixes, limits, handle.census.clone());
         let seeds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
-        let decode_bytes = plan.placed.decode_bytes();
-        let banks = plan.placed.banks;
-        let counts = Arc::new(counts);
+        let decode_bytes = parts.iter().map(|part| part.plan.placed.decode_bytes()).sum();
+        // Looking at routes costs nothing where they lie in host memory, or have to come there.
+        let looks = parts[0].site.card.is_none() || away.is_some();
+        let banks = parts.iter().flat_map(|part| &part.plan.placed.banks);
+        let counts = Arc::new(ExpertCensus::new(
+            away.map(|away| (away.prefill, away.decode)),
+            parts.iter().filter_map(|part| Some(part.plan.away.as_ref()?.pool.experts)).sum(),
+            banks.filter(|_| looks).map(|bank| bank.map_or(0, |bank| bank.experts)),
+        ));
         let _ = handle.census.experts.set(counts.clone());
-        let experts = match (plan.away, host) {
-            (Some(plan), Some(arena)) => {
-                let host = Cpu::new(arena, Team::new(options.threads));
-                let mut away = Away::new(plan, host, banks, counts);
-                away.warm_up(&mut device);
-                Experts::Away(Box::new(away))
-            }
-            _ => {
-                let pairs = plan.rows_max * top_k(&model);
-                let asked = counts.asked().is_some().then(|| Asked::new(counts.clone(), pairs));
-                Experts::Device(banks, asked)
-            }
-        };
-        let network = Network { model, caches: plan.caches, buffers: plan.buffers };
-        let runner = Runner {
-            device,
-            network,
-            experts,
-            step: plan.step,
-            rows_max: plan.rows_max,
-            host: HostMemory::default(),
-        };
+        let (rows_max, several) = (plan.rows_max, parts.len() > 1);
+        let (mut ranks, mut regions) = (Vec::<Rank<D>>::new(), Vec::new());
+        for ((device, host, model), part) in loaded.into_iter().zip(parts) {
+            let all = [&part.plan.regions[..], &part.plan.host_regions].concat();
+            regions.extend(all.into_iter().map(|(name, bytes)| match several {
+                true => (format!("{name} of layers {}", span(&part.layers)).into(), bytes),
+                false => (name.into(), bytes),
+            }));
+            let before = ranks.last().map(|rank| rank.network.buffers);
+            ranks.push(rank((device, host, model), part, counts.clone(), before, options));
+        }
+        let runner = Runner { ranks, rows_max, host: HostMemory::default() };
         let fault = options.fault_at_step;
         let census = handle.census.clone();
         let engine = Engine { scheduler, runner, batch: Batch::default(), seeds, census, fault };
-        let regions = [plan.regions, plan.host_regions].concat();
         Loaded { engine, handle, submissions, regions, decode_bytes, loading }
     }
 
@@ -407,7 +401,7 @@ impl<D: Ops + Memory> Engine<D> {
         let pace = if batch.reads() { &self.census.prompts } else { &self.census.decodes };
         pace.add(batch.input.tokens.len(), start.elapsed());
         if let Some(experts) = self.census.experts.get() {
-            experts.moved(self.runner.experts.traffic());
+            experts.moved(self.runner.traffic());
         }
         scheduler.computed(batch, start.elapsed());
         scheduler.commit(&mut past(&mut self.runner), batch);
@@ -447,7 +441,7 @@ impl<D: Ops + Memory> Engine<D> {
 }
 
 /// Experts per token, at most.
-fn top_k(model: &Model<krasis_core::Weight>) -> u32 {
+fn top_k(model: &Model<Weight>) -> u32 {
     let of = |layer: &krasis_model::Layer<_>| match &layer.ffn {
         Ffn::Moe(moe) => moe.routing.top_k,
         Ffn::Dense(_) => 0,
@@ -455,9 +449,72 @@ fn top_k(model: &Model<krasis_core::Weight>) -> u32 {
     model.layers.iter().map(of).max().unwrap_or(0)
 }
 
+/// One device with its part of a model, behind one with these buffers.
+fn rank<D: Ops + Memory>(
+    (mut device, host, model): (D, Option<Arena>, Model<Weight>),
+    part: Part,
+    counts: Arc<ExpertCensus>,
+    before: Option<Buffers>,
+    options: &Options,
+) -> Rank<D> {
+    let Part { layers, plan, .. } = part;
+    let looks = counts.asked().is_some();
+    let census = LayersCensus { all: counts, first: layers.start };
+    let banks = plan.placed.banks;
+    let experts = match (plan.away, host) {
+        (Some(plan), Some(arena)) => {
+            let host = Cpu::new(arena, Team::new(options.threads));
+            let mut away = Away::new(plan, host, banks, census);
+            away.warm_up(&mut device);
+            Experts::Away(Box::new(away))
+        }
+        _ => {
+            let pairs = plan.rows_max * top_k(&model);
+            Experts::Device(banks, looks.then(|| Asked::new(census, pairs)))
+        }
+    };
+    let b = plan.buffers;
+    let takes = before.map(|before| [(before.residual, b.residual), (before.normed, b.normed)]);
+    let network = Network { model, caches: plan.caches, buffers: b, before: layers.start };
+    Rank { device, network, experts, step: plan.step, takes }
+}
+
 /// What its sequences remember.
-fn past<D>(runner: &mut Runner<D>) -> OnDevice<'_, D> {
-    OnDevice { device: &mut runner.device, caches: &runner.network.caches }
+fn past<D>(runner: &mut Runner<D>) -> OnDevices<'_, D> {
+    OnDevices(&mut runner.ranks)
+}
+
+/// Says what is planned.
+fn log(part: &Part, parts: usize) {
+    if parts > 1 {
+        let device = part.site.card.as_ref().map_or("CPU", |card| &card.name);
+        tracing::info!(layers = span(&part.layers), device, "one of {parts} parts");
+    }
+    for (region, bytes) in &part.plan.regions {
+        tracing::info!(%region, %bytes, "planned");
+    }
+    for (region, bytes) in &part.plan.host_regions {
+        tracing::info!(%region, %bytes, "planned in host memory");
+    }
+    if let Some(away) = &part.plan.away {
+        let AwayPlan { prefill, decode, threshold, hot, .. } = away;
+        tracing::info!(?prefill, ?decode, threshold, hot, "experts lie in host memory");
+    }
+}
+
+/// Layers as people count them: from 0, the last one named.
+fn span(layers: &Range<usize>) -> String {
+    format!("{} to {}", layers.start, layers.end - 1)
+}
+
+/// What loading takes at most: parts come one after the other.
+fn fill_peak(parts: &[Part], stock: &impl Stock, cached: bool) -> Result<Bytes, StartError> {
+    let (mut filled, mut peak) = (Bytes(0), Bytes(0));
+    for Part { plan, .. } in parts {
+        peak = peak.max(filled + plan.placed.fill_peak(stock, cached)?);
+        filled += plan.placed.bytes();
+    }
+    Ok(peak)
 }
 
 /// The disk for what outlives the process, if there is to be one; what is wrong with it is said, and

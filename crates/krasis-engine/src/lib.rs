@@ -38,6 +38,6 @@ pub use krasis_cuda::gpu::Starts;
 pub use krasis_ops::Span;
 pub use kv::{PrefixDisk, PrefixOptions, Reuse};
 pub use load::{Built, Peak, Phase, Unwatched, Watch, cache_folders};
-pub use options::{Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant, Residency};
+pub use options::{Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant, Ranks, Residency};
 pub use planner::{Proposal, Site};
 pub use request::{Event, Finish, InvalidRequest, Logprob, Request, Sampling, Usage};

@@ -16,6 +16,8 @@ pub struct Network {
     pub caches: Vec<Cache>,
     /// Activations.
     pub buffers: Buffers,
+    /// Layers that come before, on other devices, which then leave the first one's input in `buffers`.
+    pub before: usize,
 }
 
 /// Whether a device may remember the operations between two layers' experts.
@@ -28,8 +30,8 @@ pub(crate) enum Repeat {
 }
 
 impl Network {
-    /// Some layers for a chunk, from token ids if the first is among them, and to what `end` makes of the
-    /// last. Each finds its input in `b.normed`.
+    /// Some layers for a chunk, from token ids if the model's first is among them, and to what `end` makes
+    /// of the last. Each finds its input in `b.normed`.
     pub(crate) fn layers<D: Ops + Memory>(
         &self,
         d: &mut D,
@@ -46,7 +48,7 @@ impl Network {
             let body = |d: &mut D| {
                 match done {
                     Some(layer) => blocks::after_experts(d, &self.model, layer, b),
-                    None if first == 0 => blocks::embed(d, &self.model, step, b),
+                    None if first + self.before == 0 => blocks::embed(d, &self.model, step, b),
                     None => {}
                 }
                 for layer in first..next.unwrap_or(layers.end) {

@@ -88,11 +88,38 @@ pub enum Residency {
     },
 }
 
+/// The devices that a model's layers are spread over, one part behind the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ranks {
+    /// How many; without a wish as many as the others name, or one.
+    pub count: Option<usize>,
+    /// GPUs by their numbers; if none is named, the first that are new enough.
+    pub gpus: Vec<i32>,
+    /// Layers of each; without a wish, as memory allows.
+    pub partition: Vec<u32>,
+}
+
+impl Ranks {
+    /// How many are wanted, by whichever wish there is.
+    pub fn wanted(&self) -> usize {
+        let named = [self.partition.len(), self.gpus.len()].into_iter().find(|&len| len > 0);
+        named.or(self.count).unwrap_or(1).max(1)
+    }
+
+    /// Whether no two wishes differ.
+    pub fn agree(&self) -> bool {
+        let named = [self.partition.len(), self.gpus.len()].into_iter().filter(|&len| len > 0);
+        named.chain(self.count).all(|count| count == self.wanted())
+    }
+}
+
 /// Everything that can be chosen about a running model.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where it runs.
     pub device: DeviceKind,
+    /// On how many of those.
+    pub ranks: Ranks,
     /// Routed experts.
     pub expert_bits: ExpertBits,
     /// Where they lie.
@@ -157,6 +184,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             device: DeviceKind::Cpu,
+            ranks: Ranks::default(),
             expert_bits: ExpertBits::AsStored,
             residency: Residency::Auto,
             device_bytes: None,

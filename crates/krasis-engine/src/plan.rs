@@ -6,7 +6,7 @@ use crate::experts::{AwayPlan, DecodeStrategy, Desk, PrefillStrategy};
 use crate::kv::{HOST_BYTES, PrefixOptions, Reuse};
 use crate::load::{Placed, Stock, bytes_of, place};
 use crate::options::Options;
-use crate::planner::{Draft, Site};
+use crate::planner::{Draft, Part, Site};
 use crate::preflight;
 use crate::step::StepSlots;
 use krasis_core::{Bytes, KvDtype, Layout, Slot};
@@ -85,7 +85,7 @@ pub(crate) struct Choice {
 }
 
 impl Plan {
-    /// Plans `model` for a device with activations of `act_bytes` on a machine. Experts that do not fit
+    /// Plans `model` for one device with activations of `act_bytes` on a machine. Experts that do not fit
     /// into a GPU's memory go to the host's, unless the user has decided. Where nothing works, the
     /// error names the nearest setting that does.
     pub fn new(
@@ -95,12 +95,25 @@ impl Plan {
         act_bytes: u32,
         site: &Site,
     ) -> Result<Plan, StartError> {
-        Draft { model, stock, options, act_bytes, site }.plan()
+        let mut parts = Plan::parts(model, stock, options, act_bytes, site)?;
+        assert_eq!(parts.len(), 1, "one plan for {} devices", parts.len());
+        Ok(parts.swap_remove(0).plan)
     }
 
-    /// Lays a choice out.
+    /// Plans `model` for as many devices as are wanted, in the same way: consecutive layers for each.
+    pub fn parts(
+        model: &Model<Source>,
+        stock: &impl Stock,
+        options: &Options,
+        act_bytes: u32,
+        site: &Site,
+    ) -> Result<Vec<Part>, StartError> {
+        Draft { model, before: 0, stock, options, act_bytes, site }.plan()
+    }
+
+    /// Lays a choice out on one device.
     pub(crate) fn of(draft: &Draft<'_, impl Stock>, choice: Choice) -> Result<Plan, StartError> {
-        let Draft { model, stock, options, act_bytes, site } = *draft;
+        let Draft { model, before, stock, options, act_bytes, site } = *draft;
         let available = site.available(options);
         let fits = |need: &Need| match &site.card {
             None => preflight::fits(&site.host.machine, need),
@@ -110,7 +123,8 @@ impl Plan {
         let mut regions: Vec<(&'static str, Bytes)> = Vec::new();
 
         let elsewhere = choice.away.is_some().then_some(&mut host);
-        let placed = Placed::plan(model, stock, options, &mut layout, elsewhere)?;
+        let mut placed = Placed::plan(model, stock, options, &mut layout, elsewhere)?;
+        placed.before = before;
         let experts = placed.banks.iter().flatten();
         let experts: Bytes =
             experts.map(|bank| bytes_of(&bank.gate_up) + bytes_of(&bank.down)).sum();
@@ -121,7 +135,9 @@ impl Plan {
             regions.push(("experts", experts));
         }
         let weights = layout.bytes();
-        let pool = match choice.away {
+        // Some parts of a model have dense layers only.
+        let moves = |_: &_| before == 0 && model.vocab > 0 || placed.banks.iter().any(Option::is_some);
+        let pool = match choice.away.filter(moves) {
             Some(strategies) => Some(Pool::of(&placed.banks, model, strategies)?),
             None => None,
         };

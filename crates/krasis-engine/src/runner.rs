@@ -1,10 +1,11 @@
-//! One forward pass over all layers, on one device and what helps it.
+//! One forward pass over all layers: on one device and what helps it, or on several, each of which goes on
+//! with what the one before hands over.
 
-use crate::experts::{Experts, Repeats};
+use crate::experts::{Experts, Repeats, Traffic};
 use crate::network::{Network, Repeat};
 use crate::sample::{Known, Largest};
 use crate::step::{Chosen, ChosenPlaces, LOGIT_ROWS, Places, StepInput, StepSlots};
-use krasis_core::{Mat, Slot};
+use krasis_core::{Act, Mat, Slot};
 use krasis_model::Buffers;
 use krasis_model::blocks::Step;
 use krasis_ops::{Memory, Ops};
@@ -13,16 +14,25 @@ use krasis_ops::{Memory, Ops};
 /// are asked for from outside: each number of rows takes memory for all layers.
 const ROWS_REMEMBERED: u32 = 8;
 
-/// A loaded model on its device.
-pub struct Runner<D> {
-    /// Where it runs.
+/// Consecutive layers of a model on their device.
+pub struct Rank<D> {
+    /// Where they run.
     pub device: D,
-    /// Its layers and what they work in.
+    /// The layers and what they work in.
     pub network: Network,
     /// Routed experts of each layer.
     pub experts: Experts,
     /// What changes from step to step.
     pub step: StepSlots,
+    /// What it takes over of the rank before, if there is one: where rows of a pass lie there, and here.
+    pub takes: Option<[(Mat<Act>, Mat<Act>); 2]>,
+}
+
+/// A loaded model on its devices.
+pub struct Runner<D> {
+    /// In the order of their layers. Each remembers its own layers' part of every sequence, under the
+    /// same pages and places.
+    pub ranks: Vec<Rank<D>>,
     /// Rows that buffers are made for; a pass of more is made of chunks.
     pub rows_max: u32,
     /// Memory on the host that is kept from step to step.
@@ -42,6 +52,11 @@ pub struct HostMemory {
 }
 
 impl<D: Ops + Memory> Runner<D> {
+    /// What has been copied and computed where, on all devices.
+    pub fn traffic(&self) -> Traffic {
+        self.ranks.iter().map(|rank| rank.experts.traffic()).sum()
+    }
+
     /// Computes a step and hands out what is known of the logits of each chosen row:
     /// `hear(i, of chosen.rows[i])`. Where that is not enough, it says false and hears the whole row.
     pub fn forward(
@@ -50,18 +65,30 @@ impl<D: Ops + Memory> Runner<D> {
         chosen: &Chosen,
         mut hear: impl FnMut(usize, Known) -> bool,
     ) {
+        let Runner { ranks, rows_max, host } = self;
         let rows = input.tokens.len() as u32;
-        let groups = self.experts.begin(rows);
+        let last = ranks.len() - 1;
         let mut heard = 0;
-        if groups == 1 && rows <= self.rows_max {
-            heard = self.whole(input, chosen);
-            self.hand_out(0, &chosen.scales[..heard], &mut hear);
-        } else {
-            (0..groups).for_each(|group| self.group(group, input));
+        for index in 0..ranks.len() {
+            if let [.., before, rank] = &mut ranks[..=index] {
+                before.hand_over(rank, rows);
+            }
+            let rank = &mut ranks[index];
+            let groups = rank.experts.begin(rows);
+            if groups == 1 && rows <= *rows_max {
+                // Logits are the last one's.
+                let first = if index == last { chosen.rows.len().min(LOGIT_ROWS as usize) } else { 0 };
+                rank.whole(input, chosen, first, host);
+                heard = first;
+            } else {
+                (0..groups).for_each(|group| rank.group(group, input, *rows_max, host));
+            }
         }
-        self.experts.end(&mut self.device);
+        ranks[last].hand_out(0, &chosen.scales[..heard], host, &mut hear);
+        ranks.iter_mut().for_each(|rank| rank.experts.end(&mut rank.device));
+        let rank = &mut ranks[last];
         // What comes now takes the place of the lists, which nobody needs any more.
-        let places = self.step.places(0, 0, LOGIT_ROWS as usize).chosen;
+        let places = rank.step.places(0, 0, LOGIT_ROWS as usize).chosen;
         for first in (heard..chosen.rows.len()).step_by(LOGIT_ROWS as usize) {
             let piece = first..chosen.rows.len().min(first + LOGIT_ROWS as usize);
             let (rows, scales) = (&chosen.rows[piece.clone()], &chosen.scales[piece]);
@@ -70,19 +97,38 @@ impl<D: Ops + Memory> Runner<D> {
                 rows: Slot::new(places.rows.start, len),
                 scales: Slot::new(places.scales.start, len),
             };
-            self.device.upload(places.rows, rows);
-            self.device.upload(places.scales, scales);
-            self.network.logits(&mut self.device, places, &self.step);
-            self.hand_out(first, scales, &mut hear);
+            rank.device.upload(places.rows, rows);
+            rank.device.upload(places.scales, scales);
+            rank.network.logits(&mut rank.device, places, &rank.step);
+            rank.hand_out(first, scales, host, &mut hear);
         }
     }
+}
 
-    /// All layers, and the logits of as many chosen rows as the result says.
-    fn whole(&mut self, input: &StepInput, chosen: &Chosen) -> usize {
-        let first = chosen.rows.len().min(LOGIT_ROWS as usize);
-        let Places { step, chosen } = self.upload(input, chosen, first);
+impl<D: Ops + Memory> Rank<D> {
+    /// Gives the next rank what goes from layer to layer, of so many rows.
+    fn hand_over(&mut self, to: &mut Rank<D>, rows: u32) {
+        let bytes = |mat: Mat<Act>| {
+            let Slot { start, len, .. } = mat.first(rows).whole();
+            Slot::new(start, len * u64::from(D::ACT_BYTES))
+        };
+        let takes = to.takes.expect("a rank behind another one takes over");
+        let pieces = takes.map(|(here, there)| (bytes(here), bytes(there)));
+        self.device.hand_over(&mut to.device, &pieces);
+    }
+
+    /// All of its layers, and the logits of the first `first` chosen rows.
+    fn whole(
+        &mut self,
+        input: &StepInput,
+        chosen: &Chosen,
+        first: usize,
+        host: &mut HostMemory,
+    ) {
+        let all_chosen = input.tokens.len() == chosen.rows.len().min(LOGIT_ROWS as usize);
+        let Places { step, chosen } = self.upload(input, chosen, first, host);
         let layers = self.experts.enter(&mut self.device, 0);
-        let Runner { device, network, experts, step: slots, .. } = self;
+        let Rank { device, network, experts, step: slots, .. } = self;
         let b = network.buffers.part(0, step.rows);
         let end = |d: &mut D| {
             if first > 0 {
@@ -90,7 +136,7 @@ impl<D: Ops + Memory> Runner<D> {
             }
         };
         // Steps that only decode are alike but for what was uploaded, and all sequences are chosen.
-        let decodes = step.rows == step.seqs.count && input.tokens.len() == first;
+        let decodes = step.rows == step.seqs.count && all_chosen;
         let all = |d: &mut D, experts: &mut Experts, repeat| {
             network.layers(d, experts, layers, (&step, &b), repeat, end);
         };
@@ -107,43 +153,53 @@ impl<D: Ops + Memory> Runner<D> {
             }
             _ => all(device, experts, Repeat::Never),
         }
-        first
     }
 
     /// The layers of a group, for one chunk after the other.
-    fn group(&mut self, group: usize, input: &StepInput) {
+    fn group(&mut self, group: usize, input: &StepInput, rows_max: u32, host: &mut HostMemory) {
         let (rows, layers) =
             (input.tokens.len() as u32, self.experts.enter(&mut self.device, group));
-        let mut chunk = std::mem::take(&mut self.host.chunk);
+        let mut chunk = std::mem::take(&mut host.chunk);
         let mut next = 0;
         while next < rows {
-            let (first, end) = (next, input.chunk_end(next, self.rows_max));
+            let (first, end) = (next, input.chunk_end(next, rows_max));
             next = end;
             let of_pass = first..end;
             let (step, b) = if of_pass == (0..rows) {
-                self.begin(input, 0)
+                self.begin(input, 0, host)
             } else {
                 chunk.cut(input, of_pass, self.step.pages_max());
-                self.begin(&chunk, first)
+                self.begin(&chunk, first, host)
             };
-            let Runner { device, network, experts, .. } = self;
+            let Rank { device, network, experts, .. } = self;
             network.layers(device, experts, layers.clone(), (&step, &b), Repeat::Never, |_| {});
         }
-        self.host.chunk = chunk;
+        host.chunk = chunk;
     }
 
     /// Uploads a chunk of which nothing is chosen and which begins at row `first` of its pass, after which
     /// its layers may run.
-    pub fn begin(&mut self, input: &StepInput, first: u32) -> (Step, Buffers) {
-        let step = self.upload(input, &Chosen::default(), 0).step;
+    pub fn begin(
+        &mut self,
+        input: &StepInput,
+        first: u32,
+        host: &mut HostMemory,
+    ) -> (Step, Buffers) {
+        let step = self.upload(input, &Chosen::default(), 0, host).step;
         (step, self.network.buffers.part(first, step.rows))
     }
 
     /// Uploads a step with the first `first` of what is chosen.
-    fn upload(&mut self, input: &StepInput, chosen: &Chosen, first: usize) -> Places {
+    fn upload(
+        &mut self,
+        input: &StepInput,
+        chosen: &Chosen,
+        first: usize,
+        host: &mut HostMemory,
+    ) -> Places {
         let StepInput { tokens, positions, row_seq, first_row, pages, state } = input;
         let scales = chosen.scales[..first].iter().map(|scale| scale.to_bits());
-        let lists = &mut self.host.lists;
+        let lists = &mut host.lists;
         lists.clear();
         for list in [tokens, positions, row_seq, first_row, state] {
             lists.extend_from_slice(list);
@@ -161,10 +217,11 @@ impl<D: Ops + Memory> Runner<D> {
         &mut self,
         first: usize,
         scales: &[f32],
+        host: &mut HostMemory,
         hear: &mut impl FnMut(usize, Known) -> bool,
     ) {
         let (count, vocab) = (scales.len() as u32, self.network.model.vocab);
-        let HostMemory { largest, logits, unanswered, .. } = &mut self.host;
+        let HostMemory { largest, logits, unanswered, .. } = host;
         let found = self.step.largest.first(count);
         if count == 0 {
             return;

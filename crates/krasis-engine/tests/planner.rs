@@ -55,7 +55,7 @@ fn h200() -> Site {
         multiply: 640e12,
         bus: 55e9,
     };
-    Site { card: Some(card), host: xeon(170e9) }
+    Site { card: Some(card), others: vec![], host: xeon(170e9) }
 }
 
 fn xeon(read: f64) -> Host {
@@ -64,7 +64,7 @@ fn xeon(read: f64) -> Host {
 
 fn zen5(read: f64) -> Site {
     let simd = ["avx2", "fma", "f16c", "avx512_vnni"];
-    Site { card: None, host: host(24 * GIB, 2, read, 2.0 * ZEN5_THREAD, &simd) }
+    Site { card: None, others: vec![], host: host(24 * GIB, 2, read, 2.0 * ZEN5_THREAD, &simd) }
 }
 
 /// INT8 operations a second of a Zen 5 core, as `krasis plan` measures them.
@@ -132,7 +132,7 @@ fn measured() -> Vec<Measured> {
         Options { device_bytes: Some(Bytes(8192 << 20)), context_max: Some(8448), ..hot.clone() };
     let long = Options { context_max: Some(33_000), ..grouped(9000) };
     let cpu = || four_bits(DeviceKind::Cpu);
-    let on_cpu = |read| Site { card: None, host: xeon(read) };
+    let on_cpu = |read| Site { card: None, others: vec![], host: xeon(read) };
     let all = [
         (
             "Qwen3-30B-A3B",
@@ -362,7 +362,7 @@ fn draw(random: &mut SplitMix64) -> (usize, Options, Site) {
         multiply: 1e13 + below(60) as f64 * 1e13,
         bus: 4e9 + below(60) as f64 * 1e9,
     });
-    (below(MODELS.len() as u64) as usize, options, Site { card, host })
+    (below(MODELS.len() as u64) as usize, options, Site { card, others: vec![], host })
 }
 
 #[test]

@@ -142,6 +142,9 @@ impl Memory for Cpu {
     fn copy(&mut self, from: Slot<u8>, to: Slot<u8>) {
         self.arena.copy(from, to);
     }
+    fn hand_over(&mut self, to: &mut Cpu, pieces: &[(Slot<u8>, Slot<u8>)]) {
+        self.arena.hand_over(&mut to.arena, pieces);
+    }
     fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
         self.arena.upload_act(to, values);
     }

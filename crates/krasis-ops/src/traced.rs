@@ -72,6 +72,10 @@ impl<D: Memory> Memory for Traced<D> {
     fn copy(&mut self, from: Slot<u8>, to: Slot<u8>) {
         self.time("copy", from.len as u32, |d| d.copy(from, to));
     }
+    fn hand_over(&mut self, to: &mut Traced<D>, pieces: &[(Slot<u8>, Slot<u8>)]) {
+        let bytes: u64 = pieces.iter().map(|(here, _)| here.len).sum();
+        self.time("hand over", bytes as u32, |d| d.hand_over(&mut to.device, pieces));
+    }
     fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
         self.time("upload", to.rows, |d| d.upload_act(to, values));
     }

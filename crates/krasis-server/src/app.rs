@@ -1,5 +1,6 @@
 //! What every route shares.
 
+use std::borrow::Cow;
 use crate::access::Access;
 use crate::error::ApiError;
 use crate::limits::Limits;
@@ -51,7 +52,7 @@ pub struct Loaded {
     /// Where it runs, in words.
     pub device: String,
     /// What was allocated: words and bytes.
-    pub regions: Vec<(&'static str, u64)>,
+    pub regions: Vec<(Cow<'static, str>, u64)>,
 }
 
 impl App {

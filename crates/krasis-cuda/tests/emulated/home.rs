@@ -19,11 +19,15 @@ impl<A: Activation> Home for Here<A> {
         let (memory, free) = (Bytes(4 << 30), Bytes(2 << 30));
         let (read, multiply, bus) = (1e12, 100e12, 25e9);
         let card = Card { name: "emulated".into(), memory, free, read, multiply, bus };
-        Site { card: Some(card), host: Host::read(&Options::default()) }
+        let others = vec![card.clone(); 2];
+        Site { card: Some(card), others, host: Host::read(&Options::default()) }
     }
 
-    fn build(self, plan: &Layout) -> Result<Self::Device, StartError> {
-        let bytes = Cuda::<A, Emulated>::arena_bytes(plan);
-        Ok(Cuda::new(plan, Emulated::new(bytes, &self.0)))
+    fn build(self, plans: &[&Layout]) -> Result<Vec<Self::Device>, StartError> {
+        let device = |plan: &&Layout| {
+            let bytes = Cuda::<A, Emulated>::arena_bytes(plan);
+            Cuda::new(plan, Emulated::new(bytes, &self.0))
+        };
+        Ok(plans.iter().map(device).collect())
     }
 }

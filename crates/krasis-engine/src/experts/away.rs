@@ -6,12 +6,11 @@ use super::Work;
 use super::heat::Heat;
 use super::slots::Slots;
 use super::strategy::{DecodeStrategy, Missing, PrefillStrategy};
-use crate::census::ExpertCensus;
+use crate::census::LayersCensus;
 use krasis_core::{Act, Layout, Mat, Slot};
 use krasis_cpu::Keep;
 use krasis_ops::{ABSENT, Bank, Cpu, Memory, Ops, Routes};
 use std::ops::Range;
-use std::sync::Arc;
 
 /// How much hotter an expert has to be than one that is kept: copies are not for nothing.
 const HOTTER: f32 = 1.25;
@@ -80,6 +79,18 @@ pub struct Traffic {
     pub on_the_cpu: u64,
 }
 
+/// Of several devices.
+impl std::iter::Sum for Traffic {
+    fn sum<I: Iterator<Item = Traffic>>(all: I) -> Traffic {
+        all.fold(Traffic::default(), |sum, one| Traffic {
+            experts: sum.experts + one.experts,
+            brought: sum.brought + one.brought,
+            on_the_device: sum.on_the_device + one.on_the_device,
+            on_the_cpu: sum.on_the_cpu + one.on_the_cpu,
+        })
+    }
+}
+
 /// Experts in host memory.
 pub struct Away {
     plan: AwayPlan,
@@ -106,7 +117,7 @@ pub struct Away {
     brought: Vec<(u32, u32)>,
     numbers: Vec<f32>,
     traffic: Traffic,
-    census: Arc<ExpertCensus>,
+    census: LayersCensus,
 }
 
 impl Away {
@@ -115,7 +126,7 @@ impl Away {
         plan: AwayPlan,
         host: Cpu,
         banks: Vec<Option<Bank>>,
-        census: Arc<ExpertCensus>,
+        census: LayersCensus,
     ) -> Away {
         let is_moe: Vec<bool> = banks.iter().map(Option::is_some).collect();
         let before = is_moe.iter().scan(0, |count, &moe| {

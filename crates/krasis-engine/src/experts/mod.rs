@@ -15,11 +15,10 @@ mod strategy;
 pub use away::{Away, AwayPlan, Desk, Traffic};
 pub use strategy::{DecodeStrategy, PrefillStrategy, of_divisor};
 
-use crate::census::ExpertCensus;
+use crate::census::LayersCensus;
 use krasis_core::{Act, Mat};
 use krasis_ops::{Aide, Answer, Bank, Memory, Ops, Routes};
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Where the routed experts of each layer lie; none for dense layers.
 pub enum Experts {
@@ -32,7 +31,7 @@ pub enum Experts {
 /// Looks who is asked for where routes lie in host memory: elsewhere, the device would have to be
 /// waited for.
 pub struct Asked {
-    census: Arc<ExpertCensus>,
+    census: LayersCensus,
     chosen: Vec<u32>,
 }
 
@@ -144,7 +143,7 @@ impl Experts {
 
 impl Asked {
     /// For passes of so many pairs of tokens and experts at most: a decode step allocates nothing.
-    pub fn new(census: Arc<ExpertCensus>, pairs_max: u32) -> Asked {
+    pub fn new(census: LayersCensus, pairs_max: u32) -> Asked {
         Asked { census, chosen: Vec::with_capacity(pairs_max as usize) }
     }
 }

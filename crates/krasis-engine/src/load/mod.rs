@@ -10,7 +10,7 @@ mod watch;
 
 pub use peak::{Peak, PeakMeter};
 pub use shelf::{Built, Shelf, cache_folders};
-pub use watch::{Phase, Unwatched, Watch};
+pub use watch::{Phase, Progress, Unwatched, Watch};
 
 use crate::error::StartError;
 use crate::options::{DeviceKind, ExpertBits, Options, Quant};
@@ -21,7 +21,6 @@ use krasis_cpu::{Arena, Team};
 use krasis_model::{Class, Experts, Ffn, Model, Origin, Source};
 use krasis_ops::{Bank, Memory};
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A weight on its way: where it comes from and where it goes.
 #[derive(Clone, Debug)]
@@ -30,9 +29,11 @@ pub struct Leaf {
     weight: Weight,
 }
 
-/// A model whose weights have their places.
+/// A model, or consecutive layers of one, whose weights have their places.
 pub struct Placed {
     model: Model<Leaf>,
+    /// Layers of the whole model before these.
+    pub before: usize,
     /// The routed experts of each layer; none for dense layers.
     pub banks: Vec<Option<Bank>>,
     /// Whether banks lie in host memory, away from everything else.
@@ -143,7 +144,7 @@ impl Placed {
             converted.push(stored.map(|stored| stored.format()) != formats);
             banks.push(Some(bank));
         }
-        Ok(Placed { model: placed, banks, converted, away })
+        Ok(Placed { model: placed, before: 0, banks, converted, away })
     }
 
     /// Fills the device's memory, and `host` with banks that lie there, `team` helping, and hands the
@@ -155,17 +156,13 @@ impl Placed {
         stock: &impl Stock,
         cache: Option<&CacheFile>,
         team: &Team,
-        watch: &dyn Watch,
+        progress: &Progress<'_>,
     ) -> Result<Model<Weight>, StartError> {
-        let of = self.bytes();
-        let done = AtomicU64::new(0);
-        let read = |bytes: u64| {
-            let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-            watch.progress(Phase::Loading, Bytes(done.min(of.0)), of);
-        };
-        read(0);
+        let read = |bytes| progress.more(bytes);
         let model = self.model.try_map(|leaf| {
-            if !self.is_shared(leaf) && (cache.is_none() || !leaf.is_kept()) {
+            // What other parts of the model have is empty here.
+            let here = bytes_of(&leaf.weight) > Bytes(0);
+            if here && !self.is_shared(leaf) && (cache.is_none() || !leaf.is_kept()) {
                 stock.fill(device, &leaf.source, &leaf.weight, team)?;
                 read(bytes_of(&leaf.weight).0);
             }
@@ -191,7 +188,6 @@ impl Placed {
                 None => kept::read(self, cache, device, team, Part::All, read)?,
             }
         }
-        watch.progress(Phase::Loading, of, of);
         Ok(model)
     }
 

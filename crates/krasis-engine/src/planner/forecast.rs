@@ -114,6 +114,18 @@ impl Time {
     }
 }
 
+/// One after the other.
+impl std::iter::Sum for Time {
+    fn sum<I: Iterator<Item = Time>>(all: I) -> Time {
+        all.fold(Time::default(), |sum, one| Time {
+            seconds: sum.seconds + one.seconds,
+            bytes: sum.bytes + one.bytes,
+            bus: sum.bus + one.bus,
+            operations: sum.operations + one.operations,
+        })
+    }
+}
+
 /// Speeds of a plan.
 pub struct Forecast<'a> {
     work: Work,

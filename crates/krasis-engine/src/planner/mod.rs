@@ -7,12 +7,14 @@
 
 mod forecast;
 mod nearest;
+mod parts;
 mod proposal;
 mod site;
 mod work;
 
 pub use forecast::{Forecast, Rule, Time};
-pub use proposal::Proposal;
+pub use parts::{Part, need_of};
+pub use proposal::{OnRank, Proposal};
 pub use site::{Card, Class, Host, Site, class_multiply, class_of, class_read};
 pub use work::{Count, Work};
 
@@ -20,7 +22,7 @@ use crate::error::StartError;
 use crate::experts::{DecodeStrategy, PrefillStrategy};
 use crate::load::{Placed, Stock};
 use crate::options::{Options, Residency};
-use crate::plan::{CONTEXT_COMMON, CONTEXT_SHORT, Choice, Plan};
+use crate::plan::{CONTEXT_COMMON, CONTEXT_SHORT, Choice};
 use krasis_core::KvDtype;
 use krasis_model::{CacheShape, Model, Source};
 use std::ops::RangeInclusive;
@@ -36,8 +38,10 @@ const THRESHOLD_MAX: u32 = 4096;
 
 /// What a plan is made from.
 pub struct Draft<'a, S> {
-    /// The model.
+    /// The model, or the part of one that is for one device.
     pub model: &'a Model<Source>,
+    /// Layers before it, on other devices.
+    pub before: usize,
     /// Where its weights come from.
     pub stock: &'a S,
     /// What the user wants.
@@ -57,14 +61,14 @@ impl<S> Copy for Draft<'_, S> {}
 
 impl<S: Stock> Draft<'_, S> {
     /// The best plan, or why there is none and what is nearest.
-    pub fn plan(&self) -> Result<Plan, StartError> {
+    pub fn plan(&self) -> Result<Vec<Part>, StartError> {
         self.choose().map_err(|error| self.with_the_nearest(error))
     }
 
     /// The best plan.
-    fn choose(&self) -> Result<Plan, StartError> {
+    fn choose(&self) -> Result<Vec<Part>, StartError> {
         let all = |context_min| {
-            Plan::of(self, Choice { away: None, context_min, context_most: u32::MAX })
+            self.lay_out(Choice { away: None, context_min, context_most: u32::MAX })
         };
         match self.options.residency {
             Residency::Device => all(1),
@@ -89,15 +93,15 @@ impl<S: Stock> Draft<'_, S> {
         prefill: PrefillStrategy,
         decode: DecodeStrategy,
         context: RangeInclusive<u32>,
-    ) -> Result<Plan, StartError> {
+    ) -> Result<Vec<Part>, StartError> {
         let (context_min, context_most) = context.into_inner();
-        Plan::of(self, Choice { away: Some((prefill, decode)), context_min, context_most })
+        self.lay_out(Choice { away: Some((prefill, decode)), context_min, context_most })
     }
 
     /// The best of what experts in host memory leave to choose from. Groups of several layers are never
     /// better than single ones with hot experts, which need the least memory and send the least. Where
     /// not even one layer's experts fit, hardly any would stay on the GPU, and the CPU writes answers.
-    fn best_away(&self) -> Result<Plan, StartError> {
+    fn best_away(&self) -> Result<Vec<Part>, StartError> {
         use {DecodeStrategy as D, PrefillStrategy as P};
         let layers = |decode| self.away(P::HcsPrefill, decode, CONTEXT_SHORT..=CONTEXT_COMMON);
         match layers(D::HcsHybrid) {
@@ -117,8 +121,13 @@ impl<S: Stock> Draft<'_, S> {
     }
 
     /// The second plan if it is faster at something, else the first.
-    fn faster(&self, first: Plan, second: Option<Plan>, at: impl Fn(&Forecast) -> f64) -> Plan {
-        let seconds = |plan: &Plan| at(&Forecast::new(self.model, plan, self.site));
+    fn faster(
+        &self,
+        first: Vec<Part>,
+        second: Option<Vec<Part>>,
+        at: impl Fn(&Forecast) -> f64,
+    ) -> Vec<Part> {
+        let seconds = |parts: &[Part]| -> f64 { parts.iter().map(|part| at(&part.forecast())).sum() };
         match second {
             Some(second) if seconds(&second) < seconds(&first) => second,
             _ => first,
