@@ -107,3 +107,15 @@ pub enum CudaError {
         error: std::io::Error,
     },
 }
+
+impl CudaError {
+    /// The same, naming the GPU where nothing else does.
+    pub fn of_gpu(self, number: i32) -> CudaError {
+        match self {
+            CudaError::Driver { what, answer } => {
+                CudaError::Driver { what, answer: format!("{answer} (GPU {number})") }
+            }
+            other => other,
+        }
+    }
+}

@@ -18,6 +18,7 @@ mod lines;
 pub mod machine;
 mod mail;
 mod ops;
+pub mod peer;
 pub mod programs;
 mod recording;
 mod route;

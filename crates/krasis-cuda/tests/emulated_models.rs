@@ -8,12 +8,12 @@ mod fixtures;
 mod home;
 
 use emulated::{Kernels, LARGE, possible};
-use fixtures::{Compared, FIXTURES, compare, defaults, dir};
+use fixtures::{Compared, FIXTURES, Golden, answer, compare, defaults, dir, greedy, logprobs};
 use half::bf16;
 use home::Here;
 use krasis_core::Bytes;
 use krasis_cuda::Activation;
-use krasis_engine::{DecodeStrategy, Engine, Loaded, Options, PrefillStrategy, Residency};
+use krasis_engine::{DecodeStrategy, Engine, Loaded, Options, PrefillStrategy, Ranks, Residency};
 use std::marker::PhantomData;
 
 fn each<A: Activation>(fixtures: &[&str], good: impl Fn(&Compared) -> bool) {
@@ -80,4 +80,45 @@ fn experts_are_waited_for() {
         ],
         |got| got.mean < 1e-3 && got.worst < 2e-2 && got.same == 24,
     );
+}
+
+/// Layers on two or three GPUs: the bits of one, in steps that are recorded too.
+#[test]
+fn several_gpus_give_the_bits_of_one() {
+    if !possible() {
+        return;
+    }
+    let kernels = Kernels::new::<bf16>(LARGE);
+    let hybrid =
+        Residency::Host { prefill: PrefillStrategy::HcsPrefill, decode: DecodeStrategy::HcsHybrid };
+    for (fixture, residency) in [
+        ("qwen3_next", Residency::Device),
+        ("deepseek_v3", Residency::Device),
+        ("qwen3_moe", hybrid),
+    ] {
+        let golden = Golden::of(fixture);
+        let run = |ranks| {
+            let options = Options {
+                ranks: Ranks { count: Some(ranks), ..Ranks::default() },
+                context_max: Some(320),
+                residency,
+                prompt_rows: Some(12),
+                prefill_chunk: 48,
+                pass_tokens: 120,
+                ..defaults()
+            };
+            let home = Here::<bf16>(kernels.clone(), PhantomData);
+            let Loaded { mut engine, handle, submissions, .. } =
+                Engine::load(&dir(fixture), &options, home).unwrap();
+            assert_eq!(engine.runner.ranks.len(), ranks);
+            let serving = std::thread::spawn(move || engine.serve(&submissions));
+            let prompt = logprobs(&handle, &golden.tokens[..100]);
+            let tokens = answer(&handle, greedy(&golden.greedy_prompt, 12)).tokens;
+            drop(handle);
+            serving.join().unwrap();
+            (prompt, tokens)
+        };
+        let wanted = run(1);
+        assert!(run(2) == wanted && run(3) == wanted, "{fixture}, {residency:?}");
+    }
 }

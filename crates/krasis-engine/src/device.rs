@@ -7,8 +7,8 @@ use crate::preflight::Preflight;
 use half::bf16;
 use krasis_core::{Bytes, KvDtype, Layout};
 use krasis_cpu::{Arena, OutOfMemory, Team};
-use krasis_cuda::gpu::Checking;
 use krasis_cuda::driver::{self, Found};
+use krasis_cuda::gpu::Checking;
 use krasis_cuda::{Activation, Cuda, Gpu};
 use krasis_machine::Machine;
 use krasis_ops::{Cpu, Memory, Ops, Reference, Span, Traced};
@@ -117,8 +117,10 @@ pub fn gpus<A: Activation>(
     for found in &chosen {
         let Found { ordinal, name, memory, .. } = found;
         tracing::info!(gpu = %name, ordinal, %memory, "found");
-        let mut gpu = Gpu::open::<A>(found.clone(), cache, threads, Checking::Reads)?;
+        let opened = Gpu::open::<A>(found.clone(), cache, threads, Checking::Reads);
+        let mut gpu = opened.map_err(|error| error.of_gpu(*ordinal))?;
         gpu.limit_starts(options.kernel_starts);
+        gpu.limit_links(options.gpu_links);
         // One that was named twice has two halves.
         let times = chosen.iter().filter(|other| other.ordinal == *ordinal).count();
         cards.push(Card::of(found, Bytes(gpu.free()?.0 / times as u64)));
@@ -149,6 +151,11 @@ impl<A: Activation> Home for Opened<A> {
             let taken = Bytes(before.0.saturating_sub(gpu.free()?.0));
             let percent = 100.0 * (taken.0 as f64 / planned.0.max(1) as f64 - 1.0);
             tracing::info!(%planned, %taken, difference = format!("{percent:+.1} %"), "GPU memory is allocated");
+        }
+        for number in 1..self.gpus.len() {
+            if let [.., from, to] = &mut self.gpus[..=number] {
+                from.meet(to)?;
+            }
         }
         let gpus = self.gpus.into_iter().zip(plans);
         Ok(gpus.map(|(gpu, plan)| Cuda::new(plan, gpu)).collect())

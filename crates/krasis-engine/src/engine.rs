@@ -7,9 +7,7 @@ use crate::error::StartError;
 use crate::experts::{Asked, Away, AwayPlan, Experts};
 use crate::handle::{Facts, Handle, Submission};
 use crate::kv::{self, Disk, Kind, Listed, OnDevices, Prefixes, Shape, Signature};
-use crate::load::{
-    Built, Peak, PeakMeter, Placed, Progress, Shelf, Stock, Unwatched, Watch,
-};
+use crate::load::{Built, Peak, PeakMeter, Placed, Progress, Shelf, Stock, Unwatched, Watch};
 use crate::network::Network;
 use crate::options::{Activations, CacheUse, DeviceKind, Options};
 use crate::plan::Plan;

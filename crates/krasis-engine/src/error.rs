@@ -82,7 +82,8 @@ pub enum StartError {
     #[error(
         "{} for {layers} layers on {ranks} GPUs does not work, because every layer has to be on one of \
          them and every GPU needs one: choose --pp-partition {}",
-        partition(asked), list(nearest)
+        partition(asked),
+        list(nearest)
     )]
     Partition {
         /// Layers of each, as asked for.
@@ -95,7 +96,9 @@ pub enum StartError {
         nearest: Vec<usize>,
     },
     /// More devices than there are.
-    #[error("{wanted} GPUs were asked for, but only {found} can be used: choose --num-gpus {found}")]
+    #[error(
+        "{wanted} GPUs were asked for, but only {found} can be used: choose --num-gpus {found}"
+    )]
     Ranks {
         /// Asked for.
         wanted: usize,

@@ -35,9 +35,12 @@ pub use error::StartError;
 pub use experts::{DecodeStrategy, PrefillStrategy};
 pub use handle::{Facts, Handle, Sink, Submission, SubmitError, Ticket};
 pub use krasis_cuda::gpu::Starts;
+pub use krasis_cuda::peer::Direct;
 pub use krasis_ops::Span;
 pub use kv::{PrefixDisk, PrefixOptions, Reuse};
 pub use load::{Built, Peak, Phase, Unwatched, Watch, cache_folders};
-pub use options::{Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant, Ranks, Residency};
+pub use options::{
+    Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant, Ranks, Residency,
+};
 pub use planner::{Proposal, Site};
 pub use request::{Event, Finish, InvalidRequest, Logprob, Request, Sampling, Usage};

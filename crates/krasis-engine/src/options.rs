@@ -4,6 +4,7 @@ use crate::experts::{DecodeStrategy, PrefillStrategy};
 use crate::kv::PrefixOptions;
 use krasis_core::{Bytes, KvDtype};
 use krasis_cuda::gpu::Starts;
+use krasis_cuda::peer::Direct;
 use krasis_machine::Numa;
 use krasis_ops::Span;
 use std::path::PathBuf;
@@ -178,6 +179,8 @@ pub struct Options {
     pub fault_at_step: Option<u64>,
     /// When GPU kernels may begin, at the earliest.
     pub kernel_starts: Starts,
+    /// Whether GPUs may copy to each other.
+    pub gpu_links: Direct,
 }
 
 impl Default for Options {
@@ -213,6 +216,7 @@ impl Default for Options {
             kernel_cache: None,
             fault_at_step: None,
             kernel_starts: Starts::Early,
+            gpu_links: Direct::IfRight,
         }
     }
 }

@@ -136,7 +136,8 @@ impl Plan {
         }
         let weights = layout.bytes();
         // Some parts of a model have dense layers only.
-        let moves = |_: &_| before == 0 && model.vocab > 0 || placed.banks.iter().any(Option::is_some);
+        let moves =
+            |_: &_| before == 0 && model.vocab > 0 || placed.banks.iter().any(Option::is_some);
         let pool = match choice.away.filter(moves) {
             Some(strategies) => Some(Pool::of(&placed.banks, model, strategies)?),
             None => None,

@@ -77,7 +77,8 @@ impl<D: Ops + Memory> Runner<D> {
             let groups = rank.experts.begin(rows);
             if groups == 1 && rows <= *rows_max {
                 // Logits are the last one's.
-                let first = if index == last { chosen.rows.len().min(LOGIT_ROWS as usize) } else { 0 };
+                let first =
+                    if index == last { chosen.rows.len().min(LOGIT_ROWS as usize) } else { 0 };
                 rank.whole(input, chosen, first, host);
                 heard = first;
             } else {
@@ -118,13 +119,7 @@ impl<D: Ops + Memory> Rank<D> {
     }
 
     /// All of its layers, and the logits of the first `first` chosen rows.
-    fn whole(
-        &mut self,
-        input: &StepInput,
-        chosen: &Chosen,
-        first: usize,
-        host: &mut HostMemory,
-    ) {
+    fn whole(&mut self, input: &StepInput, chosen: &Chosen, first: usize, host: &mut HostMemory) {
         let all_chosen = input.tokens.len() == chosen.rows.len().min(LOGIT_ROWS as usize);
         let Places { step, chosen } = self.upload(input, chosen, first, host);
         let layers = self.experts.enter(&mut self.device, 0);

@@ -4,8 +4,8 @@
 mod common;
 
 use common::{
-    DECODE, FIXTURES, Golden, PREFILL, answer, away, defaults, dir, engine, greedy, logprobs, submit,
-    tight,
+    DECODE, FIXTURES, Golden, PREFILL, answer, away, defaults, dir, engine, greedy, logprobs,
+    submit, tight,
 };
 use krasis_core::{Act, Bytes, Mat};
 use krasis_engine::device::cpu;

@@ -5,11 +5,10 @@
 mod common;
 
 use common::{
-    Answer, DECODE, FIXTURES, Golden, PREFILL, answer, away, engine, greedy, logprobs, submit, tight,
+    Answer, DECODE, FIXTURES, Golden, PREFILL, answer, away, engine, greedy, logprobs, submit,
+    tight,
 };
-use krasis_engine::{
-    DecodeStrategy, Engine, ExpertBits, Loaded, Options, PrefillStrategy, device,
-};
+use krasis_engine::{DecodeStrategy, Engine, ExpertBits, Loaded, Options, PrefillStrategy, device};
 
 #[test]
 fn every_strategy_gives_the_same_tokens() {

@@ -1,6 +1,5 @@
 //! What every route shares.
 
-use std::borrow::Cow;
 use crate::access::Access;
 use crate::error::ApiError;
 use crate::limits::Limits;
@@ -10,6 +9,7 @@ use crate::stored::Stored;
 use crate::{Answers, Generation};
 use krasis_engine::Handle;
 use krasis_text::{Grammars, Template, TextError, Tokenizer};
+use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;

@@ -29,8 +29,11 @@ pub fn read(file: &Path) -> Result<Site, Failure> {
         let value: Value = serde_json::from_str(&text)?;
         let machine = Fields::of(&value, &["name", "gpu", "host"])?;
         let card = machine.0.get("gpu").filter(|gpu| !gpu.is_null());
+        let mut cards = card.map(cards_of).transpose().context("gpu")?.unwrap_or_default();
+        let others = cards.split_off(cards.len().min(1));
         Ok(Site {
-            card: card.map(card_of).transpose().context("gpu")?,
+            card: cards.pop(),
+            others,
             host: host_of(machine.0.get("host").context("there is no \"host\"")?)
                 .context("host")?,
         })
@@ -73,9 +76,11 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn card_of(value: &Value) -> Result<Card> {
+/// Several GPUs are alike.
+fn cards_of(value: &Value) -> Result<Vec<Card>> {
     let fields = [
         "name",
+        "count",
         "memory_gib",
         "free_gib",
         "read_gb_s",
@@ -97,7 +102,9 @@ fn card_of(value: &Value) -> Result<Card> {
     ensure!(free <= memory, "free_gib is more than memory_gib");
     let processors = fields.number("multiprocessors")?.unwrap_or(60.0);
     let clock = fields.number("clock_mhz")?.unwrap_or(1800.0) * 1e6;
-    Ok(Card {
+    let count = fields.number("count")?.unwrap_or(1.0);
+    ensure!((1.0..=64.0).contains(&count), "count is not between 1 and 64");
+    let card = Card {
         memory,
         free,
         read: fields.number("read_gb_s")?.map_or(class.read, |speed| speed * 1e9),
@@ -107,7 +114,8 @@ fn card_of(value: &Value) -> Result<Card> {
         },
         bus: fields.number("bus_gb_s")?.map_or(class.bus, |speed| speed * 1e9),
         name,
-    })
+    };
+    Ok(vec![card; count as usize])
 }
 
 fn host_of(value: &Value) -> Result<Host> {

@@ -8,8 +8,8 @@ use krasis_core::{Bytes, KvDtype};
 use krasis_engine::experts::of_divisor;
 use krasis_engine::plan::PAGE;
 use krasis_engine::{
-    Activations, CacheUse, DecodeStrategy, DeviceKind, ExpertBits, Options, PrefixDisk,
-    PrefixOptions, Quant, Residency, Reuse, Starts,
+    Activations, CacheUse, DecodeStrategy, DeviceKind, Direct, ExpertBits, Options, PrefixDisk,
+    PrefixOptions, Quant, Ranks, Residency, Reuse, Starts,
 };
 use krasis_machine::Numa;
 use serde_json::Value;
@@ -26,9 +26,15 @@ pub struct ModelArguments {
     /// Folder of the model [default: the demo model]
     #[arg(long, value_name = "DIR")]
     pub model_path: Option<PathBuf>,
-    /// GPUs to use [default: all that are found]
-    #[arg(long, value_name = "N")]
+    /// GPUs to spread layers over [default: as many as are named by the next two, or 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=64))]
     num_gpus: Option<u32>,
+    /// Which GPUs, as `krasis doctor` numbers them [default: the first]
+    #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(i32).range(0..=1023))]
+    selected_gpus: Vec<i32>,
+    /// Layers of each GPU [default: as many as its memory has room for]
+    #[arg(long, value_name = "N,N", value_delimiter = ',')]
+    pp_partition: Vec<u32>,
     /// Bits of the routed experts on the CPU; 16 is as stored
     #[arg(long, value_name = "BITS", value_enum, default_value_t = BitsChoice::Sixteen)]
     cpu_expert_bits: BitsChoice,
@@ -114,6 +120,9 @@ pub struct ModelArguments {
     /// GPU kernels begin when the one before has ended, to measure what beginning early saves
     #[arg(long, hide = true)]
     pub kernels_in_turn: bool,
+    /// GPUs reach each other through host memory, to measure what copying by themselves saves
+    #[arg(long, hide = true)]
+    no_peer_copies: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -149,7 +158,7 @@ enum DeviceChoice {
     Auto,
     /// Vector loops on all cores
     Cpu,
-    /// The first NVIDIA GPU; experts that it has no room for stay in host memory
+    /// NVIDIA GPUs; experts that they have no room for stay in host memory
     Cuda,
     /// The same with f32 activations, to compare with the CPU: slower
     CudaF32,
@@ -196,21 +205,21 @@ impl ModelArguments {
     }
 
     fn options_on(&self, device: DeviceChoice) -> Result<Options, Failure> {
-        let most = match device {
-            DeviceChoice::Cuda | DeviceChoice::CudaF32 => 1,
-            _ => 0,
-        };
-        if let Some(gpus) = self.num_gpus.filter(|&gpus| gpus > most) {
-            let message = format!(
-                "--num-gpus {gpus}: this version runs on the CPU, or with --device cuda on one GPU; \
-                 use --num-gpus {most} or leave it out"
-            );
+        let on_gpu = matches!(device, DeviceChoice::Cuda | DeviceChoice::CudaF32);
+        if let Some(gpus) = self.num_gpus.filter(|&gpus| (gpus > 0) != on_gpu) {
+            let other = if on_gpu { "--device cpu" } else { "--num-gpus 0, or add --device cuda" };
+            let message =
+                format!("--num-gpus {gpus} with this device: use {other}, or leave it out");
             return Err(Failure::say(Failure::GPU, message));
         }
-        let on_gpu = matches!(device, DeviceChoice::Cuda | DeviceChoice::CudaF32);
         if !on_gpu && (self.expert_divisor.is_some() || self.gpu_vram_mb.is_some()) {
             let message = "--expert-divisor and --gpu-vram-mb say what a GPU holds: add --device cuda, or \
                            leave them out";
+            return Err(Failure::say(Failure::CONFIG, message));
+        }
+        if !on_gpu && !(self.pp_partition.is_empty() && self.selected_gpus.is_empty()) {
+            let message = "--pp-partition and --selected-gpus are for GPUs: add --device cuda, or leave \
+                           them out";
             return Err(Failure::say(Failure::CONFIG, message));
         }
         let quant = |choice| match choice {
@@ -231,6 +240,11 @@ impl ModelArguments {
                 DeviceChoice::Cuda => DeviceKind::Cuda(Activations::Bf16),
                 DeviceChoice::CudaF32 => DeviceKind::Cuda(Activations::F32),
                 DeviceChoice::Reference => DeviceKind::Reference,
+            },
+            ranks: Ranks {
+                count: self.num_gpus.filter(|_| on_gpu).map(|count| count as usize),
+                gpus: self.selected_gpus.clone(),
+                partition: self.pp_partition.clone(),
             },
             expert_bits: match self.cpu_expert_bits {
                 BitsChoice::Four => ExpertBits::Int4,
@@ -282,6 +296,7 @@ impl ModelArguments {
                 _ => defaults.prefill_chunk,
             }),
             kernel_cache: kernel_cache(),
+            gpu_links: if self.no_peer_copies { Direct::Never } else { Direct::IfRight },
             kernel_starts: if self.kernels_in_turn { Starts::InTurn } else { Starts::Early },
             ..defaults
         })

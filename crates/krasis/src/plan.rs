@@ -6,6 +6,7 @@ use crate::options::ModelArguments;
 use crate::overrides;
 use clap::Args;
 use krasis_core::Bytes;
+use krasis_cuda::CudaError;
 use krasis_engine::planner::{Rule, Site, Time};
 use krasis_engine::{
     DecodeStrategy, DeviceKind, Options, PrefillStrategy, Proposal, device, propose, propose_dummy,
@@ -40,13 +41,18 @@ impl Plan {
                 let mut site = machine::read(file)?;
                 let options = self.model.options_with_gpu(site.card.is_some())?;
                 if !matches!(options.device, DeviceKind::Cuda(_)) {
-                    site.card = None;
+                    (site.card, site.others) = (None, Vec::new());
                 } else if site.card.is_none() {
                     let message = format!(
                         "--machine {}: there is no GPU there: leave --device out",
                         file.display()
                     );
                     return Err(Failure::say(Failure::GPU, message));
+                }
+                let found = 1 + site.others.len();
+                let absent = |number: &&i32| **number as usize >= found;
+                if let Some(&number) = options.ranks.gpus.iter().find(absent) {
+                    return Err(Failure::new(Failure::GPU, CudaError::NoSuchGpu { number, found }));
                 }
                 (options, site)
             }
@@ -107,7 +113,16 @@ fn lines(p: &Proposal, options: &Options, site: &Site) -> Vec<String> {
         None => "host memory".into(),
     };
     let (taken, of) = (p.device_bytes(), p.available);
-    lines.push(format!("{place}: {taken} of {of} ({})", parts(&p.device)));
+    match &p.ranks[..] {
+        [_] => lines.push(format!("{place}: {taken} of {of} ({})", parts(&p.device))),
+        ranks => lines.extend(ranks.iter().zip(0..).map(|(rank, number)| {
+            let (taken, of) = (rank.bytes(), rank.available);
+            let name = rank.card.as_deref().unwrap_or("host memory");
+            let (first, last) = (rank.layers.start, rank.layers.end - 1);
+            let parts = parts(&rank.regions);
+            format!("{number}: {name}, layers {first} to {last}: {taken} of {of} ({parts})")
+        })),
+    }
     if !p.host.is_empty() {
         let all: Bytes = p.host.iter().map(|(_, bytes)| *bytes).sum();
         let of = site.host.machine.available().map_or("?".into(), |bytes| bytes.to_string());
@@ -240,12 +255,17 @@ fn describe(p: &Proposal, options: &Options, site: &Site) -> Value {
     });
     let nodes: Vec<Value> =
         p.nodes.iter().map(|(node, bytes)| json!({"node": node, "bytes": bytes.0})).collect();
+    let ranks = p.ranks.iter().map(|rank| {
+        json!({"gpu": rank.card, "first_layer": rank.layers.start, "layers": rank.layers.len(),
+               "available": rank.available.0, "regions": regions(&rank.regions)})
+    });
     json!({
         "machine": {"gpu": card, "host": host},
         "device": format!("{:?}", options.device),
         "available": p.available.0,
         "regions": regions(&p.device),
         "device_bytes": p.device_bytes().0,
+        "ranks": ranks.collect::<Vec<_>>(),
         "host_regions": regions(&p.host),
         "host_bytes": p.need.total().0,
         "nodes": nodes,

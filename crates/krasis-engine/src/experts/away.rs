@@ -122,12 +122,7 @@ pub struct Away {
 
 impl Away {
     /// `banks` lie in the memory of `host` and are filled; who is asked for is counted in `census`.
-    pub fn new(
-        plan: AwayPlan,
-        host: Cpu,
-        banks: Vec<Option<Bank>>,
-        census: LayersCensus,
-    ) -> Away {
+    pub fn new(plan: AwayPlan, host: Cpu, banks: Vec<Option<Bank>>, census: LayersCensus) -> Away {
         let is_moe: Vec<bool> = banks.iter().map(Option::is_some).collect();
         let before = is_moe.iter().scan(0, |count, &moe| {
             *count += u32::from(moe);

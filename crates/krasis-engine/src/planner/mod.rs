@@ -67,9 +67,8 @@ impl<S: Stock> Draft<'_, S> {
 
     /// The best plan.
     fn choose(&self) -> Result<Vec<Part>, StartError> {
-        let all = |context_min| {
-            self.lay_out(Choice { away: None, context_min, context_most: u32::MAX })
-        };
+        let all =
+            |context_min| self.lay_out(Choice { away: None, context_min, context_most: u32::MAX });
         match self.options.residency {
             Residency::Device => all(1),
             Residency::Host { prefill, decode } => self.away(prefill, decode, 1..=CONTEXT_COMMON),
@@ -127,7 +126,8 @@ impl<S: Stock> Draft<'_, S> {
         second: Option<Vec<Part>>,
         at: impl Fn(&Forecast) -> f64,
     ) -> Vec<Part> {
-        let seconds = |parts: &[Part]| -> f64 { parts.iter().map(|part| at(&part.forecast())).sum() };
+        let seconds =
+            |parts: &[Part]| -> f64 { parts.iter().map(|part| at(&part.forecast())).sum() };
         match second {
             Some(second) if seconds(&second) < seconds(&first) => second,
             _ => first,

@@ -4,7 +4,7 @@ use super::Draft;
 use crate::error::StartError;
 use crate::experts::PrefillStrategy;
 use crate::load::Stock;
-use crate::options::{ExpertBits, Options, Quant, Residency};
+use crate::options::{ExpertBits, Options, Quant, Ranks, Residency};
 use krasis_core::{Bytes, KvDtype};
 
 /// Alternatives that a sentence names.
@@ -43,7 +43,14 @@ impl<S: Stock> Draft<'_, S> {
 
     /// Changes that suffice, the smallest first.
     fn remedy(&self) -> Option<String> {
-        let all = [self.divisor(), self.context(), self.chunk(), self.bits(), self.cap()];
+        let all = [
+            self.partition(),
+            self.divisor(),
+            self.context(),
+            self.chunk(),
+            self.bits(),
+            self.cap(),
+        ];
         let found: Vec<String> = all.into_iter().flatten().take(NAMED).collect();
         (!found.is_empty()).then(|| found.join(", or "))
     }
@@ -52,6 +59,20 @@ impl<S: Stock> Draft<'_, S> {
         let mut options = self.options.clone();
         change(&mut options);
         options
+    }
+
+    /// Layers by memory, where they were told to go elsewhere.
+    fn partition(&self) -> Option<String> {
+        let ranks = &self.options.ranks;
+        if ranks.partition.is_empty() {
+            return None;
+        }
+        let count = Some(ranks.partition.len());
+        let by_memory = Ranks { count, gpus: ranks.gpus.clone(), partition: Vec::new() };
+        let parts = Draft { options: &self.with(|options| options.ranks = by_memory), ..*self };
+        let layers: Vec<String> =
+            parts.choose().ok()?.iter().map(|part| part.layers.len().to_string()).collect();
+        Some(format!("choose --pp-partition {}", layers.join(",")))
     }
 
     /// More groups of layers, or none of what was asked for about experts.

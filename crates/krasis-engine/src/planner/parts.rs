@@ -76,8 +76,7 @@ impl<S: Stock> Draft<'_, S> {
             (options.prefix.ram, options.prefix.disk) = (Some(Bytes(0)), None);
         }
         let before = self.before + layers.start;
-        let draft =
-            Draft { model: &model, before, options: &options, site: &site, ..*self };
+        let draft = Draft { model: &model, before, options: &options, site: &site, ..*self };
         let plan = Plan::of(&draft, choice)?;
         Ok(Part { layers, model, site, plan })
     }
@@ -112,7 +111,8 @@ impl<S: Stock> Draft<'_, S> {
         if ranks == 1 {
             return Ok(vec![0..layers]);
         }
-        let each = (0..layers).map(|layer| self.layer_bytes(layer)).collect::<Result<Vec<_>, _>>()?;
+        let each =
+            (0..layers).map(|layer| self.layer_bytes(layer)).collect::<Result<Vec<_>, _>>()?;
         let room = |rank| self.site.of_rank(rank).available(self.options).0 as f64;
         let room: Vec<f64> = (0..ranks).map(room).collect();
         Ok(spread(&each, &room))

@@ -140,6 +140,11 @@ impl Proposal {
 }
 
 impl OnRank {
+    /// All that is taken.
+    pub fn bytes(&self) -> Bytes {
+        self.regions.iter().map(|(_, bytes)| *bytes).sum()
+    }
+
     fn of(part: &Part, options: &Options) -> OnRank {
         let Part { layers, site, plan, .. } = part;
         let workspace = site.card.as_ref().map(|_| ("workspace", WORKSPACE_BYTES));
