@@ -13,7 +13,9 @@ use half::bf16;
 use home::Here;
 use krasis_core::Bytes;
 use krasis_cuda::Activation;
-use krasis_engine::{DecodeStrategy, Engine, Loaded, Options, PrefillStrategy, Ranks, Residency};
+use krasis_engine::{
+    DecodeStrategy, Engine, Loaded, Options, PrefillStrategy, Ranks, Residency, Shared,
+};
 use std::marker::PhantomData;
 
 fn each<A: Activation>(fixtures: &[&str], good: impl Fn(&Compared) -> bool) {
@@ -82,24 +84,26 @@ fn experts_are_waited_for() {
     );
 }
 
-/// Layers on two or three GPUs: the bits of one, in steps that are recorded too.
+/// Layers on two or three GPUs, or a part of the experts: the bits of one, in steps that are recorded too.
 #[test]
 fn several_gpus_give_the_bits_of_one() {
     if !possible() {
         return;
     }
     let kernels = Kernels::new::<bf16>(LARGE);
-    let hybrid =
-        Residency::Host { prefill: PrefillStrategy::HcsPrefill, decode: DecodeStrategy::HcsHybrid };
-    for (fixture, residency) in [
-        ("qwen3_next", Residency::Device),
-        ("deepseek_v3", Residency::Device),
-        ("qwen3_moe", hybrid),
+    use {DecodeStrategy as D, PrefillStrategy as P};
+    let hybrid = Residency::Host { prefill: P::HcsPrefill, decode: D::HcsHybrid };
+    let grouped = Residency::Host { prefill: P::LayerGrouped(2), decode: D::PureCpu };
+    use Shared::{Experts, Layers};
+    for (fixture, residency, shared) in [
+        ("qwen3_next", Residency::Device, Layers),
+        ("qwen3_moe", hybrid, Layers),
+        ("deepseek_v3", grouped, Experts),
     ] {
         let golden = Golden::of(fixture);
         let run = |ranks| {
             let options = Options {
-                ranks: Ranks { count: Some(ranks), ..Ranks::default() },
+                ranks: Ranks { count: Some(ranks), shared, ..Ranks::default() },
                 context_max: Some(320),
                 residency,
                 prompt_rows: Some(12),
@@ -110,7 +114,8 @@ fn several_gpus_give_the_bits_of_one() {
             let home = Here::<bf16>(kernels.clone(), PhantomData);
             let Loaded { mut engine, handle, submissions, .. } =
                 Engine::load(&dir(fixture), &options, home).unwrap();
-            assert_eq!(engine.runner.ranks.len(), ranks);
+            let devices = engine.runner.ranks.iter().map(|rank| 1 + rank.helpers.len());
+            assert_eq!(devices.sum::<usize>(), ranks);
             let serving = std::thread::spawn(move || engine.serve(&submissions));
             let prompt = logprobs(&handle, &golden.tokens[..100]);
             let tokens = answer(&handle, greedy(&golden.greedy_prompt, 12)).tokens;

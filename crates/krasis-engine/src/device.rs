@@ -1,7 +1,7 @@
 //! Devices as the engine opens them: how much memory there is, and how a plan becomes a device.
 
 use crate::error::StartError;
-use crate::options::{Activations, DeviceKind, Options, Residency};
+use crate::options::{Activations, DeviceKind, Options, Residency, Shared};
 use crate::planner::{Card, Host, Site};
 use crate::preflight::Preflight;
 use half::bf16;
@@ -98,6 +98,7 @@ fn in_host<F>(options: &Options, device: F) -> InHost<F> {
 /// GPUs whose kernels are ready.
 struct Opened<A> {
     gpus: Vec<Gpu>,
+    shared: Shared,
     site: Site,
     activation: std::marker::PhantomData<fn() -> A>,
 }
@@ -133,7 +134,12 @@ pub fn gpus<A: Activation>(
     };
     let others = cards.split_off(1);
     let site = Site { card: cards.pop(), others, host };
-    Ok(Opened::<A> { gpus, site, activation: std::marker::PhantomData })
+    Ok(Opened::<A> {
+        gpus,
+        shared: options.ranks.shared,
+        site,
+        activation: std::marker::PhantomData,
+    })
 }
 
 impl<A: Activation> Home for Opened<A> {
@@ -152,9 +158,15 @@ impl<A: Activation> Home for Opened<A> {
             let percent = 100.0 * (taken.0 as f64 / planned.0.max(1) as f64 - 1.0);
             tracing::info!(%planned, %taken, difference = format!("{percent:+.1} %"), "GPU memory is allocated");
         }
+        self.gpus.truncate(plans.len());
         for number in 1..self.gpus.len() {
-            if let [.., from, to] = &mut self.gpus[..=number] {
-                from.meet(to)?;
+            let (before, after) = self.gpus.split_at_mut(number);
+            match self.shared {
+                Shared::Layers => before[number - 1].meet(&after[0])?,
+                Shared::Experts => {
+                    before[0].meet(&after[0])?;
+                    after[0].meet(&before[0])?;
+                }
             }
         }
         let gpus = self.gpus.into_iter().zip(plans);

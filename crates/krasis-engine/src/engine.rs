@@ -267,8 +267,12 @@ impl<D: Ops + Memory> Engine<D> {
         let preflight = Preflight::new(site.host.machine, options);
         let need = need_of(&parts);
         let held = preflight.look(&need);
-        let layouts: Vec<&Layout> = parts.iter().map(|part| &part.plan.layout).collect();
+        // Helpers come behind those that they help, of which there is one then.
+        let layouts = parts.iter().map(|part| &part.plan.layout);
+        let helpers = parts.iter().flat_map(|part| &part.plan.helpers);
+        let layouts: Vec<&Layout> = layouts.chain(helpers).collect();
         let mut devices = home.build(&layouts)?;
+        let mut helpers = devices.split_off(parts.len());
         let host = |part: &Part| -> Result<Option<Arena>, StartError> {
             let Some(_) = part.plan.away else { return Ok(None) };
             Ok(Some(preflight.place(allocate(&part.plan.host, &options.machine_root)?)))
@@ -306,19 +310,23 @@ impl<D: Ops + Memory> Engine<D> {
         loading.log();
         preflight.compare(held, need.weights);
         let loaded = devices.into_iter().zip(hosts).zip(models);
-        let loaded = loaded.map(|((device, host), model)| (device, host, model)).collect();
+        let loaded = loaded.map(|((device, host), model)| {
+            let helpers = std::mem::take(&mut helpers);
+            Filled { device, helpers, host, model }
+        });
+        let loaded = loaded.collect();
         Ok(Engine::assemble(loaded, stock, parts, loading, options))
     }
 
     fn assemble(
-        loaded: Vec<(D, Option<Arena>, Model<Weight>)>,
+        loaded: Vec<Filled<D>>,
         stock: &impl Stock,
         parts: Vec<Part>,
         loading: Loading,
         options: &Options,
     ) -> Loaded<D> {
         let plan = &parts[0].plan;
-        let vocab = loaded.last().map_or(0, |(.., model)| model.vocab);
+        let vocab = loaded.last().map_or(0, |last| last.model.vocab);
         let facts = Facts { vocab, context_max: plan.context_max };
         let (handle, submissions) = Handle::new(facts, options.queue_max);
         let of_all = |kind| parts.iter().map(|part| kv::bytes(&part.plan.caches, kind)).sum();
@@ -354,14 +362,14 @@ impl<D: Ops + Memory> Engine<D> {
         let _ = handle.census.experts.set(counts.clone());
         let (rows_max, several) = (plan.rows_max, parts.len() > 1);
         let (mut ranks, mut regions) = (Vec::<Rank<D>>::new(), Vec::new());
-        for ((device, host, model), part) in loaded.into_iter().zip(parts) {
+        for (filled, part) in loaded.into_iter().zip(parts) {
             let all = [&part.plan.regions[..], &part.plan.host_regions].concat();
             regions.extend(all.into_iter().map(|(name, bytes)| match several {
                 true => (format!("{name} of layers {}", span(&part.layers)).into(), bytes),
                 false => (name.into(), bytes),
             }));
             let before = ranks.last().map(|rank| rank.network.buffers);
-            ranks.push(rank((device, host, model), part, counts.clone(), before, options));
+            ranks.push(filled.rank(part, counts.clone(), before, options));
         }
         let runner = Runner { ranks, rows_max, host: HostMemory::default() };
         let fault = options.fault_at_step;
@@ -447,34 +455,46 @@ fn top_k(model: &Model<Weight>) -> u32 {
     model.layers.iter().map(of).max().unwrap_or(0)
 }
 
-/// One device with its part of a model, behind one with these buffers.
-fn rank<D: Ops + Memory>(
-    (mut device, host, model): (D, Option<Arena>, Model<Weight>),
-    part: Part,
-    counts: Arc<ExpertCensus>,
-    before: Option<Buffers>,
-    options: &Options,
-) -> Rank<D> {
-    let Part { layers, plan, .. } = part;
-    let looks = counts.asked().is_some();
-    let census = LayersCensus { all: counts, first: layers.start };
-    let banks = plan.placed.banks;
-    let experts = match (plan.away, host) {
-        (Some(plan), Some(arena)) => {
-            let host = Cpu::new(arena, Team::new(options.threads));
-            let mut away = Away::new(plan, host, banks, census);
-            away.warm_up(&mut device);
-            Experts::Away(Box::new(away))
-        }
-        _ => {
-            let pairs = plan.rows_max * top_k(&model);
-            Experts::Device(banks, looks.then(|| Asked::new(census, pairs)))
-        }
-    };
-    let b = plan.buffers;
-    let takes = before.map(|before| [(before.residual, b.residual), (before.normed, b.normed)]);
-    let network = Network { model, caches: plan.caches, buffers: b, before: layers.start };
-    Rank { device, network, experts, step: plan.step, takes }
+/// A part of a model that has been loaded.
+struct Filled<D> {
+    device: D,
+    helpers: Vec<D>,
+    /// Its experts, if they are not on the device.
+    host: Option<Arena>,
+    model: Model<Weight>,
+}
+
+impl<D: Ops + Memory> Filled<D> {
+    /// Makes it ready to run behind a part with these buffers.
+    fn rank(
+        self,
+        part: Part,
+        counts: Arc<ExpertCensus>,
+        before: Option<Buffers>,
+        options: &Options,
+    ) -> Rank<D> {
+        let Part { layers, plan, .. } = part;
+        let Filled { mut device, helpers, host, model } = self;
+        let looks = counts.asked().is_some();
+        let census = LayersCensus { all: counts, first: layers.start };
+        let banks = plan.placed.banks;
+        let experts = match (plan.away, host) {
+            (Some(plan), Some(arena)) => {
+                let host = Cpu::new(arena, Team::new(options.threads));
+                let mut away = Away::new(plan, host, banks, census);
+                away.warm_up(&mut device);
+                Experts::Away(Box::new(away))
+            }
+            _ => {
+                let pairs = plan.rows_max * top_k(&model);
+                Experts::Device(banks, looks.then(|| Asked::new(census, pairs)))
+            }
+        };
+        let b = plan.buffers;
+        let takes = before.map(|before| [(before.residual, b.residual), (before.normed, b.normed)]);
+        let network = Network { model, caches: plan.caches, buffers: b, before: layers.start };
+        Rank { device, helpers, network, experts, step: plan.step, takes }
+    }
 }
 
 /// What its sequences remember.

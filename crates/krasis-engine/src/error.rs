@@ -95,6 +95,12 @@ pub enum StartError {
         /// What would work.
         nearest: Vec<usize>,
     },
+    /// Nothing to help with.
+    #[error(
+        "--expert-parallel shares experts that prompts have brought layer by layer, and here none are: leave \
+         it out, or choose --expert-divisor -3, or 2 and more"
+    )]
+    NothingToShare,
     /// More devices than there are.
     #[error(
         "{wanted} GPUs were asked for, but only {found} can be used: choose --num-gpus {found}"

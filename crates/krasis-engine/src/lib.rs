@@ -40,7 +40,7 @@ pub use krasis_ops::Span;
 pub use kv::{PrefixDisk, PrefixOptions, Reuse};
 pub use load::{Built, Peak, Phase, Unwatched, Watch, cache_folders};
 pub use options::{
-    Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant, Ranks, Residency,
+    Activations, CacheUse, DeviceKind, ExpertBits, Options, Quant, Ranks, Residency, Shared,
 };
 pub use planner::{Proposal, Site};
 pub use request::{Event, Finish, InvalidRequest, Logprob, Request, Sampling, Usage};

@@ -35,7 +35,7 @@ impl Network {
     pub(crate) fn layers<D: Ops + Memory>(
         &self,
         d: &mut D,
-        experts: &mut Experts,
+        (experts, helpers): (&mut Experts, &mut [D]),
         layers: Range<usize>,
         (step, b): (&Step, &Buffers),
         repeat: Repeat,
@@ -66,7 +66,8 @@ impl Network {
                 Repeat::Never => body(d),
             }
             let Some(layer) = next else { return };
-            experts.run(d, layer, self.work(layer, step, b).expect("it was found for its experts"));
+            let work = self.work(layer, step, b).expect("it was found for its experts");
+            experts.run(d, helpers, layer, work);
             (done, part) = (next, part + 1);
         }
     }
@@ -82,7 +83,7 @@ impl Network {
     ) {
         self.before_experts(d, layer, step, b);
         if let Some(work) = self.work(layer, step, b) {
-            experts.run(d, layer, work);
+            experts.run(d, &mut [], layer, work);
         }
         blocks::after_experts(d, &self.model, layer, b);
     }

@@ -89,7 +89,18 @@ pub enum Residency {
     },
 }
 
-/// The devices that a model's layers are spread over, one part behind the other.
+/// What several devices share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Shared {
+    /// Layers: each has some of them, one part behind the other.
+    #[default]
+    Layers,
+    /// The experts that a prompt has brought: all layers are the first one's, and each device brings and
+    /// computes its part of a layer's experts.
+    Experts,
+}
+
+/// The devices that a model runs on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ranks {
     /// How many; without a wish as many as the others name, or one.
@@ -98,6 +109,8 @@ pub struct Ranks {
     pub gpus: Vec<i32>,
     /// Layers of each; without a wish, as memory allows.
     pub partition: Vec<u32>,
+    /// What they share.
+    pub shared: Shared,
 }
 
 impl Ranks {
@@ -105,6 +118,14 @@ impl Ranks {
     pub fn wanted(&self) -> usize {
         let named = [self.partition.len(), self.gpus.len()].into_iter().find(|&len| len > 0);
         named.or(self.count).unwrap_or(1).max(1)
+    }
+
+    /// Devices that have no layers, but a part in prompts.
+    pub fn helpers(&self) -> u32 {
+        match self.shared {
+            Shared::Layers => 0,
+            Shared::Experts => self.wanted() as u32 - 1,
+        }
     }
 
     /// Whether no two wishes differ.

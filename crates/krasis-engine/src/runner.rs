@@ -16,6 +16,8 @@ const ROWS_REMEMBERED: u32 = 8;
 
 /// Consecutive layers of a model on their device.
 pub struct Rank<D> {
+    /// Other devices that have a part in a prompt's experts. They go before the one that has pinned these.
+    pub helpers: Vec<D>,
     /// Where they run.
     pub device: D,
     /// The layers and what they work in.
@@ -122,8 +124,8 @@ impl<D: Ops + Memory> Rank<D> {
     fn whole(&mut self, input: &StepInput, chosen: &Chosen, first: usize, host: &mut HostMemory) {
         let all_chosen = input.tokens.len() == chosen.rows.len().min(LOGIT_ROWS as usize);
         let Places { step, chosen } = self.upload(input, chosen, first, host);
-        let layers = self.experts.enter(&mut self.device, 0);
-        let Rank { device, network, experts, step: slots, .. } = self;
+        let Rank { device, helpers, network, experts, step: slots, .. } = self;
+        let layers = experts.enter(device, helpers, 0);
         let b = network.buffers.part(0, step.rows);
         let end = |d: &mut D| {
             if first > 0 {
@@ -133,7 +135,7 @@ impl<D: Ops + Memory> Rank<D> {
         // Steps that only decode are alike but for what was uploaded, and all sequences are chosen.
         let decodes = step.rows == step.seqs.count && all_chosen;
         let all = |d: &mut D, experts: &mut Experts, repeat| {
-            network.layers(d, experts, layers, (&step, &b), repeat, end);
+            network.layers(d, (experts, helpers), layers, (&step, &b), repeat, end);
         };
         let few = step.rows <= ROWS_REMEMBERED;
         match experts.repeats() {
@@ -152,8 +154,8 @@ impl<D: Ops + Memory> Rank<D> {
 
     /// The layers of a group, for one chunk after the other.
     fn group(&mut self, group: usize, input: &StepInput, rows_max: u32, host: &mut HostMemory) {
-        let (rows, layers) =
-            (input.tokens.len() as u32, self.experts.enter(&mut self.device, group));
+        let rows = input.tokens.len() as u32;
+        let layers = self.experts.enter(&mut self.device, &mut self.helpers, group);
         let mut chunk = std::mem::take(&mut host.chunk);
         let mut next = 0;
         while next < rows {
@@ -166,8 +168,15 @@ impl<D: Ops + Memory> Rank<D> {
                 chunk.cut(input, of_pass, self.step.pages_max());
                 self.begin(&chunk, first, host)
             };
-            let Rank { device, network, experts, .. } = self;
-            network.layers(device, experts, layers.clone(), (&step, &b), Repeat::Never, |_| {});
+            let Rank { device, helpers, network, experts, .. } = self;
+            network.layers(
+                device,
+                (experts, helpers),
+                layers.clone(),
+                (&step, &b),
+                Repeat::Never,
+                |_| {},
+            );
         }
         host.chunk = chunk;
     }

@@ -10,7 +10,8 @@ use common::{
 use krasis_core::{Act, Bytes, Mat};
 use krasis_engine::device::cpu;
 use krasis_engine::{
-    CacheUse, Engine, ExpertBits, Loaded, Options, PrefixDisk, PrefixOptions, Quant, Ranks, start,
+    CacheUse, Engine, ExpertBits, Loaded, Options, PrefixDisk, PrefixOptions, Quant, Ranks, Shared,
+    start,
 };
 
 fn on(ranks: usize, options: Options) -> Options {
@@ -178,6 +179,65 @@ fn one_cache_is_for_any_partition() {
         assert!(first.0 > Bytes(0));
         for ranks in [1, 2, 3] {
             assert!(run(ranks) == first, "{fixture}, {ranks} ranks");
+        }
+    }
+}
+
+fn helped(devices: usize, options: Options) -> Options {
+    let ranks = Ranks { count: Some(devices), shared: Shared::Experts, ..Ranks::default() };
+    Options { ranks, ..options }
+}
+
+/// Other devices bring and compute a part of each layer's experts.
+#[test]
+fn no_helper_changes_a_bit() {
+    for fixture in FIXTURES {
+        let golden = Golden::of(fixture);
+        let wanted = logprobs(&engine(fixture, &defaults()), &golden.tokens);
+        for (i, prefill) in PREFILL.into_iter().enumerate().filter(|(_, it)| it.by_layers()) {
+            for devices in [2, 3] {
+                let options = helped(devices, away(prefill, DECODE[(i + devices) % 4]));
+                let options = match (i + devices) % 2 {
+                    0 => options,
+                    _ => tight(fixture, &options),
+                };
+                let name = format!("{fixture}, {prefill:?}, {devices}, {:?}", options.device_bytes);
+                let handle = engine(fixture, &options);
+                assert_eq!(logprobs(&handle, &golden.tokens), wanted, "{name}");
+                let got = answer(&handle, greedy(&golden.greedy_prompt, 24)).tokens;
+                assert_eq!(got, golden.greedy, "{name}");
+            }
+        }
+    }
+}
+
+/// Where nothing is kept, each expert is brought once for a prompt, by whoever it belongs to, and what a
+/// helper has computed is not there without it.
+#[test]
+fn helpers_do_their_part() {
+    for fixture in ["qwen3_moe", "deepseek_v3"] {
+        let golden = Golden::of(fixture);
+        let run = |devices, keep_helpers: usize| {
+            let options = helped(devices, away(PREFILL[1], DECODE[0]));
+            let loaded = Engine::load(&dir(fixture), &options, cpu(&options)).unwrap();
+            let Loaded { mut engine, handle, submissions, .. } = loaded;
+            assert_eq!(engine.runner.ranks[0].helpers.len(), devices - 1);
+            engine.runner.ranks[0].helpers.truncate(keep_helpers);
+            let serving = std::thread::spawn(move || {
+                engine.serve(&submissions);
+                engine.runner.traffic()
+            });
+            let got = logprobs(&handle, &golden.tokens[..50]);
+            drop(handle);
+            (got, serving.join().unwrap())
+        };
+        let (wanted, alone) = run(1, 0);
+        assert_eq!(alone.brought, alone.experts);
+        for devices in [2, 3] {
+            let (got, together) = run(devices, devices - 1);
+            assert!(got == wanted && together.brought == alone.brought, "{together:?}");
+            let (got, lost) = run(devices, devices - 2);
+            assert!(got != wanted && lost.brought < alone.brought, "{lost:?}");
         }
     }
 }

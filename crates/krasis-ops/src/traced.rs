@@ -201,6 +201,9 @@ impl<D: Ops> Ops for Traced<D> {
     fn largest(&mut self, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>) {
         self.time("largest", out.rows, |d| d.largest(x, scales, out));
     }
+    fn take_rows(&mut self, from: Mat<Act>, places: Slot<u32>, out: Mat<Act>) {
+        self.time("take_rows", out.rows, |d| d.take_rows(from, places, out));
+    }
     fn place(&mut self, experts: Mat<u32>, slots: Slot<u32>, counts: Slot<u32>, out: Slot<u32>) {
         self.time("place", experts.rows, |d| d.place(experts, slots, counts, out));
     }

@@ -112,6 +112,7 @@ impl From<StartError> for Failure {
             StartError::Gpu(_) | StartError::Ranks { .. } => Failure::GPU,
             StartError::Context { .. }
             | StartError::Partition { .. }
+            | StartError::NothingToShare
             | StartError::NothingQuantised
             | StartError::NoExperts
             | StartError::UnlikeExperts

@@ -9,7 +9,7 @@ use krasis_engine::experts::of_divisor;
 use krasis_engine::plan::PAGE;
 use krasis_engine::{
     Activations, CacheUse, DecodeStrategy, DeviceKind, Direct, ExpertBits, Options, PrefixDisk,
-    PrefixOptions, Quant, Ranks, Residency, Reuse, Starts,
+    PrefixOptions, Quant, Ranks, Residency, Reuse, Shared, Starts,
 };
 use krasis_machine::Numa;
 use serde_json::Value;
@@ -32,6 +32,10 @@ pub struct ModelArguments {
     /// Which GPUs, as `krasis doctor` numbers them [default: the first]
     #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(i32).range(0..=1023))]
     selected_gpus: Vec<i32>,
+    /// GPUs share the experts that prompts have brought, over a link each, in place of layers, which are
+    /// all on the first
+    #[arg(long, conflicts_with = "pp_partition")]
+    expert_parallel: bool,
     /// Layers of each GPU [default: as many as its memory has room for]
     #[arg(long, value_name = "N,N", value_delimiter = ',')]
     pp_partition: Vec<u32>,
@@ -217,9 +221,15 @@ impl ModelArguments {
                            leave them out";
             return Err(Failure::say(Failure::CONFIG, message));
         }
-        if !on_gpu && !(self.pp_partition.is_empty() && self.selected_gpus.is_empty()) {
-            let message = "--pp-partition and --selected-gpus are for GPUs: add --device cuda, or leave \
-                           them out";
+        let named = !self.pp_partition.is_empty() || !self.selected_gpus.is_empty();
+        if !on_gpu && (named || self.expert_parallel) {
+            let message = "--pp-partition, --selected-gpus and --expert-parallel are for GPUs: add \
+                           --device cuda, or leave them out";
+            return Err(Failure::say(Failure::CONFIG, message));
+        }
+        if self.expert_parallel && self.num_gpus.unwrap_or(1) == 1 && self.selected_gpus.len() < 2 {
+            let message =
+                "--expert-parallel is for several GPUs: add --num-gpus 2, or leave it out";
             return Err(Failure::say(Failure::CONFIG, message));
         }
         let quant = |choice| match choice {
@@ -245,6 +255,7 @@ impl ModelArguments {
                 count: self.num_gpus.filter(|_| on_gpu).map(|count| count as usize),
                 gpus: self.selected_gpus.clone(),
                 partition: self.pp_partition.clone(),
+                shared: if self.expert_parallel { Shared::Experts } else { Shared::Layers },
             },
             expert_bits: match self.cpu_expert_bits {
                 BitsChoice::Four => ExpertBits::Int4,

@@ -118,9 +118,12 @@ fn lines(p: &Proposal, options: &Options, site: &Site) -> Vec<String> {
         ranks => lines.extend(ranks.iter().zip(0..).map(|(rank, number)| {
             let (taken, of) = (rank.bytes(), rank.available);
             let name = rank.card.as_deref().unwrap_or("host memory");
-            let (first, last) = (rank.layers.start, rank.layers.end - 1);
             let parts = parts(&rank.regions);
-            format!("{number}: {name}, layers {first} to {last}: {taken} of {of} ({parts})")
+            let does = match rank.layers.clone() {
+                layers if layers.is_empty() => "helps with prompts".into(),
+                layers => format!("layers {} to {}", layers.start, layers.end - 1),
+            };
+            format!("{number}: {name}, {does}: {taken} of {of} ({parts})")
         })),
     }
     if !p.host.is_empty() {

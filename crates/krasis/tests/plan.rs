@@ -181,6 +181,18 @@ fn layers_are_spread_over_gpus() {
     let uneven = ["--pp-partition", "20,28", "--expert-divisor", "-3", "--gpu-vram-mb", "9000"];
     let uneven = json("Qwen3-30B-A3B", "two-gpus", &uneven);
     assert!(uneven["strategy"].is_object() && spread(&uneven) == [20, 28], "{uneven}");
+    // With a second GPU, experts come over two links.
+    let seconds = |given: &[&str]| {
+        let fixed = ["--expert-divisor", "48", "--gpu-vram-mb", "9000"];
+        let plan = json("Qwen3-30B-A3B", "two-gpus", &[&fixed, given].concat());
+        assert_eq!(spread(&plan)[0], 48, "{plan}");
+        (
+            plan["ranks"].as_array().unwrap().len(),
+            plan["prefill"][0]["ttft"]["seconds"].as_f64().unwrap(),
+        )
+    };
+    let (one, two) = (seconds(&[]), seconds(&["--num-gpus", "2", "--expert-parallel"]));
+    assert!((one.0, two.0) == (1, 2) && two.1 < 0.7 * one.1, "{one:?}, {two:?}");
 }
 
 #[test]
@@ -207,6 +219,8 @@ fn impossible_partitions_are_refused_with_one_that_works() {
     refused(&["--selected-gpus", "0,2"], 6, "there is no GPU 2");
     refused(&["--num-gpus", "0", "--device", "cuda"], 6, "--device cpu");
     refused(&["--pp-partition", "24,24", "--device", "cpu"], 3, "--device cuda");
+    refused(&["--num-gpus", "2", "--expert-parallel"], 3, "--expert-divisor -3");
+    refused(&["--expert-parallel"], 3, "--num-gpus 2");
     let full = ["--pp-partition", "46,2", "--expert-divisor", "1", "--gpu-vram-mb", "14000"];
     refused(&full, 5, "--pp-partition");
 }

@@ -12,6 +12,7 @@ mod heat;
 mod slots;
 mod strategy;
 
+pub use away::helpers::{Chunk, Counter, HelperPlan, slots_for};
 pub use away::{Away, AwayPlan, Desk, Traffic};
 pub use strategy::{DecodeStrategy, PrefillStrategy, of_divisor};
 
@@ -102,10 +103,10 @@ impl Experts {
     }
 
     /// Layers of a group, whose experts are brought if they are to be here before anyone asks.
-    pub fn enter<D: Memory>(&mut self, d: &mut D, group: usize) -> Range<usize> {
+    pub fn enter<D: Memory>(&mut self, d: &mut D, helpers: &mut [D], group: usize) -> Range<usize> {
         match self {
             Experts::Device(banks, _) => 0..banks.len(),
-            Experts::Away(away) => away.enter(d, group),
+            Experts::Away(away) => away.enter(d, helpers, group),
         }
     }
 
@@ -117,8 +118,8 @@ impl Experts {
         }
     }
 
-    /// Runs the experts of a layer, if it has any.
-    pub fn run<D: Ops + Memory>(&mut self, d: &mut D, layer: usize, work: Work) {
+    /// Runs the experts of a layer, if it has any; `helpers` may have a part in prompts.
+    pub fn run<D: Ops + Memory>(&mut self, d: &mut D, helpers: &mut [D], layer: usize, work: Work) {
         match self {
             Experts::Device(banks, asked) => {
                 if let Some(bank) = &banks[layer] {
@@ -129,7 +130,7 @@ impl Experts {
                     d.experts(work.x, work.routes, bank, work.inner, work.out);
                 }
             }
-            Experts::Away(away) => away.run(d, layer, work),
+            Experts::Away(away) => away.run(d, helpers, layer, work),
         }
     }
 

@@ -210,7 +210,8 @@ impl<'a> Forecast<'a> {
             PrefillStrategy::HcsPrefill if away.hot == 0 => card::BUS,
             PrefillStrategy::HcsPrefill => card::BUS_SCATTERED,
         };
-        time.bus = bytes / card.bus;
+        // Each helper brings as much as the first, over a link of its own.
+        time.bus = bytes / card.bus / (1.0 + away.helpers.len() as f64);
         let copying = time.bus / share;
         time.seconds = copying + computing - card::OVERLAP * copying.min(computing);
         time

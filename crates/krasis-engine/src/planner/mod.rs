@@ -62,7 +62,12 @@ impl<S> Copy for Draft<'_, S> {}
 impl<S: Stock> Draft<'_, S> {
     /// The best plan, or why there is none and what is nearest.
     pub fn plan(&self) -> Result<Vec<Part>, StartError> {
-        self.choose().map_err(|error| self.with_the_nearest(error))
+        let parts = self.choose().map_err(|error| self.with_the_nearest(error))?;
+        match self.options.ranks.helpers() {
+            0 => Ok(parts),
+            _ if parts[0].plan.helpers.is_empty() => Err(StartError::NothingToShare),
+            _ => Ok(parts),
+        }
     }
 
     /// The best plan.

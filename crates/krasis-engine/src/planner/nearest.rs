@@ -68,7 +68,7 @@ impl<S: Stock> Draft<'_, S> {
             return None;
         }
         let count = Some(ranks.partition.len());
-        let by_memory = Ranks { count, gpus: ranks.gpus.clone(), partition: Vec::new() };
+        let by_memory = Ranks { count, partition: Vec::new(), ..ranks.clone() };
         let parts = Draft { options: &self.with(|options| options.ranks = by_memory), ..*self };
         let layers: Vec<String> =
             parts.choose().ok()?.iter().map(|part| part.layers.len().to_string()).collect();

@@ -5,7 +5,7 @@ use super::site::Site;
 use super::{CONTEXT_COMMON, Draft};
 use crate::error::StartError;
 use crate::load::{Placed, Stock};
-use crate::options::Options;
+use crate::options::{Options, Shared};
 use crate::plan::{Choice, PAGE, Plan};
 use crate::preflight;
 use krasis_core::{Bytes, KvDtype, Layout};
@@ -69,7 +69,11 @@ impl<S: Stock> Draft<'_, S> {
         options: &Options,
         choice: Choice,
     ) -> Result<Part, StartError> {
-        let (model, site) = (self.model.part(layers.clone()), self.site.of_rank(rank));
+        let model = self.model.part(layers.clone());
+        let site = match self.options.ranks.shared {
+            Shared::Layers => self.site.of_rank(rank),
+            Shared::Experts => self.site.clone(),
+        };
         let mut options = options.clone();
         if rank > 0 {
             // What is kept of prompts in host memory and on the disk is kept once for all.
@@ -90,10 +94,14 @@ impl<S: Stock> Draft<'_, S> {
         }
         let sum: u64 = ranks.partition.iter().map(|&layers| u64::from(layers)).sum();
         let odd = !ranks.partition.is_empty() && sum != layers as u64;
-        if !ranks.agree() || odd || ranks.partition.contains(&0) || wanted > layers {
+        let (dense, shares) = (ranks.partition.contains(&0), ranks.shared == Shared::Experts);
+        if !ranks.agree() || odd || dense || wanted > layers && !shares {
             let nearest = self.by_memory(wanted.min(layers))?.iter().map(Range::len).collect();
             let asked = ranks.partition.clone();
             return Err(StartError::Partition { asked, ranks: wanted, layers, nearest });
+        }
+        if ranks.shared == Shared::Experts {
+            return self.by_memory(1);
         }
         if ranks.partition.is_empty() {
             return self.by_memory(wanted);
@@ -109,7 +117,7 @@ impl<S: Stock> Draft<'_, S> {
     fn by_memory(&self, ranks: usize) -> Result<Vec<Range<usize>>, StartError> {
         let layers = self.model.layers.len();
         if ranks == 1 {
-            return Ok(vec![0..layers]);
+            return Ok(std::iter::once(0..layers).collect());
         }
         let each =
             (0..layers).map(|layer| self.layer_bytes(layer)).collect::<Result<Vec<_>, _>>()?;
@@ -148,8 +156,11 @@ fn has_experts(model: &Model<Source>) -> bool {
     model.layers.iter().any(|layer| matches!(layer.ffn, krasis_model::Ffn::Moe(_)))
 }
 
+/// How full devices are: the fullest of them, and the sum of the squares of all.
+type Fill = (f64, f64);
+
 /// Spreads layers that take `each` over devices that have `room`, at least one for each, so that the
-/// fullest is as empty as may be. Where that leaves a choice, the first have more.
+/// fullest is as empty as may be and the others are alike. Of equals, the first have more.
 fn spread(each: &[f64], room: &[f64]) -> Vec<Range<usize>> {
     let sums: Vec<f64> = std::iter::once(0.0)
         .chain(each.iter().scan(0.0, |sum, bytes| {
@@ -157,18 +168,21 @@ fn spread(each: &[f64], room: &[f64]) -> Vec<Range<usize>> {
             Some(*sum)
         }))
         .collect();
-    let filled = |rank: usize, layers: Range<usize>| {
-        (sums[layers.end] - sums[layers.start]) / room[rank].max(1.0)
+    let with = |(fullest, squares): Fill, rank: usize, layers: Range<usize>| -> Fill {
+        let fill = (sums[layers.end] - sums[layers.start]) / room[rank].max(1.0);
+        (fullest.max(fill), squares + fill * fill)
     };
     // For each number of first layers how full the first devices are with them, and where the last of
     // those begins.
-    let first = (0..=each.len()).map(|end| (if end > 0 { filled(0, 0..end) } else { f64::MAX }, 0));
-    let mut best: Vec<Vec<(f64, usize)>> = vec![first.collect()];
+    const NEVER: Fill = (f64::MAX, f64::MAX);
+    let alone = |end| if end > 0 { with((0.0, 0.0), 0, 0..end) } else { NEVER };
+    let mut best: Vec<Vec<(Fill, usize)>> =
+        vec![(0..=each.len()).map(|end| (alone(end), 0)).collect()];
     for rank in 1..room.len() {
         let before = &best[rank - 1];
         let of = |end: usize| {
-            let fullest = |start: usize| (before[start].0.max(filled(rank, start..end)), start);
-            (rank..end).map(fullest).fold((f64::MAX, 0), |a, b| if b.0 <= a.0 { b } else { a })
+            let fill = |start: usize| (with(before[start].0, rank, start..end), start);
+            (rank..end).map(fill).fold((NEVER, 0), |a, b| if b.0 <= a.0 { b } else { a })
         };
         best.push((0..=each.len()).map(of).collect());
     }

@@ -57,7 +57,7 @@ pub struct Proposal {
 pub struct OnRank {
     /// The GPU; none for parts of the host.
     pub card: Option<String>,
-    /// Its layers.
+    /// Its layers; none if it helps with prompts.
     pub layers: Range<usize>,
     /// Memory that a plan may take of it.
     pub available: Bytes,
@@ -92,7 +92,13 @@ impl Proposal {
     ) -> Result<Proposal, StartError> {
         let parts = Plan::parts(model, stock, options, options.device.act_bytes(), site)?;
         let forecasts: Vec<Forecast> = parts.iter().map(Part::forecast).collect();
-        let ranks: Vec<OnRank> = parts.iter().map(|part| OnRank::of(part, options)).collect();
+        let mut ranks: Vec<OnRank> = parts.iter().map(|part| OnRank::of(part, options)).collect();
+        let all = model.layers.len();
+        let helpers = (1..).zip(&parts[0].plan.helpers);
+        ranks.extend(helpers.map(|(rank, arena)| {
+            let regions = vec![("a helper's experts and rows", arena.bytes())];
+            OnRank::with(&parts[0].site.of_rank(rank), all..all, regions, options)
+        }));
         let mut device: Vec<(&'static str, Bytes)> = Vec::new();
         let mut host = Vec::new();
         for Part { plan, .. } in &parts {
@@ -147,13 +153,23 @@ impl OnRank {
 
     fn of(part: &Part, options: &Options) -> OnRank {
         let Part { layers, site, plan, .. } = part;
+        OnRank::with(site, layers.clone(), plan.regions.clone(), options)
+    }
+
+    fn with(
+        site: &Site,
+        layers: Range<usize>,
+        mut regions: Vec<(&'static str, Bytes)>,
+        options: &Options,
+    ) -> OnRank {
         let workspace = site.card.as_ref().map(|_| ("workspace", WORKSPACE_BYTES));
         let room = workspace.map_or(0, |(_, bytes)| bytes.0);
+        regions.extend(workspace);
         OnRank {
             card: site.card.as_ref().map(|card| card.name.clone()),
-            layers: layers.clone(),
+            layers,
             available: Bytes(site.available(options).0.saturating_add(room)),
-            regions: plan.regions.iter().copied().chain(workspace).collect(),
+            regions,
         }
     }
 }
