@@ -4,8 +4,8 @@
 mod common;
 
 use common::{
-    DECODE, FIXTURES, Golden, PREFILL, answer, away, defaults, dir, engine, greedy, logprobs,
-    submit, tight,
+    DECODE, FIXTURES, Golden, PREFILL, answer, away, company, defaults, dir, engine, greedy,
+    logprobs, submit, tight,
 };
 use krasis_core::{Act, Bytes, Mat};
 use krasis_engine::device::cpu;
@@ -69,13 +69,7 @@ fn no_partition_changes_a_bit() {
 #[test]
 fn company_and_want_of_memory_do_not_matter_either() {
     for fixture in ["qwen3_moe", "deepseek_v3", "qwen3_next"] {
-        let golden = Golden::of(fixture);
-        let request = |i: usize| greedy(&golden.tokens[i * 9..][..20 + 30 * (i % 3)], 40);
-        let with = |options: &Options| -> Vec<Vec<u32>> {
-            let handle = engine(fixture, options);
-            let pending: Vec<_> = (0..6).map(|i| submit(&handle, request(i))).collect();
-            pending.into_iter().map(|pending| pending.wait().tokens).collect()
-        };
+        let with = |options: &Options| company(fixture, options);
         let few = |options| Options {
             expert_bits: ExpertBits::Int4,
             group: 32,
@@ -244,8 +238,10 @@ fn helpers_do_their_part() {
 
 type Handed = [(Mat<Act>, Mat<Act>); 2];
 
+type Mistake = (&'static str, fn(&mut Handed));
+
 /// What a wrong hand-over could be: of the residual stream or of its norm, something else or nothing.
-const MISTAKES: [(&str, fn(&mut Handed)); 5] = [
+const MISTAKES: [Mistake; 5] = [
     ("the residual stream twice", |takes| takes[1].0 = takes[0].0),
     ("the norm twice", |takes| takes[0].0 = takes[1].0),
     ("no residual stream", |takes| takes[0] = takes[1]),

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{
-    Answer, DECODE, FIXTURES, Golden, PREFILL, answer, away, engine, greedy, logprobs, submit,
+    Answer, DECODE, FIXTURES, Golden, PREFILL, answer, away, company, engine, greedy, logprobs,
     tight,
 };
 use krasis_engine::{DecodeStrategy, Engine, ExpertBits, Loaded, Options, PrefillStrategy, device};
@@ -37,13 +37,7 @@ fn every_strategy_gives_the_same_tokens() {
 #[test]
 fn company_does_not_matter_either() {
     for fixture in ["qwen3_moe", "deepseek_v3", "qwen3_next"] {
-        let golden = Golden::of(fixture);
-        let request = |i: usize| greedy(&golden.tokens[i * 9..][..20 + 30 * (i % 3)], 40);
-        let with = |options: &Options| -> Vec<Vec<u32>> {
-            let handle = engine(fixture, options);
-            let pending: Vec<_> = (0..6).map(|i| submit(&handle, request(i))).collect();
-            pending.into_iter().map(|pending| pending.wait().tokens).collect()
-        };
+        let with = |options: &Options| company(fixture, options);
         let four = |options| Options {
             expert_bits: ExpertBits::Int4,
             group: 32,

@@ -1,5 +1,5 @@
 //! Which plan is best: where routed experts lie, who computes them, and how fast that will be. A pure
-//! function of model, wishes and machine; sizes are those of [`Plan`], which is what gets allocated.
+//! function of model, wishes and machine; sizes are those of [`crate::plan::Plan`], which is what gets allocated.
 //!
 //! Without wishes everything lies on the GPU, if that leaves room for [`CONTEXT_COMMON`] tokens. Else the
 //! experts lie in host memory: prompts bring what is not hot, layer by layer, if a layer's experts fit,

@@ -199,6 +199,15 @@ pub fn answer(handle: &Handle, request: Request) -> Answer {
     submit(handle, request).wait()
 }
 
+/// Six answers at once, to prompts of several lengths.
+pub fn company(fixture: &str, options: &Options) -> Vec<Vec<u32>> {
+    let tokens = Golden::of(fixture).tokens;
+    let handle = engine(fixture, options);
+    let request = |i: usize| greedy(&tokens[i * 9..][..20 + 30 * (i % 3)], 40);
+    let pending: Vec<_> = (0..6).map(|i| submit(&handle, request(i))).collect();
+    pending.into_iter().map(|pending| pending.wait().tokens).collect()
+}
+
 /// Log-probabilities of `tokens[1..]`.
 pub fn logprobs(handle: &Handle, tokens: &[u32]) -> Vec<f32> {
     let request = Request { prompt_logprobs: Some(0), ..greedy(tokens, 0) };

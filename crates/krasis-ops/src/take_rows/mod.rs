@@ -1,5 +1,5 @@
 //! `out[i] = from[i]` where `places[i]` is somewhere, and what it was where that is
-//! [`ABSENT`](crate::ABSENT): rows that another device has computed, among one's own.
+//! [`ABSENT`]: rows that another device has computed, among one's own.
 
 use crate::ABSENT;
 use crate::cpu::Cpu;
