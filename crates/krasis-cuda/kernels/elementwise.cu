@@ -1,4 +1,5 @@
 // Operations that treat each number, or each row, alone. One block row of threads per token.
+#include <absent.cuh>
 #include <types.cuh>
 
 // x = x · sigmoid(gate)
@@ -32,6 +33,16 @@ extern "C" __global__ void gather(const act *x, u32 stride, const u32 *rows, act
     u32 col = blockIdx.y * blockDim.x + threadIdx.x;
     if (col >= cols) return;
     out[(u64)blockIdx.x * out_stride + col] = x[(u64)rows[blockIdx.x] * stride + col];
+}
+
+// out[i] = from[i] where places[i] is not absent
+extern "C" __global__ void take_rows(act *out, u32 stride, const act *from, u32 from_stride,
+                                     const u32 *places, u32 cols) {
+    let_later_start();
+    wait_for_earlier();
+    u32 col = blockIdx.y * blockDim.x + threadIdx.x;
+    if (col >= cols || places[blockIdx.x] == ABSENT) return;
+    out[(u64)blockIdx.x * stride + col] = from[(u64)blockIdx.x * from_stride + col];
 }
 
 // Rotates the pairs (i, i + half) of each head of `dim` columns by position · freqs[i].

@@ -28,6 +28,8 @@ struct Pinned {
     keep: Keep,
     /// Pieces that the GPU reads by itself: all of it, or none.
     pieces: usize,
+    /// Pinned by another GPU of this process, which then is gone later.
+    by_another: bool,
 }
 
 impl Beside {
@@ -124,13 +126,18 @@ impl Beside {
         if let Some(known) = self.memory.iter().find(|known| known.keep.addresses() == all) {
             return Ok(known.pieces > 0);
         }
-        let mut pinned = Pinned { keep: keep.clone(), pieces: 0 };
+        let mut pinned = Pinned { keep: keep.clone(), pieces: 0, by_another: false };
         for at in all.clone().step_by(PIECE) {
             let bytes = PIECE.min(all.end - at);
+            let flags = sys::CU_MEMHOSTREGISTER_PORTABLE;
             // SAFETY: memory of the arena, which `keep` keeps until it is released in `free`.
-            let answer = unsafe { sys::cuMemHostRegister_v2(at as *mut _, bytes, 0).result() };
+            let answer = unsafe { sys::cuMemHostRegister_v2(at as *mut _, bytes, flags).result() };
             match answer {
                 Ok(()) => pinned.pieces += 1,
+                // For all GPUs of the process.
+                Err(DriverError(sys::CUresult::CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED)) => {
+                    (pinned.pieces, pinned.by_another) = (pinned.pieces + 1, true);
+                }
                 Err(DriverError(
                     sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY
                     | sys::CUresult::CUDA_ERROR_INVALID_VALUE
@@ -176,6 +183,9 @@ impl Beside {
 impl Pinned {
     /// Nothing is pinned any more.
     fn release(&mut self) {
+        if std::mem::take(&mut self.by_another) {
+            self.pieces = 0;
+        }
         for at in self.keep.addresses().step_by(PIECE).take(self.pieces) {
             // SAFETY: pinned by `is_pinned`, and no copy out of it is pending.
             let _ = unsafe { sys::cuMemHostUnregister(at as *mut _) };

@@ -199,6 +199,13 @@ impl<A: Activation, M: Machine> Memory for Cuda<A, M> {
         self.machine.copy(from.start, to.start, from.len);
     }
 
+    fn hand_over(&mut self, to: &mut Cuda<A, M>, pieces: &[(Slot<u8>, Slot<u8>)]) {
+        for &(here, there) in pieces {
+            assert_eq!(here.len, there.len, "{here:?} is handed over to {there:?}");
+            self.machine.hand_over(&mut to.machine, here.start, there.start, here.len);
+        }
+    }
+
     fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
         assert!(values.len() as u64 <= to.whole().len, "{} values for {to:?}", values.len());
         self.bytes.resize(values.len() * A::BYTES as usize, 0);

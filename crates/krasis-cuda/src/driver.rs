@@ -92,20 +92,38 @@ pub fn gpus() -> Result<Vec<Found>, CudaError> {
 
 /// The first GPU that is new enough.
 pub fn first() -> Result<Found, CudaError> {
-    let mut all = gpus()?;
-    let usable = all.iter().position(|gpu| gpu.major >= CAPABILITY_MIN);
-    let gpu = all.swap_remove(usable.unwrap_or(0));
-    match refusal(&gpu.name, (gpu.major, gpu.minor), DRIVER_MIN) {
-        None => Ok(gpu),
-        Some(error) => Err(error),
-    }
+    Ok(choose(&[], 1)?.swap_remove(0))
 }
 
-/// The first GPU that models can run on, and what other processes leave of its memory. No kernel is
-/// compiled or loaded for that.
-pub fn usable() -> Result<(Found, Bytes), CudaError> {
-    let gpu = first()?;
+/// GPUs to use: those of the given numbers, or the first that are new enough, `count` or as many as there
+/// are. At least one.
+pub fn choose(numbers: &[i32], count: usize) -> Result<Vec<Found>, CudaError> {
+    let all = gpus()?;
+    let refusal = |gpu: &Found| refusal(&gpu.name, (gpu.major, gpu.minor), DRIVER_MIN);
+    let usable = |gpu: &Found| match refusal(gpu) {
+        None => Ok(gpu.clone()),
+        Some(error) => Err(error),
+    };
+    if numbers.is_empty() {
+        let chosen: Vec<Found> = all.iter().flat_map(usable).take(count.max(1)).collect();
+        return if chosen.is_empty() { Ok(vec![usable(&all[0])?]) } else { Ok(chosen) };
+    }
+    let named = |&number: &i32| match all.iter().find(|gpu| gpu.ordinal == number) {
+        None => Err(CudaError::NoSuchGpu { number, found: all.len() }),
+        Some(gpu) => usable(gpu),
+    };
+    numbers.iter().map(named).collect()
+}
+
+/// The same GPUs if models can run on them, each with what other processes leave of its memory. No kernel
+/// is compiled or loaded for that.
+pub fn usable(numbers: &[i32], count: usize) -> Result<Vec<(Found, Bytes)>, CudaError> {
+    let chosen = choose(numbers, count)?;
     compile::suits(open()?)?;
+    chosen.into_iter().map(|gpu| free_of(&gpu).map(|free| (gpu, free))).collect()
+}
+
+fn free_of(gpu: &Found) -> Result<Bytes, CudaError> {
     let what = failed("tell its free memory");
     let device = result::device::get(gpu.ordinal).map_err(&what)?;
     // SAFETY: the device was handed out by the driver; released below.
@@ -115,7 +133,7 @@ pub fn usable() -> Result<(Found, Bytes), CudaError> {
     // SAFETY: retained above, and nothing was made in it.
     unsafe { result::primary_ctx::release(device) }.map_err(&what)?;
     let (free, _) = free.map_err(&what)?;
-    Ok((gpu, Bytes(free as u64)))
+    Ok(Bytes(free as u64))
 }
 
 fn describe(ordinal: i32) -> Result<Found, CudaError> {

@@ -16,6 +16,17 @@ pub enum CudaError {
         "the NVIDIA driver shows no GPU: see `nvidia-smi`, and CUDA_VISIBLE_DEVICES if it is set"
     )]
     NoGpu,
+    /// A number that no GPU has.
+    #[error(
+        "there is no GPU {number}: the NVIDIA driver shows {found}, which are numbered from 0 (`krasis doctor` \
+         lists them)"
+    )]
+    NoSuchGpu {
+        /// Asked for.
+        number: i32,
+        /// How many there are.
+        found: usize,
+    },
     /// A driver of an older generation.
     #[error(
         "the NVIDIA driver supports CUDA {}.{} only, and Krasis needs {}.{}: update the driver",
@@ -95,4 +106,16 @@ pub enum CudaError {
         /// Why.
         error: std::io::Error,
     },
+}
+
+impl CudaError {
+    /// The same, naming the GPU where nothing else does.
+    pub fn of_gpu(self, number: i32) -> CudaError {
+        match self {
+            CudaError::Driver { what, answer } => {
+                CudaError::Driver { what, answer: format!("{answer} (GPU {number})") }
+            }
+            other => other,
+        }
+    }
 }

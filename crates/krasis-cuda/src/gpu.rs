@@ -8,6 +8,7 @@ use crate::driver::{self, Found, answer, failed};
 use crate::error::CudaError;
 use crate::machine::{Answering, Arg, Kernel, Limits, Machine, Shape, Taken};
 use crate::mail::{self, Mail, Part};
+use crate::peer::{Direct, End, Link, Verdict};
 use crate::programs::{Build, Signatures};
 use crate::recording::{Answers, Recorded, Recording, desk_of, locked};
 use crate::staging::Staging;
@@ -79,6 +80,9 @@ pub struct Gpu {
     desk: Option<Arc<Mutex<Desk>>>,
     /// The activations that kernels are compiled for, and where they are kept.
     compiler: Option<(&'static str, Option<PathBuf>)>,
+    /// The ways to other GPUs, by where their arenas lie.
+    links: HashMap<u64, Link>,
+    direct: Direct,
 }
 
 // SAFETY: the driver's handles may be used from any thread; every method makes the context current
@@ -136,6 +140,8 @@ impl Gpu {
             recording: None,
             desk: None,
             compiler: None,
+            links: HashMap::new(),
+            direct: Direct::IfRight,
             found,
         })
     }
@@ -243,6 +249,42 @@ impl Gpu {
         self.found.limits
     }
 
+    /// From now on nothing goes from this GPU to another one but through host memory.
+    pub fn limit_links(&mut self, direct: Direct) {
+        self.direct = direct;
+    }
+
+    /// Finds the way to another GPU that has its arena, and says which it is.
+    pub fn meet(&mut self, to: &Gpu) -> Result<(), CudaError> {
+        let (here, there) = (self.found.ordinal, to.found.ordinal);
+        let found = Link::new(self.place(), to.place(), self.direct);
+        let (link, verdict) = found.map_err(failed("find a way from one GPU to another"))?;
+        match verdict {
+            Some(Verdict::Right) => tracing::info!("GPU {here} copies to GPU {there} by itself"),
+            None => tracing::info!(
+                "GPU {here} reaches GPU {there} through host memory, as was asked for"
+            ),
+            Some(Verdict::Wrong) => tracing::warn!(
+                "copies from GPU {here} to GPU {there} or back bring something else than was sent, so they \
+                 go through host memory: an IOMMU, or ACS of a PCI switch, may be in the way"
+            ),
+            Some(Verdict::Refused(why)) => tracing::info!(
+                "GPU {here} reaches GPU {there} through host memory, because it cannot by itself: {why}"
+            ),
+        }
+        self.links.insert(to.arena, link);
+        Ok(())
+    }
+
+    fn place(&self) -> End {
+        End { device: self.device, context: self.context, stream: self.stream }
+    }
+
+    /// As people tell it from others.
+    fn name(&self) -> String {
+        format!("GPU {} ({})", self.found.ordinal, self.found.name)
+    }
+
     /// What is free for an arena.
     pub fn free(&self) -> Result<Bytes, CudaError> {
         self.enter();
@@ -254,7 +296,7 @@ impl Gpu {
     pub fn allocate(&mut self, wanted: Bytes) -> Result<(), CudaError> {
         assert_eq!(self.arena, 0, "a GPU has one arena");
         let free = self.free()?;
-        let short = || CudaError::OutOfMemory { gpu: self.found.name.clone(), wanted, free };
+        let short = || CudaError::OutOfMemory { gpu: self.name(), wanted, free };
         if wanted > free {
             return Err(short());
         }
@@ -305,7 +347,8 @@ impl Gpu {
             };
             let recent: Vec<String> = self.recent.iter().map(name).collect();
             panic!(
-                "the GPU failed in {what}: {}; last launches, newest last: {}",
+                "{} failed in {what}: {}; last launches, newest last: {}",
+                self.name(),
                 answer(error),
                 recent.join(", ")
             );
@@ -553,6 +596,23 @@ impl Machine for Gpu {
         self.beside.queued();
     }
 
+    fn hand_over(&mut self, to: &mut Gpu, from: u64, at: u64, bytes: u64) {
+        assert!(from + bytes <= self.bytes, "what is handed over ends behind the arena");
+        assert!(at + bytes <= to.bytes, "what is handed over ends behind the other arena");
+        let recording = self.recording.is_some() || to.recording.is_some();
+        assert!(!recording, "a hand-over in the middle of a recording");
+        let (from, at, key) = (self.arena + from, to.arena + at, to.arena);
+        let link = self.links.get_mut(&key).expect("GPUs meet before they hand over");
+        // SAFETY: inside both arenas by the assertions; `to` is alive, as it was when they met: its arena
+        // lies where it was.
+        let copied = unsafe { link.copy(from, at, bytes as usize) };
+        self.check("a hand-over", copied);
+        // Copies beside kernels wait for this too, and so does the next kernel, whatever it says.
+        self.beside.queued();
+        to.beside.queued();
+        to.in_turn = true;
+    }
+
     fn read_both(&mut self, first: Part, second: Part) {
         self.enter();
         let inside = |(at, bytes): &Part| at + bytes.len() as u64 <= self.bytes;
@@ -586,6 +646,8 @@ impl Drop for Gpu {
         unsafe {
             let _ = result::ctx::set_current(self.context);
             let _ = result::stream::synchronize(self.stream);
+            self.links.values_mut().for_each(|link| link.free());
+            let _ = result::ctx::set_current(self.context);
             self.beside.free();
             if let Some(timeline) = &mut self.timeline {
                 timeline.free();

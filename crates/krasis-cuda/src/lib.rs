@@ -20,6 +20,7 @@ pub mod machine;
 mod mail;
 mod noting;
 mod ops;
+pub mod peer;
 pub mod programs;
 mod recording;
 mod route;

@@ -136,6 +136,8 @@ pub trait Machine {
     fn brought(&mut self);
     /// Queues a copy of so many bytes from one place of the arena to another, which do not overlap.
     fn copy(&mut self, from: u64, to: u64, bytes: u64);
+    /// Queues a copy of so many bytes to a place of another machine's arena, behind what is queued on both.
+    fn hand_over(&mut self, to: &mut Self, from: u64, at: u64, bytes: u64);
     /// Waits for everything queued, then copies from `at` of the arena.
     fn read(&mut self, at: u64, bytes: &mut [u8]) {
         self.read_both((at, bytes), (0, &mut []));

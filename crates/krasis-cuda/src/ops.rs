@@ -592,6 +592,19 @@ impl<A: Activation, M: Machine> Ops for Cuda<A, M> {
         self.launch(one("gather"), per_column(out.rows, out.cols), &args);
     }
 
+    fn take_rows(&mut self, from: Mat<Act>, places: Slot<u32>, out: Mat<Act>) {
+        assert_eq!((from.rows, from.cols), (out.rows, out.cols), "shapes alike");
+        let args = [
+            self.mat(out),
+            out.stride.into(),
+            self.mat(from),
+            from.stride.into(),
+            self.slot(places),
+            out.cols.into(),
+        ];
+        self.launch(one("take_rows"), per_column(out.rows, out.cols), &args);
+    }
+
     fn largest(&mut self, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>) {
         let k = largest::found(x.cols, out);
         let pieces = x.cols.div_ceil(LOGIT_PIECE);

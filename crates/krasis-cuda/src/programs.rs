@@ -157,7 +157,7 @@ pub const PROGRAMS: [Program; 26] = [
     program!("delta_chunks", Chunks, ["delta_chunks", "delta_states"]),
     program!("delta_rule", One, ["delta_rule"]),
     program!("causal_conv", Formats, ["causal_conv"]),
-    program!("elementwise", One, ["sigmoid_gate", "silu_mul", "gather", "rope"]),
+    program!("elementwise", One, ["sigmoid_gate", "silu_mul", "gather", "take_rows", "rope"]),
     program!("norm", One, ["head_norm", "gated_norm"]),
     program!(
         "residual",

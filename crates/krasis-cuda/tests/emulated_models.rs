@@ -9,14 +9,16 @@ mod home;
 
 use emulated::{Kernels, LARGE, possible};
 use fixtures::{
-    Compared, FIXTURES, Golden, answer, compare, defaults, differences, dir, greedy, submit,
+    Compared, FIXTURES, Golden, answer, compare, defaults, differences, dir, greedy, logprobs,
+    submit,
 };
 use half::bf16;
 use home::Here;
 use krasis_core::Bytes;
 use krasis_cuda::Activation;
 use krasis_engine::{
-    Census, DecodeStrategy, Engine, Loaded, Options, PrefillStrategy, Request, Residency,
+    Census, DecodeStrategy, Engine, Loaded, Options, PrefillStrategy, Ranks, Request, Residency,
+    Shared,
 };
 
 fn each<A: Activation>(fixtures: &[&str], good: impl Fn(&Compared) -> bool) {
@@ -165,4 +167,48 @@ fn strategies_change_under_recordings() {
     }
     drop(handle);
     serving.join().unwrap();
+}
+
+/// Layers on two or three GPUs, or a part of the experts: the bits of one, in steps that are recorded too.
+#[test]
+fn several_gpus_give_the_bits_of_one() {
+    if !possible() {
+        return;
+    }
+    let kernels = Kernels::new::<bf16>(LARGE);
+    use {DecodeStrategy as D, PrefillStrategy as P};
+    let hybrid = Residency::Host { prefill: P::HcsPrefill, decode: D::HcsHybrid };
+    let grouped = Residency::Host { prefill: P::LayerGrouped(2), decode: D::PureCpu };
+    use Shared::{Experts, Layers};
+    for (fixture, residency, shared) in [
+        ("qwen3_next", Residency::Device, Layers),
+        ("qwen3_moe", hybrid, Layers),
+        ("deepseek_v3", grouped, Experts),
+    ] {
+        let golden = Golden::of(fixture);
+        let run = |ranks| {
+            let options = Options {
+                ranks: Ranks { count: Some(ranks), shared, ..Ranks::default() },
+                context_max: Some(320),
+                residency,
+                prompt_rows: Some(12),
+                prefill_chunk: 48,
+                pass_tokens: 120,
+                ..defaults()
+            };
+            let home = Here::<bf16>::new(kernels.clone());
+            let Loaded { mut engine, handle, submissions, .. } =
+                Engine::load(&dir(fixture), &options, home).unwrap();
+            let devices = engine.runner.ranks.iter().map(|rank| 1 + rank.helpers.len());
+            assert_eq!(devices.sum::<usize>(), ranks);
+            let serving = std::thread::spawn(move || engine.serve(&submissions));
+            let prompt = logprobs(&handle, &golden.tokens[..100]);
+            let tokens = answer(&handle, greedy(&golden.greedy_prompt, 12)).tokens;
+            drop(handle);
+            serving.join().unwrap();
+            (prompt, tokens)
+        };
+        let wanted = run(1);
+        assert!(run(2) == wanted && run(3) == wanted, "{fixture}, {residency:?}");
+    }
 }

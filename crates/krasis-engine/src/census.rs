@@ -90,6 +90,27 @@ pub struct ExpertCensus {
     asked: Vec<Vec<AtomicU64>>,
 }
 
+/// What a device with some of the layers notes; it counts its own from 0.
+#[derive(Clone, Debug)]
+pub struct LayersCensus {
+    /// Of all layers.
+    pub all: Arc<ExpertCensus>,
+    /// Layers before its own.
+    pub first: usize,
+}
+
+impl LayersCensus {
+    /// Notes who was asked for in a layer.
+    pub(crate) fn note(&self, layer: usize, chosen: &[u32]) {
+        self.all.note(self.first + layer, chosen);
+    }
+
+    /// Notes how often each expert of a layer was asked for.
+    pub(crate) fn note_counts(&self, layer: usize, counts: &[u32]) {
+        self.all.note_counts(self.first + layer, counts);
+    }
+}
+
 impl Census {
     /// Whether the thread has something to do.
     pub fn is_busy(&self) -> bool {

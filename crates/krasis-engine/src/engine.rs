@@ -2,29 +2,33 @@
 //! `thread.rs`.
 
 use crate::batch::Batch;
-use crate::census::{Census, ExpertCensus};
+use crate::census::{Census, ExpertCensus, LayersCensus};
 use crate::device::{self, Home, Watched, allocate};
 use crate::dummy::{self, Dummy};
 use crate::error::StartError;
 use crate::experts::{Asked, Away, AwayPlan, Experts, Overflow};
 use crate::handle::{Facts, Handle, Submission};
-use crate::kv::{Disk, Kind, Listed, OnDevice, Prefixes, Shape, Signature};
-use crate::load::{Built, Peak, PeakMeter, Phase, Placed, Shelf, Stock, Unwatched, Watch};
+use crate::kv::{self, Disk, Kind, Listed, Prefixes, Shape, Signature};
+use crate::load::{
+    Built, Peak, PeakMeter, Phase, Placed, Progress, Shelf, Stock, Unwatched, Watch,
+};
 use crate::network::Network;
 use crate::options::{Activations, CacheUse, DeviceKind, Fault, Options};
 use crate::outlook::{Lookout, Outlook};
 use crate::plan::Plan;
-use crate::planner::{self, Candidate, Draft, Forecast, Host, Proposal, Site};
+use crate::planner::{self, Candidate, Draft, Forecast, Host, Part, Proposal, Site, need_of};
 use crate::preflight::Preflight;
 use crate::rehearsal::Rehearsal;
-use crate::runner::{HostMemory, Runner};
+use crate::runner::{HostMemory, Rank, Runner};
 use crate::scheduler::{Limits, Scheduler};
 use half::bf16;
 use krasis_checkpoint::{Checkpoint, compressed_tensors};
-use krasis_core::{Bytes, Layout};
+use krasis_core::{Bytes, Layout, Weight};
 use krasis_cpu::{Arena, Team};
-use krasis_model::{Config, Ffn, Model, Source, describe};
+use krasis_model::{Buffers, Config, Ffn, Model, Source, describe};
 use krasis_ops::{Cpu, Memory, Ops};
+use std::borrow::Cow;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,7 +47,7 @@ pub struct Running {
     /// The door.
     pub handle: Handle,
     /// What was allocated, for people.
-    pub regions: Vec<(&'static str, Bytes)>,
+    pub regions: Vec<(Cow<'static, str>, Bytes)>,
     /// Bytes of weights that a decoded token reads.
     pub decode_bytes: Bytes,
     /// What loading took.
@@ -130,10 +134,10 @@ fn start_described(
         }
         // These send spans of their own.
         DeviceKind::Cuda(Activations::Bf16) => {
-            start_at(stock, source, options, device::gpu::<bf16>(options)?, watch)
+            start_at(stock, source, options, device::gpus::<bf16>(options)?, watch)
         }
         DeviceKind::Cuda(Activations::F32) => {
-            start_at(stock, source, options, device::gpu::<f32>(options)?, watch)
+            start_at(stock, source, options, device::gpus::<f32>(options)?, watch)
         }
     }
 }
@@ -210,7 +214,7 @@ fn draft<'a, S: Stock>(
     options: &'a Options,
     site: &'a Site,
 ) -> Draft<'a, S> {
-    Draft { model, stock, options, act_bytes: options.device.act_bytes(), site }
+    Draft { model, before: 0, stock, options, act_bytes: options.device.act_bytes(), site }
 }
 
 fn launch<D: Ops + Memory + Send + 'static>(loaded: Loaded<D>) -> Result<Running, StartError> {
@@ -230,7 +234,7 @@ pub struct Loaded<D> {
     /// What the door leads to, for [`Engine::serve`].
     pub submissions: Receiver<Submission>,
     /// What was allocated, for people.
-    pub regions: Vec<(&'static str, Bytes)>,
+    pub regions: Vec<(Cow<'static, str>, Bytes)>,
     /// Bytes of weights that a decoded token reads.
     pub decode_bytes: Bytes,
     /// What loading took.
@@ -287,19 +291,24 @@ impl<D: Ops + Memory> Engine<D> {
         watch: &dyn Watch,
     ) -> Result<Loaded<D>, StartError> {
         let site = home.site();
-        let plan = Plan::new(source, stock, options, D::ACT_BYTES, &site)?;
+        let parts = Plan::parts(source, stock, options, D::ACT_BYTES, &site)?;
+        // The cache is of the whole model, however it is spread.
+        let mut nowhere = Layout::new(D::ACT_BYTES);
+        let whole = Placed::plan(source, stock, options, &mut nowhere, None)?;
+        let overflows = parts[0].plan.placed.banks_stay;
+        let whole = if overflows { whole.leave_banks() } else { whole };
         let shelf = match options.cache {
             CacheUse::Off => None,
-            _ => stock.shelf(&plan.placed, options)?,
+            _ => stock.shelf(&whole, options)?,
         };
-        let overflows = plan.overflow.is_some();
-        let lookout = lookout(source, &plan, options, &site);
-        match Engine::fill(stock, source, plan, shelf.as_ref(), options, home, watch) {
+        let lookout = lookout(&parts, options);
+        match Engine::fill(stock, source, parts, (&whole, shelf.as_ref()), options, home, watch) {
             Err(StartError::NoCache { wanted, why_not }) if overflows => {
                 // What would do without the disk.
                 let options = &Options { cache: CacheUse::Off, ..options.clone() };
                 let act_bytes = D::ACT_BYTES;
-                let draft = Draft { model: source, stock, options, act_bytes, site: &site };
+                let draft =
+                    Draft { model: source, before: 0, stock, options, act_bytes, site: &site };
                 let else_ = draft.plan().err().map(|error| format!("; without one, {error}"));
                 let why_not = why_not + &else_.unwrap_or_default();
                 Err(StartError::NoCache { wanted, why_not })
@@ -315,68 +324,63 @@ impl<D: Ops + Memory> Engine<D> {
     fn fill(
         stock: &impl Stock,
         source: &Model<Source>,
-        plan: Plan,
-        shelf: Option<&Shelf>,
+        parts: Vec<Part>,
+        (whole, shelf): (&Placed, Option<&Shelf>),
         options: &Options,
         mut home: impl Home<Device = D>,
         watch: &dyn Watch,
     ) -> Result<Loaded<D>, StartError> {
-        for (region, bytes) in &plan.regions {
-            tracing::info!(%region, %bytes, "planned");
-        }
-        for (region, bytes) in &plan.host_regions {
-            tracing::info!(%region, %bytes, "planned in host memory");
-        }
-        if let Some(away) = &plan.away {
-            let AwayPlan { prefill, decode, threshold, hot, .. } = away;
-            tracing::info!(?prefill, ?decode, threshold, hot, "experts lie in host memory");
-        }
-        let (placed, team) = (&plan.placed, Team::new(options.threads));
+        parts.iter().for_each(|part| log(part, parts.len()));
+        let team = Team::new(options.threads);
         let find = |cache| match shelf {
-            Some(shelf) if placed.banks_stay => {
-                shelf.demand(cache, placed, stock, &team, watch).map(Some)
+            Some(shelf) if whole.banks_stay => {
+                shelf.demand(cache, whole, stock, &team, watch).map(Some)
             }
-            Some(shelf) => shelf.find(cache, placed, stock, &team, watch),
+            Some(shelf) => shelf.find(cache, whole, stock, &team, watch),
             None => Ok(None),
         };
         let mut cache = find(options.cache)?;
         let mut site = home.site();
-        site.host.disk = cache.as_ref().filter(|_| placed.banks_stay).and_then(|c| c.file.rate());
-        if let Some(overflow) = planner::Overflow::of(source, &plan, &site) {
+        site.host.disk = cache.as_ref().filter(|_| whole.banks_stay).and_then(|c| c.file.rate());
+        if let Some(overflow) = planner::Overflow::of(source, &parts[0].plan, &site) {
             tracing::warn!("{overflow}");
         }
-        // Looking at routes costs nothing where they lie in host memory, or have to come there.
-        let looks = site.card.is_none() || plan.away.is_some();
         let preflight = Preflight::new(site.host.machine, options);
-        let held = preflight.look(&plan.need);
-        home.prepare(&Rehearsal::new(&plan, options.sequences_max))?;
-        let mut device = home.build(&plan.layout)?;
-        let mut host = match &plan.away {
-            Some(_) => {
-                let arena = allocate(&plan.host, &options.machine_root)?;
-                Some(preflight.place(arena))
-            }
-            None => None,
+        let need = need_of(&parts);
+        let held = preflight.look(&need);
+        // Helpers come behind those that they help, of which there is one then.
+        let layouts = parts.iter().map(|part| &part.plan.layout);
+        let helpers = parts.iter().flat_map(|part| &part.plan.helpers);
+        let layouts: Vec<&Layout> = layouts.chain(helpers).collect();
+        let rehearsal = |part| Rehearsal::new(part, options.sequences_max);
+        let rehearsals: Vec<Rehearsal> = parts.iter().map(|part| rehearsal(&part.plan)).collect();
+        home.prepare(&rehearsals)?;
+        let mut devices = home.build(&layouts)?;
+        let mut helpers = devices.split_off(parts.len());
+        let host = |part: &Part| -> Result<Option<Arena>, StartError> {
+            let Some(_) = part.plan.away else { return Ok(None) };
+            Ok(Some(preflight.place(allocate(&part.plan.host, &options.machine_root)?)))
         };
-        let away = plan.away.as_ref();
-        let counted =
-            placed.banks.iter().filter(|_| looks).map(|bank| bank.map_or(0, |bank| bank.experts));
-        let counts = Arc::new(ExpertCensus::new(
-            away.map(|away| (away.prefill, away.decode, away.threshold)),
-            away.map_or(0, |away| away.pool.experts),
-            counted,
-        ));
+        let mut hosts = parts.iter().map(host).collect::<Result<Vec<_>, _>>()?;
+        let counts = counts(&parts);
+        let bytes = parts.iter().map(|part| part.plan.placed.bytes()).sum();
         let mut fill = |cache: Option<&Built>| {
-            let file = cache.map(|cache| &cache.file);
-            let (device, file) = (&mut device, file.map(|file| &**file));
-            let model = placed.fill(device, host.as_mut(), stock, file, &team, watch)?;
+            let file = cache.map(|cache| &*cache.file);
+            let progress = Progress::begin(watch, bytes);
+            let places = parts.iter().zip(&mut devices).zip(&mut hosts);
+            let models = places.map(|((part, device), host)| {
+                part.plan.placed.fill(device, host.as_mut(), stock, file, &team, &progress)
+            });
+            let models = models.collect::<Result<Vec<_>, StartError>>()?;
+            progress.end();
+            let Part { plan, .. } = &parts[0];
             let overflow = match (&plan.overflow, cache) {
-                (Some(plan), Some(cache)) => {
-                    let (banks, counts) = (placed.banks.clone(), counts.clone());
-                    let volume = placed.volume(&cache.file)?;
-                    let mut overflow = Overflow::new(plan.clone(), banks, volume, counts)?;
-                    let (of, done) = (plan.held(), AtomicU64::new(0));
-                    overflow.warm_up(device, |bytes| {
+                (Some(slots), Some(cache)) => {
+                    let banks = plan.placed.banks.clone();
+                    let volume = plan.placed.volume(&cache.file)?;
+                    let mut overflow = Overflow::new(slots.clone(), banks, volume, counts.clone())?;
+                    let (of, done) = (slots.held(), AtomicU64::new(0));
+                    overflow.warm_up(&mut devices[0], |bytes| {
                         let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
                         watch.progress(Phase::Loading, Bytes(done.min(of.0)), of);
                     })?;
@@ -384,55 +388,64 @@ impl<D: Ops + Memory> Engine<D> {
                 }
                 _ => None,
             };
-            Ok::<_, StartError>((model, overflow))
+            Ok::<_, StartError>((models, overflow))
         };
         let (mut start, mut meter) = (Instant::now(), PeakMeter::start());
-        let mut model = fill(cache.as_ref());
+        let mut models = fill(cache.as_ref());
         // A cache is found damaged as it is read: another one, and if that is damaged too, none.
         for again in [CacheUse::Rebuild, CacheUse::Off] {
-            let Err(StartError::Cache(error)) = &model else { break };
-            if placed.banks_stay && again == CacheUse::Off {
+            let Err(StartError::Cache(error)) = &models else { break };
+            if whole.banks_stay && again == CacheUse::Off {
                 break;
             }
             tracing::warn!("{error}");
             cache = find(again)?;
             (start, meter) = (Instant::now(), PeakMeter::start());
-            model = fill(cache.as_ref());
+            models = fill(cache.as_ref());
         }
-        let (model, overflow) = model?;
-        let held_experts = plan.overflow.as_ref().map_or(Bytes(0), |overflow| overflow.held());
+        let (models, mut overflow) = models?;
+        let of_slots = |part: &Part| part.plan.overflow.as_ref().map(|overflow| overflow.held());
+        let held_experts = parts.iter().filter_map(of_slots).sum();
         let loading = Loading {
-            bytes: placed.bytes() + held_experts,
+            bytes: bytes + held_experts,
             cached: cache.as_ref().map_or(Bytes(0), |cache| cache.file.contents().bytes()),
             time: start.elapsed(),
-            peak: meter.stop(placed.fill_peak(stock, cache.is_some())? + held_experts),
+            peak: meter.stop(fill_peak(&parts, stock, cache.is_some())? + held_experts),
         };
         loading.log();
-        preflight.compare(held, plan.need.weights);
-        Ok(Engine::assemble(device, (host, overflow), model, stock, plan, counts, loading, options))
+        preflight.compare(held, need.weights);
+        let loaded = devices.into_iter().zip(hosts).zip(models);
+        let loaded = loaded.map(|((device, host), model)| {
+            let (helpers, overflow) = (std::mem::take(&mut helpers), overflow.take());
+            Filled { device, helpers, host, overflow, model }
+        });
+        let loaded = loaded.collect();
+        Ok(Engine::assemble(loaded, stock, parts, counts, loading, options))
     }
 
     fn assemble(
-        mut device: D,
-        (host, overflow): (Option<Arena>, Option<Overflow>),
-        model: Model<krasis_core::Weight>,
+        loaded: Vec<Filled<D>>,
         stock: &impl Stock,
-        plan: Plan,
+        parts: Vec<Part>,
         counts: Arc<ExpertCensus>,
         loading: Loading,
         options: &Options,
     ) -> Loaded<D> {
-        let facts = Facts { vocab: model.vocab, context_max: plan.context_max };
+        let plan = &parts[0].plan;
+        let vocab = loaded.last().map_or(0, |last| last.model.vocab);
+        let facts = Facts { vocab, context_max: plan.context_max };
         let (handle, submissions) = Handle::new(facts, options.queue_max);
+        let of_all = |kind| parts.iter().map(|part| kv::bytes(&part.plan.caches, kind)).sum();
+        let away = parts.iter().find_map(|part| part.plan.away.as_ref());
         let shape = Shape {
             pages: plan.cache.pages,
             page: plan.cache.page,
-            places: plan.cache.places,
+            places: parts.iter().map(|part| part.plan.cache.places).max().unwrap_or(0),
             sequences: options.sequences_max.max(1),
-            page_bytes: OnDevice::<D>::bytes(&plan.caches, Kind::Page),
-            state_bytes: OnDevice::<D>::bytes(&plan.caches, Kind::State),
+            page_bytes: of_all(Kind::Page),
+            state_bytes: of_all(Kind::State),
             ram: plan.prefix_ram,
-            cut_worth: match (&plan.away, &plan.overflow) {
+            cut_worth: match (away, &plan.overflow) {
                 (None, None) => CUT_WORTH,
                 _ => CUT_WORTH_AWAY,
             },
@@ -446,38 +459,21 @@ impl<D: Ops + Memory> Engine<D> {
         };
         let scheduler = Scheduler::new(prefixes, limits, handle.census.clone());
         let seeds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
-        let decode_bytes = plan.placed.decode_bytes();
-        let banks = plan.placed.banks;
+        let decode_bytes = parts.iter().map(|part| part.plan.placed.decode_bytes()).sum();
         let _ = handle.census.experts.set(counts.clone());
-        let experts = match (plan.away, host, overflow) {
-            (Some(plan), Some(arena), _) => {
-                let host = Cpu::new(arena, Team::new(options.threads));
-                let mut away = Away::new(plan, host, banks, counts);
-                if let Some(map) = &options.heat_map
-                    && !away.remember(map)
-                {
-                    tracing::warn!("the heat map is of other layers, so nothing is hot yet");
-                }
-                away.warm_up(&mut device);
-                Experts::Away(Box::new(away))
-            }
-            (.., Some(overflow)) => Experts::Overflow(Box::new(overflow)),
-            _ => {
-                let pairs = plan.rows_max * top_k(&model);
-                let asked = counts.asked().is_some().then(|| Asked::new(counts.clone(), pairs));
-                Experts::Device(banks, asked)
-            }
-        };
-        let network = Network { model, caches: plan.caches, buffers: plan.buffers };
-        let mut runner = Runner {
-            device,
-            network,
-            experts,
-            step: plan.step,
-            rows_max: plan.rows_max,
-            first_of_pass: options.sequences_max.max(1),
-            host: HostMemory::default(),
-        };
+        let (rows_max, several) = (plan.rows_max, parts.len() > 1);
+        let (mut ranks, mut regions) = (Vec::<Rank<D>>::new(), Vec::new());
+        for (filled, part) in loaded.into_iter().zip(parts) {
+            let all = [&part.plan.regions[..], &part.plan.host_regions].concat();
+            regions.extend(all.into_iter().map(|(name, bytes)| match several {
+                true => (format!("{name} of layers {}", span(&part.layers)).into(), bytes),
+                false => (name.into(), bytes),
+            }));
+            let before = ranks.last().map(|rank| rank.network.buffers);
+            ranks.push(filled.rank(part, counts.clone(), before, (several, options)));
+        }
+        let first_of_pass = options.sequences_max.max(1);
+        let mut runner = Runner { ranks, rows_max, first_of_pass, host: HostMemory::default() };
         runner.warm_up(options.sequences_max);
         let engine = Engine {
             scheduler,
@@ -490,30 +486,127 @@ impl<D: Ops + Memory> Engine<D> {
             fault: options.fault,
             lookout: None,
         };
-        let regions = [plan.regions, plan.host_regions].concat();
         Loaded { engine, handle, submissions, regions, decode_bytes, loading }
     }
 }
 
-/// What a plan's speed will be held against.
-fn lookout(source: &Model<Source>, plan: &Plan, options: &Options, site: &Site) -> Option<Lookout> {
+/// What speed will be held against; of several devices nobody knows yet.
+fn lookout(parts: &[Part], options: &Options) -> Option<Lookout> {
+    let [Part { model, plan, site, .. }] = parts else { return None };
     let mut site = site.clone();
     if options.outlook == Outlook::Foretold && site.card.is_none() {
         // What the memory of this very machine can do is known only when it is measured.
         site.host = Host::measured(options);
     }
-    let forecast = Forecast::new(source, plan, &site);
+    let forecast = Forecast::new(model, plan, &site);
     let decode = plan.away.as_ref().map(|away| away.decode);
     Lookout::new(&options.outlook, &forecast, decode, plan.pass_tokens)
 }
 
+/// Who is asked for, as far as it is looked at: that costs nothing where routes lie in host memory, or have
+/// to come there.
+fn counts(parts: &[Part]) -> Arc<ExpertCensus> {
+    let away = parts.iter().find_map(|part| part.plan.away.as_ref());
+    let looks = parts[0].site.card.is_none() || away.is_some();
+    let banks = parts.iter().flat_map(|part| &part.plan.placed.banks);
+    Arc::new(ExpertCensus::new(
+        away.map(|away| (away.prefill, away.decode, away.threshold)),
+        parts.iter().filter_map(|part| Some(part.plan.away.as_ref()?.pool.experts)).sum(),
+        banks.filter(|_| looks).map(|bank| bank.map_or(0, |bank| bank.experts)),
+    ))
+}
+
 /// Experts per token, at most.
-fn top_k(model: &Model<krasis_core::Weight>) -> u32 {
+fn top_k(model: &Model<Weight>) -> u32 {
     let of = |layer: &krasis_model::Layer<_>| match &layer.ffn {
         Ffn::Moe(moe) => moe.routing.top_k,
         Ffn::Dense(_) => 0,
     };
     model.layers.iter().map(of).max().unwrap_or(0)
+}
+
+/// A part of a model that has been loaded.
+struct Filled<D> {
+    device: D,
+    helpers: Vec<D>,
+    /// Its experts, if they are not on the device.
+    host: Option<Arena>,
+    /// Or if they are on the disk.
+    overflow: Option<Overflow>,
+    model: Model<Weight>,
+}
+
+impl<D: Ops + Memory> Filled<D> {
+    /// Makes it ready to run behind a part with these buffers.
+    fn rank(
+        self,
+        part: Part,
+        counts: Arc<ExpertCensus>,
+        before: Option<Buffers>,
+        (several, options): (bool, &Options),
+    ) -> Rank<D> {
+        let Part { layers, plan, .. } = part;
+        let Filled { mut device, helpers, host, overflow, model } = self;
+        let looks = counts.asked().is_some();
+        let census = LayersCensus { all: counts, first: layers.start };
+        let banks = plan.placed.banks;
+        let experts = match (plan.away, host, overflow) {
+            (Some(plan), Some(arena), _) => {
+                let host = Cpu::new(arena, Team::new(options.threads));
+                let mut away = Away::new(plan, host, banks, census);
+                // A map is of all layers: parts of a model begin cold.
+                if let Some(map) = options.heat_map.as_ref().filter(|_| !several)
+                    && !away.remember(map)
+                {
+                    tracing::warn!("the heat map is of other layers, so nothing is hot yet");
+                }
+                away.warm_up(&mut device);
+                Experts::Away(Box::new(away))
+            }
+            (.., Some(overflow)) => Experts::Overflow(Box::new(overflow)),
+            _ => {
+                let pairs = plan.rows_max * top_k(&model);
+                Experts::Device(banks, looks.then(|| Asked::new(census, pairs)))
+            }
+        };
+        let b = plan.buffers;
+        let takes = before.map(|before| [(before.residual, b.residual), (before.normed, b.normed)]);
+        let network = Network { model, caches: plan.caches, buffers: b, before: layers.start };
+        Rank { device, helpers, network, experts, step: plan.step, takes }
+    }
+}
+
+/// Says what is planned.
+fn log(part: &Part, parts: usize) {
+    if parts > 1 {
+        let device = part.site.card.as_ref().map_or("CPU", |card| &card.name);
+        tracing::info!(layers = span(&part.layers), device, "one of {parts} parts");
+    }
+    for (region, bytes) in &part.plan.regions {
+        tracing::info!(%region, %bytes, "planned");
+    }
+    for (region, bytes) in &part.plan.host_regions {
+        tracing::info!(%region, %bytes, "planned in host memory");
+    }
+    if let Some(away) = &part.plan.away {
+        let AwayPlan { prefill, decode, threshold, hot, .. } = away;
+        tracing::info!(?prefill, ?decode, threshold, hot, "experts lie in host memory");
+    }
+}
+
+/// Layers as people count them: from 0, the last one named.
+fn span(layers: &Range<usize>) -> String {
+    format!("{} to {}", layers.start, layers.end - 1)
+}
+
+/// What loading takes at most: parts come one after the other.
+fn fill_peak(parts: &[Part], stock: &impl Stock, cached: bool) -> Result<Bytes, StartError> {
+    let (mut filled, mut peak) = (Bytes(0), Bytes(0));
+    for Part { plan, .. } in parts {
+        peak = peak.max(filled + plan.placed.fill_peak(stock, cached)?);
+        filled += plan.placed.bytes();
+    }
+    Ok(peak)
 }
 
 /// The disk for what outlives the process, if there is to be one; what is wrong with it is said, and

@@ -89,7 +89,48 @@ pub enum StartError {
         /// Tokens that the model knows.
         model: u32,
     },
+    /// Layers that do not go over devices as they were told to.
+    #[error(
+        "{} for {layers} layers on {ranks} GPUs does not work, because every layer has to be on one of \
+         them and every GPU needs one: choose --pp-partition {}",
+        partition(asked),
+        list(nearest)
+    )]
+    Partition {
+        /// Layers of each, as asked for.
+        asked: Vec<u32>,
+        /// Devices asked for.
+        ranks: usize,
+        /// Layers that there are.
+        layers: usize,
+        /// What would work.
+        nearest: Vec<usize>,
+    },
+    /// Nothing to help with.
+    #[error(
+        "--expert-parallel shares experts that prompts have brought layer by layer, and here none are: leave \
+         it out, or choose --expert-divisor -3, or 2 and more"
+    )]
+    NothingToShare,
+    /// More devices than there are.
+    #[error(
+        "{wanted} GPUs were asked for, but only {found} can be used: choose --num-gpus {found}"
+    )]
+    Ranks {
+        /// Asked for.
+        wanted: usize,
+        /// That are there.
+        found: usize,
+    },
     /// The operating system refused a thread.
     #[error("the engine's thread could not be started: {0}")]
     Thread(#[from] std::io::Error),
+}
+
+fn list(numbers: &[impl ToString]) -> String {
+    numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn partition(asked: &[u32]) -> String {
+    if asked.is_empty() { "no partition".into() } else { format!("--pp-partition {}", list(asked)) }
 }

@@ -39,11 +39,12 @@ pub use error::StartError;
 pub use experts::{DecodeStrategy, HeatMap, PrefillStrategy};
 pub use handle::{Facts, Handle, Sink, Submission, SubmitError, Ticket};
 pub use krasis_cuda::gpu::Starts;
+pub use krasis_cuda::peer::Direct;
 pub use krasis_ops::{Span, Track};
 pub use kv::{PrefixDisk, PrefixOptions, Reuse};
 pub use load::{Built, Peak, Phase, Unwatched, Watch, cache_folders, cache_places};
 pub use options::{
-    Activations, CacheUse, DeviceKind, ExpertBits, Fault, Options, Quant, Residency,
+    Activations, CacheUse, DeviceKind, ExpertBits, Fault, Options, Quant, Ranks, Residency, Shared,
 };
 pub use outlook::{Known, Outlook};
 pub use planner::{Candidate, Proposal, Site};

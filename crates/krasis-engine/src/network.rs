@@ -16,6 +16,8 @@ pub struct Network {
     pub caches: Vec<Cache>,
     /// Activations.
     pub buffers: Buffers,
+    /// Layers that come before, on other devices, which then leave the first one's input in `buffers`.
+    pub before: usize,
 }
 
 /// Whether a device may remember the operations between two layers' experts.
@@ -28,12 +30,12 @@ pub(crate) enum Repeat {
 }
 
 impl Network {
-    /// Some layers for a chunk, from token ids if the first is among them, and to what `end` makes of the
-    /// last. Each finds its input in `b.normed`.
+    /// Some layers for a chunk, from token ids if the model's first is among them, and to what `end` makes
+    /// of the last. Each finds its input in `b.normed`.
     pub(crate) fn layers<D: Ops + Memory>(
         &self,
         d: &mut D,
-        experts: &mut Experts,
+        (experts, helpers): (&mut Experts, &mut [D]),
         layers: Range<usize>,
         (step, b): (&Step, &Buffers),
         repeat: Repeat,
@@ -46,7 +48,7 @@ impl Network {
             let body = |d: &mut D| {
                 match done {
                     Some(layer) => blocks::after_experts(d, &self.model, layer, b),
-                    None if first == 0 => blocks::embed(d, &self.model, step, b),
+                    None if first + self.before == 0 => blocks::embed(d, &self.model, step, b),
                     None => {}
                 }
                 for layer in first..next.unwrap_or(layers.end) {
@@ -66,7 +68,8 @@ impl Network {
                 Repeat::Never => body(d),
             }
             let Some(layer) = next else { return };
-            experts.run(d, layer, self.work(layer, step, b).expect("it was found for its experts"));
+            let work = self.work(layer, step, b).expect("it was found for its experts");
+            experts.run(d, helpers, layer, work);
             (done, part) = (next, part + 1);
         }
     }
@@ -82,7 +85,7 @@ impl Network {
     ) {
         self.before_experts(d, layer, step, b);
         if let Some(work) = self.work(layer, step, b) {
-            experts.run(d, layer, work);
+            experts.run(d, &mut [], layer, work);
         }
         blocks::after_experts(d, &self.model, layer, b);
     }

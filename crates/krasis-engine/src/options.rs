@@ -5,6 +5,7 @@ use crate::kv::PrefixOptions;
 use crate::outlook::Outlook;
 use krasis_core::{Bytes, KvDtype};
 use krasis_cuda::gpu::Starts;
+use krasis_cuda::peer::Direct;
 use krasis_machine::Numa;
 use krasis_ops::Span;
 use std::path::PathBuf;
@@ -99,11 +100,59 @@ pub enum Fault {
     Hang(u64),
 }
 
+/// What several devices share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Shared {
+    /// Layers: each has some of them, one part behind the other.
+    #[default]
+    Layers,
+    /// The experts that a prompt has brought: all layers are the first one's, and each device brings and
+    /// computes its part of a layer's experts.
+    Experts,
+}
+
+/// The devices that a model runs on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ranks {
+    /// How many; without a wish as many as the others name, or one.
+    pub count: Option<usize>,
+    /// GPUs by their numbers; if none is named, the first that are new enough.
+    pub gpus: Vec<i32>,
+    /// Layers of each; without a wish, as memory allows.
+    pub partition: Vec<u32>,
+    /// What they share.
+    pub shared: Shared,
+}
+
+impl Ranks {
+    /// How many are wanted, by whichever wish there is.
+    pub fn wanted(&self) -> usize {
+        let named = [self.partition.len(), self.gpus.len()].into_iter().find(|&len| len > 0);
+        named.or(self.count).unwrap_or(1).max(1)
+    }
+
+    /// Devices that have no layers, but a part in prompts.
+    pub fn helpers(&self) -> u32 {
+        match self.shared {
+            Shared::Layers => 0,
+            Shared::Experts => self.wanted() as u32 - 1,
+        }
+    }
+
+    /// Whether no two wishes differ.
+    pub fn agree(&self) -> bool {
+        let named = [self.partition.len(), self.gpus.len()].into_iter().filter(|&len| len > 0);
+        named.chain(self.count).all(|count| count == self.wanted())
+    }
+}
+
 /// Everything that can be chosen about a running model.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where it runs.
     pub device: DeviceKind,
+    /// On how many of those.
+    pub ranks: Ranks,
     /// Routed experts.
     pub expert_bits: ExpertBits,
     /// Where they lie.
@@ -167,12 +216,15 @@ pub struct Options {
     pub fault: Option<Fault>,
     /// When GPU kernels may begin, at the earliest.
     pub kernel_starts: Starts,
+    /// Whether GPUs may copy to each other.
+    pub gpu_links: Direct,
 }
 
 impl Default for Options {
     fn default() -> Options {
         Options {
             device: DeviceKind::Cpu,
+            ranks: Ranks::default(),
             expert_bits: ExpertBits::AsStored,
             residency: Residency::Auto,
             device_bytes: None,
@@ -204,6 +256,7 @@ impl Default for Options {
             kernel_cache: None,
             fault: None,
             kernel_starts: Starts::Early,
+            gpu_links: Direct::IfRight,
         }
     }
 }

@@ -6,11 +6,14 @@ mod overflow;
 pub(crate) use overflow::Spill;
 
 use crate::error::StartError;
-use crate::experts::{AwayPlan, DecodeStrategy, Desk, OverflowPlan, PrefillStrategy, hot_slots};
+use crate::experts::{
+    AwayPlan, Chunk, Counter, DecodeStrategy, Desk, HelperPlan, OverflowPlan, PrefillStrategy,
+    hot_slots, slots_for,
+};
 use crate::kv::{HOST_BYTES, PrefixOptions, Reuse};
 use crate::load::{Placed, Stock, bytes_of, place};
 use crate::options::Options;
-use crate::planner::{Draft, Site};
+use crate::planner::{Draft, Part, Site};
 use crate::preflight;
 use crate::step::StepSlots;
 use krasis_core::{Bytes, KvDtype, Layout, Slot};
@@ -77,6 +80,8 @@ pub struct Plan {
     pub regions: Vec<(&'static str, Bytes)>,
     /// Parts of the host memory besides it, for people.
     pub host_regions: Vec<(&'static str, Bytes)>,
+    /// Devices that help with prompts: their arenas.
+    pub helpers: Vec<Layout>,
 }
 
 /// Where routed experts shall lie, and what goes with that.
@@ -93,7 +98,7 @@ pub(crate) struct Choice {
 }
 
 impl Plan {
-    /// Plans `model` for a device with activations of `act_bytes` on a machine. Experts that do not fit
+    /// Plans `model` for one device with activations of `act_bytes` on a machine. Experts that do not fit
     /// into a GPU's memory go to the host's, unless the user has decided. Where nothing works, the
     /// error names the nearest setting that does.
     pub fn new(
@@ -103,12 +108,25 @@ impl Plan {
         act_bytes: u32,
         site: &Site,
     ) -> Result<Plan, StartError> {
-        Draft { model, stock, options, act_bytes, site }.plan()
+        let mut parts = Plan::parts(model, stock, options, act_bytes, site)?;
+        assert_eq!(parts.len(), 1, "one plan for {} devices", parts.len());
+        Ok(parts.swap_remove(0).plan)
     }
 
-    /// Lays a choice out.
+    /// Plans `model` for as many devices as are wanted, in the same way: consecutive layers for each.
+    pub fn parts(
+        model: &Model<Source>,
+        stock: &impl Stock,
+        options: &Options,
+        act_bytes: u32,
+        site: &Site,
+    ) -> Result<Vec<Part>, StartError> {
+        Draft { model, before: 0, stock, options, act_bytes, site }.plan()
+    }
+
+    /// Lays a choice out on one device.
     pub(crate) fn of(draft: &Draft<'_, impl Stock>, choice: Choice) -> Result<Plan, StartError> {
-        let Draft { model, stock, options, act_bytes, site } = *draft;
+        let Draft { model, before, stock, options, act_bytes, site } = *draft;
         let available = choice.spill.available(site, options);
         let fits = |need: &Need| match &site.card {
             None => preflight::fits(&site.host.machine, need),
@@ -122,7 +140,8 @@ impl Plan {
             Spill::ToDisk => Some(&mut on_disk),
             Spill::Nothing => choice.away.is_some().then_some(&mut host),
         };
-        let placed = Placed::plan(model, stock, options, &mut layout, elsewhere)?;
+        let mut placed = Placed::plan(model, stock, options, &mut layout, elsewhere)?;
+        placed.before = before;
         let placed = match choice.spill {
             Spill::ToDisk => placed.leave_banks(),
             Spill::Nothing => placed,
@@ -137,8 +156,13 @@ impl Plan {
             regions.push(("experts", experts));
         }
         let weights = layout.bytes();
-        let pool = match choice.away {
-            Some(strategies) => Some(Pool::of(&placed.banks, model, strategies)?),
+        // Some parts of a model have dense layers only.
+        let moves =
+            |_: &_| before == 0 && model.vocab > 0 || placed.banks.iter().any(Option::is_some);
+        let pool = match choice.away.filter(moves) {
+            Some(strategies) => {
+                Some(Pool::of(&placed.banks, model, strategies, options.ranks.helpers())?)
+            }
             None if placed.banks_stay => Some(Pool::spilled(&placed.banks, model)?),
             None => None,
         };
@@ -208,7 +232,7 @@ impl Plan {
             ));
         }
         let mut host_regions = Vec::new();
-        let mut overflow = None;
+        let (mut overflow, mut helpers) = (None, Vec::new());
         let away = match &pool {
             Some(pool) if placed.banks_stay => {
                 let left = Bytes(available.0.saturating_sub(on_host.0));
@@ -222,7 +246,17 @@ impl Plan {
                 host_regions.push(("experts in host memory", host.bytes()));
                 let experts = host.bytes();
                 let room = Room { available, rows_max, threshold: draft.threshold(&placed) };
-                let plan = pool.plan(room, &mut layout, &mut host)?;
+                let mut plan = pool.plan(room, &mut layout, &mut host)?;
+                for (rank, home) in (1..).zip(std::mem::take(&mut plan.counters)) {
+                    let (helper, arena) = pool.helper(
+                        rows_max,
+                        home,
+                        act_bytes,
+                        site.of_rank(rank).available(options),
+                    )?;
+                    plan.helpers.push(helper);
+                    helpers.push(arena);
+                }
                 mark("expert slots", &layout, &mut regions);
                 host_regions.push(("CPU's part of a step", Bytes(host.bytes().0 - experts.0)));
                 Some(plan)
@@ -259,6 +293,7 @@ impl Plan {
             need,
             regions,
             host_regions,
+            helpers,
         })
     }
 }
@@ -278,6 +313,8 @@ struct Pool<'a> {
     top_k: u32,
     prefill: PrefillStrategy,
     decode: DecodeStrategy,
+    /// Other devices that have a part in prompts.
+    helpers: u32,
 }
 
 /// What there is for slots.
@@ -293,6 +330,7 @@ impl<'a> Pool<'a> {
         banks: &'a [Option<Bank>],
         model: &Model<Source>,
         (prefill, decode): (PrefillStrategy, DecodeStrategy),
+        helpers: u32,
     ) -> Result<Pool<'a>, StartError> {
         let shape = |bank: &Bank| (bank.experts, bank.inter, bank.gate_up.format, bank.down.format);
         let mut all = banks.iter().flatten();
@@ -311,6 +349,41 @@ impl<'a> Pool<'a> {
             top_k: top_k.max().unwrap_or(0),
             prefill,
             decode,
+            // Who brings what a chunk is routed to has nothing to share.
+            helpers: if prefill.by_layers() { helpers } else { 0 },
+        })
+    }
+
+    fn chunk(&self, rows: u32) -> Chunk {
+        let Bank { experts, inter, .. } = *self.bank;
+        Chunk { rows, hidden: self.hidden, top_k: self.top_k, experts, inter }
+    }
+
+    /// A helper's part in `available` memory: slots for two groups of layers if they fit, so that one is
+    /// brought while the other is at work, and for one at least.
+    fn helper(
+        &self,
+        rows_max: u32,
+        home: Counter,
+        act_bytes: u32,
+        available: Bytes,
+    ) -> Result<(HelperPlan, Layout), StartError> {
+        let mut arena = Layout::new(act_bytes);
+        let there = self.chunk(rows_max).bench(&mut arena);
+        let least = self.part_of_group();
+        for slots in [2 * least, least] {
+            let mut layout = arena.clone();
+            let pool = self.place(slots, &mut layout);
+            if layout.bytes() <= available {
+                return Ok((HelperPlan { pool, there, home }, layout));
+            }
+        }
+        self.place(least, &mut arena);
+        Err(StartError::Shortfall {
+            region: "a helping GPU's part of a layer's experts",
+            wanted: arena.bytes(),
+            available,
+            remedy: "leave --expert-parallel out, or lower --prefill-chunk".into(),
         })
     }
 
@@ -332,13 +405,24 @@ impl<'a> Pool<'a> {
             DecodeStrategy::Compact => self.layers,
             _ => 1,
         };
-        decode.max(self.prefill.slots_min(self.layers, self.bank.experts))
+        decode.max(self.part_of_group())
+    }
+
+    /// Slots for what each device brings of the layers that a prompt takes together.
+    fn part_of_group(&self) -> u32 {
+        let (all, experts) =
+            (self.prefill.slots_min(self.layers, self.bank.experts), self.bank.experts);
+        match self.helpers {
+            0 => all,
+            helpers => slots_for(all / experts, experts, 1 + helpers),
+        }
     }
 
     /// What those take, alignment aside.
     fn least_bytes(&self, rows_max: u32) -> Bytes {
-        let mut layout = Layout::new(0);
+        let mut layout = Layout::new(4);
         self.lists(rows_max, &mut layout);
+        self.chunk(rows_max).counters(self.helpers, &mut layout);
         self.place(self.least(), &mut layout);
         layout.bytes()
     }
@@ -373,6 +457,7 @@ impl<'a> Pool<'a> {
         let Bank { gate_up, down, experts, inter } = self.bank;
         let each = (bytes_of(gate_up) + bytes_of(down)).0 / u64::from(*experts);
         let [places, tables, counts] = self.lists(room.rows_max, layout);
+        let counters = self.chunk(room.rows_max).counters(self.helpers, layout);
         let left = Bytes(room.available.0.saturating_sub(layout.bytes().0));
         let fit = self.slots_within(left, room.available, layout);
         let least = self.least();
@@ -390,7 +475,7 @@ impl<'a> Pool<'a> {
         let moving = match prefill {
             PrefillStrategy::Chunked | PrefillStrategy::ActiveOnly => (*experts).min(fit),
             // Twice, so that the next layers come while these are at work.
-            by_layers => 2 * by_layers.slots_min(self.layers, *experts),
+            _ => 2 * self.part_of_group(),
         };
         let moving = moving.min(fit);
         let desk_rows = room.threshold.saturating_sub(1).max(1);
@@ -405,6 +490,8 @@ impl<'a> Pool<'a> {
             moving,
             hot: hot_slots(prefill, decode, fit, moving),
             desk: Desk::plan(desk_rows, self.hidden, self.top_k, *inter, host),
+            counters,
+            helpers: Vec::new(),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! What a model will ask of a device, told to one that only listens: so that a GPU has the kernels that are
 //! needed before anything is loaded, and no others.
 
+use crate::experts::Work;
 use crate::network::Network;
 use crate::plan::Plan;
 use crate::step::{LOGIT_ROWS, Places};
@@ -37,6 +38,7 @@ impl<'a> Rehearsal<'a> {
             model: plan.placed.weights(),
             caches: plan.caches.clone(),
             buffers: plan.buffers,
+            before: plan.placed.before,
         };
         let fitting = |most: u32| ROWS.into_iter().filter(move |rows| *rows <= most);
         let decoding = fitting(self.sequences.min(plan.rows_max)).map(|rows| (rows, rows));
@@ -54,7 +56,9 @@ impl<'a> Rehearsal<'a> {
             step.seqs.prompts = Prompts { count: sequences, rows, keys };
         }
         let (model, b) = (&network.model, network.buffers.part(0, rows));
-        blocks::embed(d, model, &step, &b);
+        if network.before == 0 {
+            blocks::embed(d, model, &step, &b);
+        }
         for (index, (layer, cache)) in model.layers.iter().zip(&network.caches).enumerate() {
             blocks::before_experts(d, layer, model.eps, cache, &step, &b);
             if let Ffn::Moe(m) = &layer.ffn {
@@ -62,7 +66,9 @@ impl<'a> Rehearsal<'a> {
             }
             blocks::after_experts(d, model, index, &b);
         }
-        network.logits(d, chosen, &self.plan.step);
+        if model.vocab > 0 {
+            network.logits(d, chosen, &self.plan.step);
+        }
     }
 
     fn experts<D: Ops>(
@@ -82,9 +88,13 @@ impl<'a> Rehearsal<'a> {
             None => plan.placed.banks[layer].as_ref(),
         };
         let pairs = step.rows * m.routing.top_k;
+        let (inner, out) =
+            (b.pair_inner.mat(pairs, m.experts.inter), b.pairs.mat(pairs, b.normed.cols));
         if let Some(bank) = bank {
-            let inner = b.pair_inner.mat(pairs, m.experts.inter);
-            d.experts(b.normed, routes, bank, inner, b.pairs.mat(pairs, b.normed.cols));
+            d.experts(b.normed, routes, bank, inner, out);
+        }
+        for helper in plan.away.iter().flat_map(|away| &away.helpers) {
+            helper.rehearse(d, &Work { x: b.normed, routes, inner, out });
         }
     }
 }

@@ -4,7 +4,7 @@ use crate::batch::Batch;
 use crate::census::Census;
 use crate::engine::Engine;
 use crate::handle::Submission;
-use crate::kv::OnDevice;
+use crate::kv::OnDevices;
 use crate::options::Fault;
 use crate::outlook::{Lookout, Verdict};
 use crate::runner::Runner;
@@ -47,7 +47,7 @@ impl<D: Ops + Memory> Engine<D> {
             2.. if self.scheduler.part(&mut self.batch) => self.pass(),
             _ => {
                 let Engine { scheduler, batch, runner, .. } = self;
-                let fault = runner.experts.fault();
+                let fault = runner.fault();
                 // What comes of a step that failed is not looked at.
                 let failed = || fault.as_ref().is_some_and(|fault| fault.is_set());
                 let hear = |index, known: Known| failed() || scheduler.hear(batch, index, known);
@@ -64,7 +64,7 @@ impl<D: Ops + Memory> Engine<D> {
             let pace = if batch.reads() { &census.prompts } else { &census.decodes };
             pace.add(batch.input.tokens.len() + written, start.elapsed());
             if let Some(experts) = census.experts.get() {
-                experts.moved(runner.experts.traffic());
+                experts.moved(runner.traffic());
             }
             let taken = start.elapsed();
             scheduler.computed(batch, taken);
@@ -107,7 +107,7 @@ impl<D: Ops + Memory> Engine<D> {
         if due {
             self.begin_step();
             let Engine { scheduler, beside: batch, runner, .. } = self;
-            let fault = runner.experts.fault();
+            let fault = runner.fault();
             let failed = || fault.as_ref().is_some_and(|fault| fault.is_set());
             let hear = |index, known: Known| failed() || scheduler.hear(batch, index, known);
             runner.forward(&batch.input, &batch.chosen, hear);
@@ -123,12 +123,12 @@ impl<D: Ops + Memory> Engine<D> {
     }
 
     fn has_failed(&self) -> bool {
-        self.runner.experts.fault().is_some_and(|fault| fault.is_set())
+        self.runner.fault().is_some_and(|fault| fault.is_set())
     }
 
     /// What went wrong in the step at work, for those who were in it.
     fn take_fault(&self) -> Option<String> {
-        let message = self.runner.experts.fault()?.take()?;
+        let message = self.runner.fault()?.take()?;
         tracing::error!("{message}");
         Some(message)
     }
@@ -181,7 +181,7 @@ impl<D: Ops + Memory> Engine<D> {
             return;
         };
         if let Some((decode, threshold)) = experts.take_wish()
-            && self.runner.experts.switch(decode, threshold)
+            && self.runner.switch(decode, threshold)
         {
             tracing::info!(%decode, threshold, "goes on");
             experts.switched(decode, threshold);
@@ -214,6 +214,6 @@ fn tell(census: &Census, Verdict { sentence, wish }: Verdict) {
 }
 
 /// What its sequences remember.
-fn past<D>(runner: &mut Runner<D>) -> OnDevice<'_, D> {
-    OnDevice { device: &mut runner.device, caches: &runner.network.caches }
+fn past<D>(runner: &mut Runner<D>) -> OnDevices<'_, D> {
+    OnDevices(&mut runner.ranks)
 }

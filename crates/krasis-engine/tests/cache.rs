@@ -42,15 +42,16 @@ fn eight_bits() -> Options {
 /// All weights as they lie in memory, and how many of the bytes came from the cache.
 fn weights(dir: &Path, options: &Options) -> (Vec<Vec<u8>>, u64) {
     let loaded = Engine::load(dir, options, cpu(options)).unwrap();
-    let (cached, mut runner) = (loaded.loading.cached.0, loaded.engine.runner);
+    let (cached, mut ranks) = (loaded.loading.cached.0, loaded.engine.runner.ranks);
+    let rank = &mut ranks[0];
     let mut all: Vec<Weight> = Vec::new();
-    let Ok(_) = runner.network.model.try_map(|weight| {
+    let Ok(_) = rank.network.model.try_map(|weight| {
         all.push(*weight);
         Ok::<_, Infallible>(())
     });
-    all.extend(runner.experts.banks().iter().flatten().flat_map(|bank| [bank.gate_up, bank.down]));
+    all.extend(rank.experts.banks().iter().flatten().flat_map(|bank| [bank.gate_up, bank.down]));
     let slots = all.iter().flat_map(|weight| [weight.data, weight.scales.bytes()]);
-    (slots.map(|slot| runner.device.download(slot)).collect(), cached)
+    (slots.map(|slot| rank.device.download(slot)).collect(), cached)
 }
 
 fn fresh(dir: &Path, options: &Options) -> Vec<Vec<u8>> {

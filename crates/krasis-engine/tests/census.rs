@@ -94,7 +94,7 @@ fn regions_name_what_lies_in_host_memory() {
     let bytes = |residency| -> Option<Bytes> {
         let options = Options { residency, ..common::defaults() };
         let regions = start(&dir("qwen3_moe"), &options).unwrap().regions;
-        regions.into_iter().find(|(name, _)| *name == "experts in host memory").map(|(_, b)| b)
+        regions.into_iter().find(|(name, _)| name == "experts in host memory").map(|(_, b)| b)
     };
     let (prefill, decode) = (PrefillStrategy::ActiveOnly, DecodeStrategy::Lru);
     assert_eq!(bytes(Residency::Device), None);

@@ -59,8 +59,9 @@ fn every_layer_leaves_the_residual_stream_of_transformers() {
             pages: vec![0, 1],
             state: vec![0],
         };
-        let (step, b) = runner.begin(&input, 0);
-        let (device, network, experts) = (&mut runner.device, &runner.network, &mut runner.experts);
+        let rank = &mut runner.ranks[0];
+        let (step, b) = rank.begin(&input, 0, &mut runner.host);
+        let (device, network, experts) = (&mut rank.device, &rank.network, &mut rank.experts);
         krasis_model::blocks::embed(device, &network.model, &step, &b);
         close(fixture, "embedding", &device.download_act(b.residual), &golden.hidden[0]);
         for layer in 0..network.model.layers.len() {

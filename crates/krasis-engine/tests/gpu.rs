@@ -2,11 +2,14 @@
 
 mod common;
 
-use common::{Compared, FIXTURES, Golden, answer, compare, defaults, dir, greedy};
+use common::{
+    Compared, DECODE, FIXTURES, Golden, PREFILL, answer, away, compare, defaults, dir, greedy,
+    logprobs,
+};
 use krasis_core::Bytes;
 use krasis_engine::{
-    Activations, Census, DeviceKind, ExpertBits, Options, PrefixDisk, PrefixOptions, Quant, Reuse,
-    StartError, start,
+    Activations, Census, DeviceKind, Direct, ExpertBits, Options, PrefixDisk, PrefixOptions, Quant,
+    Ranks, Reuse, Shared, StartError, start,
 };
 
 /// Runs every fixture, prints a line for each, and fails at the end with all that are off.
@@ -120,5 +123,52 @@ fn a_conversation_goes_on() {
         }
         assert_eq!(cold.1, 0);
         assert!(ram.2 > 0 && next.3 > 0, "{fixture}");
+    }
+}
+
+/// One GPU under two numbers, and where there is another one, both: the bits of one, whether they copy by
+/// themselves or through host memory.
+#[test]
+fn several_gpus_give_the_bits_of_one() {
+    let found = match krasis_cuda::driver::gpus() {
+        Err(error) => return println!("skipped: no GPU ({error})"),
+        Ok(found) => found.len(),
+    };
+    for fixture in ["qwen3_moe", "deepseek_v3", "qwen3_next"] {
+        let golden = Golden::of(fixture);
+        let run = |ranks: &Ranks, gpu_links, options: &Options| {
+            let options = Options {
+                device: DeviceKind::Cuda(Activations::Bf16),
+                kernel_cache: on_gpu(Activations::Bf16).kernel_cache,
+                threads: None,
+                device_bytes: Some(Bytes(1 << 30)),
+                context_max: Some(320),
+                ranks: ranks.clone(),
+                gpu_links,
+                ..options.clone()
+            };
+            let running = start(&dir(fixture), &options).unwrap();
+            let prompt = logprobs(&running.handle, &golden.tokens);
+            (prompt, answer(&running.handle, greedy(&golden.greedy_prompt, 24)).tokens)
+        };
+        let grouped = away(PREFILL[1], DECODE[0]);
+        for (shared, options) in [
+            (Shared::Layers, defaults()),
+            (Shared::Layers, away(PREFILL[5], DECODE[1])),
+            (Shared::Experts, grouped),
+        ] {
+            let wanted = run(&Ranks::default(), Direct::IfRight, &options);
+            for gpus in [vec![0, 0], vec![0, 1], vec![1, 0]] {
+                if gpus.iter().any(|&gpu| gpu as usize >= found) {
+                    continue;
+                }
+                for links in [Direct::IfRight, Direct::Never] {
+                    let ranks = Ranks { gpus: gpus.clone(), shared, ..Ranks::default() };
+                    let same = run(&ranks, links, &options) == wanted;
+                    println!("{fixture}, {shared:?}, {gpus:?}, {links:?}: the same {same}");
+                    assert!(same, "{fixture}, {shared:?}, {gpus:?}, {links:?}");
+                }
+            }
+        }
     }
 }

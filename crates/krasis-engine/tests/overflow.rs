@@ -112,10 +112,10 @@ fn memory_is_a_cache() {
     let brought = |options: &Options| {
         let Loaded { mut engine, handle, submissions, .. } =
             Engine::load(model.path(), options, device::cpu(options)).unwrap();
-        let before = engine.runner.experts.traffic().brought;
+        let before = engine.runner.traffic().brought;
         let serving = std::thread::spawn(move || {
             engine.serve(&submissions);
-            engine.runner.experts.traffic()
+            engine.runner.traffic()
         });
         answer(&handle, greedy(&golden.tokens[..50], 24));
         drop(handle);

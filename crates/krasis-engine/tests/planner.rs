@@ -5,10 +5,10 @@ use krasis_core::random::SplitMix64;
 use krasis_core::{Bytes, KvDtype};
 use krasis_engine::dummy::Dummy;
 use krasis_engine::plan::Plan;
-use krasis_engine::planner::{Card, Draft, Forecast, Host, Site};
+use krasis_engine::planner::{Card, Draft, Forecast, Host, Site, need_of};
 use krasis_engine::{
-    Activations, DecodeStrategy, DeviceKind, ExpertBits, Options, PrefillStrategy, Quant,
-    Residency, StartError,
+    Activations, DecodeStrategy, DeviceKind, ExpertBits, Options, PrefillStrategy, Quant, Ranks,
+    Residency, Shared, StartError,
 };
 use krasis_machine::{Machine, Memory, Processor};
 use krasis_model::{Model, Source, describe};
@@ -56,7 +56,7 @@ fn h200() -> Site {
         multiply: 640e12,
         bus: 55e9,
     };
-    Site { card: Some(card), host: xeon(170e9) }
+    Site { card: Some(card), others: vec![], host: xeon(170e9) }
 }
 
 fn xeon(read: f64) -> Host {
@@ -65,7 +65,7 @@ fn xeon(read: f64) -> Host {
 
 fn zen5(read: f64) -> Site {
     let simd = ["avx2", "fma", "f16c", "avx512_vnni"];
-    Site { card: None, host: host(24 * GIB, 2, read, 2.0 * ZEN5_THREAD, &simd) }
+    Site { card: None, others: vec![], host: host(24 * GIB, 2, read, 2.0 * ZEN5_THREAD, &simd) }
 }
 
 /// INT8 operations a second of a Zen 5 core, as `krasis plan` measures them.
@@ -133,7 +133,7 @@ fn measured() -> Vec<Measured> {
         Options { device_bytes: Some(Bytes(8192 << 20)), context_max: Some(8448), ..hot.clone() };
     let long = Options { context_max: Some(33_000), ..grouped(9000) };
     let cpu = || four_bits(DeviceKind::Cpu);
-    let on_cpu = |read| Site { card: None, host: xeon(read) };
+    let on_cpu = |read| Site { card: None, others: vec![], host: xeon(read) };
     let all = [
         (
             "Qwen3-30B-A3B",
@@ -363,7 +363,7 @@ fn draw(random: &mut SplitMix64) -> (usize, Options, Site) {
         multiply: 1e13 + below(60) as f64 * 1e13,
         bus: 4e9 + below(60) as f64 * 1e9,
     });
-    (below(MODELS.len() as u64) as usize, options, Site { card, host })
+    (below(MODELS.len() as u64) as usize, options, Site { card, others: vec![], host })
 }
 
 #[test]
@@ -416,6 +416,57 @@ fn no_plan_takes_more_than_there_is_and_more_memory_is_never_worse() {
     );
 }
 
+/// Two to four GPUs, unequal ones, that share layers or experts.
+#[test]
+fn parts_agree_and_none_takes_more_than_its_gpu_has() {
+    let models = MODELS.map(|name| model(name, &[]));
+    let mut random = SplitMix64(3);
+    let (mut spread, mut helped) = (0, 0);
+    for number in 0..160 {
+        let (which, mut options, mut site) = draw(&mut random);
+        let Some(card) = site.card.clone() else { continue };
+        let count = 2 + number % 3;
+        let other = |_| Card { free: Bytes(card.free.0 / (1 + random.bits() % 3)), ..card.clone() };
+        site.others = (1..count).map(other).collect();
+        let shared = if number % 4 == 0 { Shared::Experts } else { Shared::Layers };
+        options.ranks = Ranks { count: Some(count), shared, ..Ranks::default() };
+        let (model, what) = (&models[which], format!("{number}: {}, {options:?}", MODELS[which]));
+        let parts = match Plan::parts(model, &Dummy, &options, 2, &site) {
+            Ok(parts) => parts,
+            Err(error) => {
+                let sentence = error.to_string();
+                assert!(sentence.len() > 30 && !sentence.ends_with('.'), "{what}: {sentence}");
+                continue;
+            }
+        };
+        let mut next = 0;
+        for part in &parts {
+            assert_eq!((part.layers.start, part.layers.is_empty()), (next, false), "{what}");
+            next = part.layers.end;
+            let regions: u64 = part.plan.regions.iter().map(|(_, bytes)| bytes.0).sum();
+            assert_eq!(regions, part.plan.layout.bytes().0, "{what}");
+            assert!(regions <= part.site.available(&options).0, "{what}");
+            let same = |plan: &Plan| (plan.context_max, plan.cache.pages, plan.pass_tokens);
+            assert_eq!(same(&part.plan), same(&parts[0].plan), "{what}");
+        }
+        assert_eq!(next, model.layers.len(), "{what}");
+        for (rank, arena) in (1..).zip(&parts[0].plan.helpers) {
+            assert!(arena.bytes() <= site.of_rank(rank).available(&options), "{what}");
+        }
+        let available = site.host.machine.available().unwrap().0;
+        assert!(need_of(&parts).total().0 <= available / 100 * 95 + 100, "{what}");
+        match shared {
+            Shared::Layers => assert_eq!(parts.len(), count, "{what}"),
+            Shared::Experts => assert_eq!(parts[0].plan.helpers.len(), count - 1, "{what}"),
+        }
+        match shared {
+            Shared::Layers => spread += 1,
+            Shared::Experts => helped += 1,
+        }
+    }
+    assert!(spread > 40 && helped > 5, "{spread} plans with layers shared, {helped} with experts");
+}
+
 #[test]
 fn errors_name_what_would_do() {
     let mut site = h200();
@@ -448,8 +499,14 @@ fn candidates_are_plans() {
         let device_bytes = Some(Bytes(memory * GIB));
         let options = Options { device_bytes, ..four_bits(GPU) };
         let act_bytes = options.device.act_bytes();
-        let draft =
-            Draft { model: &model, stock: &Dummy, options: &options, act_bytes, site: &site };
+        let draft = Draft {
+            model: &model,
+            before: 0,
+            stock: &Dummy,
+            options: &options,
+            act_bytes,
+            site: &site,
+        };
         let candidates = match draft.candidates(8192) {
             // It does not go into this machine's memory either.
             none if none.is_empty() => {

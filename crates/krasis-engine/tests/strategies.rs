@@ -4,52 +4,15 @@
 
 mod common;
 
-use common::{Answer, FIXTURES, Golden, answer, engine, greedy, logprobs, submit};
+use common::{
+    Answer, DECODE, FIXTURES, Golden, PREFILL, answer, away, company, engine, greedy, logprobs,
+    tight,
+};
 use krasis_core::Bytes;
 use krasis_engine::{
-    DecodeStrategy, Engine, ExpertBits, HeatMap, Loaded, Options, PrefillStrategy, Residency,
-    StartError, device, start,
+    DecodeStrategy, Engine, ExpertBits, HeatMap, Loaded, Options, PrefillStrategy, device,
 };
 use std::sync::Arc;
-
-const PREFILL: [PrefillStrategy; 6] = [
-    PrefillStrategy::LayerGrouped(1),
-    PrefillStrategy::LayerGrouped(2),
-    PrefillStrategy::LayerGrouped(9),
-    PrefillStrategy::Chunked,
-    PrefillStrategy::ActiveOnly,
-    PrefillStrategy::HcsPrefill,
-];
-
-const DECODE: [DecodeStrategy; 4] = [
-    DecodeStrategy::PureCpu,
-    DecodeStrategy::HcsHybrid,
-    DecodeStrategy::Compact,
-    DecodeStrategy::Lru,
-];
-
-/// Prompts of 12 rows and more; passes of 50 tokens in chunks of 16.
-fn away(prefill: PrefillStrategy, decode: DecodeStrategy) -> Options {
-    Options {
-        residency: Residency::Host { prefill, decode },
-        prompt_rows: Some(12),
-        prefill_chunk: 16,
-        pass_tokens: 50,
-        context_max: Some(320),
-        ..common::defaults()
-    }
-}
-
-/// The least memory of the device with which these options work, or a little more.
-fn tight(fixture: &str, options: &Options) -> Options {
-    let with = |bytes| Options { device_bytes: Some(Bytes(bytes)), ..options.clone() };
-    let mut bytes = 1;
-    while let Err(error) = start(&common::dir(fixture), &with(bytes)) {
-        let StartError::Shortfall { wanted, available, .. } = error else { panic!("{error}") };
-        bytes += wanted.0 - available.0 + 1024;
-    }
-    with(bytes)
-}
 
 #[test]
 fn every_strategy_gives_the_same_tokens() {
@@ -78,13 +41,7 @@ fn every_strategy_gives_the_same_tokens() {
 #[test]
 fn company_does_not_matter_either() {
     for fixture in ["qwen3_moe", "deepseek_v3", "qwen3_next"] {
-        let golden = Golden::of(fixture);
-        let request = |i: usize| greedy(&golden.tokens[i * 9..][..20 + 30 * (i % 3)], 40);
-        let with = |options: &Options| -> Vec<Vec<u32>> {
-            let handle = engine(fixture, options);
-            let pending: Vec<_> = (0..6).map(|i| submit(&handle, request(i))).collect();
-            pending.into_iter().map(|pending| pending.wait().tokens).collect()
-        };
+        let with = |options: &Options| company(fixture, options);
         let four = |options| Options {
             expert_bits: ExpertBits::Int4,
             group: 32,
@@ -117,7 +74,7 @@ fn each_strategy_does_what_it_says() {
             Engine::load(&common::dir(fixture), &options, device::cpu(&options)).unwrap();
         let serving = std::thread::spawn(move || {
             engine.serve(&submissions);
-            engine.runner.experts.traffic()
+            engine.runner.traffic()
         });
         let _: Answer = answer(&handle, greedy(&golden.tokens[..50], 24));
         drop(handle);

@@ -4,6 +4,9 @@
 //! output gates between queries, key-head groups of delta nets, and DeepSeek's interleaved rotary
 //! pairs are all runs of rows. So the operations know one order only.
 
+use crate::model::Model;
+use std::ops::Range;
+
 /// A weight that has not been loaded yet.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Source {
@@ -122,6 +125,25 @@ impl Source {
     pub fn numbers(values: Vec<f32>) -> Source {
         let cols = values.len() as u32;
         Source { origin: Origin::Numbers(values), rows: 1, cols, class: Class::Vector }
+    }
+}
+
+impl Model<Source> {
+    /// Some consecutive layers as a model of their own, for one of several devices. The first part begins
+    /// with the embedding, and the last ends with the output matrix; where they are missing they are empty,
+    /// and without an output matrix there are no tokens to choose from. A part's last norm is that of the
+    /// layer behind it, which so finds its input ready.
+    pub fn part(&self, layers: Range<usize>) -> Model<Source> {
+        let (first, last) = (layers.start == 0, layers.end == self.layers.len());
+        let absent = || Source::numbers(Vec::new());
+        Model {
+            embed: if first { self.embed.clone() } else { absent() },
+            norm: self.norm_before(layers.end).clone(),
+            lm_head: if last { self.lm_head.clone() } else { absent() },
+            vocab: if last { self.vocab } else { 0 },
+            layers: self.layers[layers].to_vec(),
+            ..*self
+        }
     }
 }
 

@@ -216,6 +216,9 @@ impl Memory for Cpu {
     fn copy(&mut self, from: Slot<u8>, to: Slot<u8>) {
         self.arena.copy(from, to);
     }
+    fn hand_over(&mut self, to: &mut Cpu, pieces: &[(Slot<u8>, Slot<u8>)]) {
+        self.arena.hand_over(&mut to.arena, pieces);
+    }
     fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
         self.arena.upload_act(to, values);
     }
@@ -354,6 +357,9 @@ impl Ops for Cpu {
     }
     fn largest(&mut self, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>) {
         largest::cpu(self, x, scales, out);
+    }
+    fn take_rows(&mut self, from: Mat<Act>, places: Slot<u32>, out: Mat<Act>) {
+        take_rows::cpu(self, from, places, out);
     }
     fn place(&mut self, experts: Mat<u32>, slots: Slot<u32>, counts: Slot<u32>, out: Slot<u32>) {
         place::cpu(self, experts, slots, counts, out);

@@ -36,6 +36,7 @@ pub mod rope;
 pub mod route;
 pub mod sigmoid_gate;
 pub mod silu_mul;
+pub mod take_rows;
 
 pub use combine::SharedExpert;
 pub use cpu::Cpu;
@@ -140,6 +141,8 @@ pub trait Ops {
     );
     /// `out[i] = x[rows[i]]`: the rows whose logits are wanted.
     fn gather(&mut self, x: Mat<Act>, rows: Slot<u32>, out: Mat<Act>);
+    /// `out[i] = from[i]` where `places[i]` is not [`ABSENT`].
+    fn take_rows(&mut self, from: Mat<Act>, places: Slot<u32>, out: Mat<Act>);
     /// The largest of each row in order, where they stand, and the sum of all weights.
     fn largest(&mut self, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>);
     /// `out[i] = slots[experts[i]]`, each counted if there is room for that.

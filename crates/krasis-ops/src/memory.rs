@@ -132,6 +132,17 @@ pub trait Memory {
         }
     }
 
+    /// Copies slots to another device of this kind, each pair from here to there, behind what both were
+    /// asked for before.
+    fn hand_over(&mut self, to: &mut Self, pieces: &[(Slot<u8>, Slot<u8>)])
+    where
+        Self: Sized,
+    {
+        for &(here, there) in pieces {
+            to.upload(there, &self.download(here));
+        }
+    }
+
     /// Copies activations to the host as f32, row by row, in place of what `to` holds.
     fn download_act_to(&mut self, from: Mat<Act>, to: &mut Vec<f32>);
     /// Copies activations to the host as f32, row by row.
@@ -235,6 +246,12 @@ impl Memory for Arena {
     fn copy(&mut self, from: Slot<u8>, to: Slot<u8>) {
         let (inputs, to) = self.write(to);
         to.copy_from_slice(inputs.slice(from));
+    }
+
+    fn hand_over(&mut self, to: &mut Arena, pieces: &[(Slot<u8>, Slot<u8>)]) {
+        for &(here, there) in pieces {
+            to.slice_mut(there).copy_from_slice(self.slice(here));
+        }
     }
 
     fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {

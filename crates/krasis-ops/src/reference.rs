@@ -212,6 +212,9 @@ impl Ops for Reference {
     fn largest(&mut self, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>) {
         largest::reference(self, x, scales, out);
     }
+    fn take_rows(&mut self, from: Mat<Act>, places: Slot<u32>, out: Mat<Act>) {
+        take_rows::reference(self, from, places, out);
+    }
     fn place(&mut self, experts: Mat<u32>, slots: Slot<u32>, counts: Slot<u32>, out: Slot<u32>) {
         place::reference(self, experts, slots, counts, out);
     }

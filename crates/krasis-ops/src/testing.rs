@@ -79,6 +79,7 @@ pub fn all() -> Vec<Named> {
         linear_heads::cases::ALL,
         route::cases::ALL,
         place::cases::ALL,
+        take_rows::cases::ALL,
         largest::cases::ALL,
         kv_append::cases::ALL,
         attend::cases::ALL,

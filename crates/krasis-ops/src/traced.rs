@@ -101,6 +101,10 @@ impl<D: Memory> Memory for Traced<D> {
     fn copy(&mut self, from: Slot<u8>, to: Slot<u8>) {
         self.time("copy", from.len as u32, |d| d.copy(from, to));
     }
+    fn hand_over(&mut self, to: &mut Traced<D>, pieces: &[(Slot<u8>, Slot<u8>)]) {
+        let bytes: u64 = pieces.iter().map(|(here, _)| here.len).sum();
+        self.time("hand over", bytes as u32, |d| d.hand_over(&mut to.device, pieces));
+    }
     fn upload_act(&mut self, to: Mat<Act>, values: &[f32]) {
         self.time("upload", to.rows, |d| d.upload_act(to, values));
     }
@@ -225,6 +229,9 @@ impl<D: Ops> Ops for Traced<D> {
     }
     fn largest(&mut self, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>) {
         self.time("largest", out.rows, |d| d.largest(x, scales, out));
+    }
+    fn take_rows(&mut self, from: Mat<Act>, places: Slot<u32>, out: Mat<Act>) {
+        self.time("take_rows", out.rows, |d| d.take_rows(from, places, out));
     }
     fn place(&mut self, experts: Mat<u32>, slots: Slot<u32>, counts: Slot<u32>, out: Slot<u32>) {
         self.time("place", experts.rows, |d| d.place(experts, slots, counts, out));

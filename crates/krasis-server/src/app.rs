@@ -9,6 +9,7 @@ use crate::stored::Stored;
 use crate::{Answers, Generation};
 use krasis_engine::Handle;
 use krasis_text::{Grammars, Template, TextError, Tokenizer};
+use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
@@ -51,7 +52,7 @@ pub struct Loaded {
     /// Where it runs, in words.
     pub device: String,
     /// What was allocated: words and bytes.
-    pub regions: Vec<(&'static str, u64)>,
+    pub regions: Vec<(Cow<'static, str>, u64)>,
 }
 
 impl App {

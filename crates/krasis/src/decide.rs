@@ -32,7 +32,7 @@ impl ModelArguments {
         };
         let (described, refusal) = described.map(|of| (of.site, of.refusal)).unzip();
         let refusal = refusal.flatten();
-        let alone = described.clone().map(|site| Site { card: None, ..site });
+        let (alone, is_described) = (described.clone().map(without_gpus), described.is_some());
         if self.device != DeviceChoice::Auto {
             let options = on(self.device)?;
             let on_gpu = matches!(options.device, DeviceKind::Cuda(_));
@@ -45,7 +45,10 @@ impl ModelArguments {
                     let message = "--machine: there is no GPU there: leave --device out";
                     Err(Failure::say(Failure::GPU, message))
                 }
-                (true, site, _) => Ok(Decided { options, site }),
+                (true, site, _) => {
+                    named_are_there(&options, site.as_ref())?;
+                    Ok(Decided { options, site })
+                }
                 (false, ..) => Ok(Decided { options, site: alone }),
             };
         }
@@ -73,6 +76,9 @@ impl ModelArguments {
             Err(error) => return on_cpu(Some(error.to_string())),
         };
         let options = on(DeviceChoice::Cuda)?;
+        if is_described {
+            named_are_there(&options, Some(&site))?;
+        }
         let proposed = match options.kv {
             Some(KvDtype::F16) => Err(StartError::GpuKv),
             _ => target.propose(&options, &site),
@@ -85,7 +91,7 @@ impl ModelArguments {
                 | StartError::Refused { .. }
                 | StartError::GpuKv),
             ) => {
-                let here = Site { card: None, ..site.clone() };
+                let here = without_gpus(site.clone());
                 // If nobody has room, what the GPU lacks is nearest to what would do.
                 match target.propose(&on(DeviceChoice::Auto)?, &here) {
                     Ok(_) => on_cpu(Some(format!("{} is not enough: {error}", name(&site)))),
@@ -99,4 +105,18 @@ impl ModelArguments {
 
 fn name(site: &Site) -> &str {
     site.card.as_ref().map_or("the GPU", |card| &card.name)
+}
+
+fn without_gpus(site: Site) -> Site {
+    Site { card: None, others: Vec::new(), ..site }
+}
+
+/// Refuses numbers of GPUs that a described machine does not have; of this one, the driver says it.
+fn named_are_there(options: &Options, site: Option<&Site>) -> Result<(), Failure> {
+    let Some(site) = site else { return Ok(()) };
+    let found = 1 + site.others.len();
+    match options.ranks.gpus.iter().find(|&&number| number as usize >= found) {
+        Some(&number) => Err(Failure::new(Failure::GPU, CudaError::NoSuchGpu { number, found })),
+        None => Ok(()),
+    }
 }

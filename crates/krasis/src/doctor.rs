@@ -67,7 +67,7 @@ impl Doctor {
                            --device out, or ask `krasis plan`";
             return Err(Failure::say(Failure::CONFIG, message));
         }
-        let site = Site { card: None, host: Host::read(options) };
+        let site = Site { card: None, others: Vec::new(), host: Host::read(options) };
         let need = |proposal: krasis_engine::Proposal| (proposal.need, proposal.overflow);
         let planned: Result<_, StartError> = match &self.model.model_path {
             None => Ok((bare(options), None)),

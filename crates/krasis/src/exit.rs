@@ -109,8 +109,10 @@ impl From<StartError> for Failure {
             StartError::Shortfall { .. }
             | StartError::Refused { .. }
             | StartError::Gpu(CudaError::OutOfMemory { .. }) => Failure::MEMORY,
-            StartError::Gpu(_) => Failure::GPU,
+            StartError::Gpu(_) | StartError::Ranks { .. } => Failure::GPU,
             StartError::Context { .. }
+            | StartError::Partition { .. }
+            | StartError::NothingToShare
             | StartError::NothingQuantised
             | StartError::NoExperts
             | StartError::UnlikeExperts

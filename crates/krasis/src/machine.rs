@@ -36,11 +36,15 @@ pub fn read(file: &Path) -> Result<Described, Failure> {
         let value: Value = serde_json::from_str(&text)?;
         let machine = Fields::of(&value, &["name", "gpu", "host"])?;
         let card = machine.0.get("gpu").filter(|gpu| !gpu.is_null());
-        let (card, refusal) = card.map(card_of).transpose().context("gpu")?.unzip();
+        let (mut cards, refusal) = match card.map(cards_of).transpose().context("gpu")? {
+            Some((cards, refusal)) => (cards, refusal),
+            None => (Vec::new(), None),
+        };
+        let others = cards.split_off(cards.len().min(1));
         let host = host_of(machine.0.get("host").context("there is no \"host\"")?);
         Ok(Described {
-            site: Site { card, host: host.context("host")? },
-            refusal: refusal.flatten(),
+            site: Site { card: cards.pop(), others, host: host.context("host")? },
+            refusal,
         })
     };
     let site = site().with_context(|| format!("--machine {}", file.display()));
@@ -81,9 +85,11 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn card_of(value: &Value) -> Result<(Card, Option<CudaError>)> {
+/// Several GPUs are alike.
+fn cards_of(value: &Value) -> Result<(Vec<Card>, Option<CudaError>)> {
     let fields = [
         "name",
+        "count",
         "memory_gib",
         "free_gib",
         "read_gb_s",
@@ -112,6 +118,8 @@ fn card_of(value: &Value) -> Result<(Card, Option<CudaError>)> {
         tenths / 10 * 1000 + tenths % 10 * 10
     });
     let refusal = driver::refusal(&name, capability, cuda.unwrap_or(driver::DRIVER_MIN));
+    let count = fields.number("count")?.unwrap_or(1.0);
+    ensure!((1.0..=64.0).contains(&count), "count is not between 1 and 64");
     let card = Card {
         memory,
         free,
@@ -123,7 +131,7 @@ fn card_of(value: &Value) -> Result<(Card, Option<CudaError>)> {
         bus: fields.number("bus_gb_s")?.map_or(class.bus, |speed| speed * 1e9),
         name,
     };
-    Ok((card, refusal))
+    Ok((vec![card; count as usize], refusal))
 }
 
 fn host_of(value: &Value) -> Result<Host> {

@@ -8,8 +8,8 @@ use krasis_core::{Bytes, KvDtype};
 use krasis_engine::experts::of_divisor;
 use krasis_engine::plan::PAGE;
 use krasis_engine::{
-    Activations, CacheUse, DecodeStrategy, DeviceKind, ExpertBits, Options, PrefillStrategy,
-    PrefixDisk, PrefixOptions, Quant, Residency, Reuse, Starts,
+    Activations, CacheUse, DecodeStrategy, DeviceKind, Direct, ExpertBits, Options,
+    PrefillStrategy, PrefixDisk, PrefixOptions, Quant, Ranks, Residency, Reuse, Shared, Starts,
 };
 use krasis_machine::Numa;
 use serde_json::Value;
@@ -26,9 +26,19 @@ pub struct ModelArguments {
     /// Folder of the model [default: the demo model]
     #[arg(long, value_name = "DIR")]
     pub model_path: Option<PathBuf>,
-    /// GPUs to use [default: all that are found]
-    #[arg(long, value_name = "N")]
+    /// GPUs to spread layers over [default: as many as are named by the next two, or 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=64))]
     num_gpus: Option<u32>,
+    /// Which GPUs, as `krasis doctor` numbers them [default: the first]
+    #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(i32).range(0..=1023))]
+    selected_gpus: Vec<i32>,
+    /// GPUs share the experts that prompts have brought, over a link each, in place of layers, which are
+    /// all on the first
+    #[arg(long, conflicts_with = "pp_partition")]
+    expert_parallel: bool,
+    /// Layers of each GPU [default: as many as its memory has room for]
+    #[arg(long, value_name = "N,N", value_delimiter = ',')]
+    pp_partition: Vec<u32>,
     /// Bits of the routed experts on the CPU; 16 is as stored
     #[arg(long, value_name = "BITS", value_enum, default_value_t = BitsChoice::Sixteen)]
     cpu_expert_bits: BitsChoice,
@@ -134,6 +144,9 @@ pub struct ModelArguments {
     /// GPU kernels begin when the one before has ended, to measure what beginning early saves
     #[arg(long, hide = true)]
     pub kernels_in_turn: bool,
+    /// GPUs reach each other through host memory, to measure what copying by themselves saves
+    #[arg(long, hide = true)]
+    no_peer_copies: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -196,7 +209,7 @@ pub enum DeviceChoice {
     Auto,
     /// Vector loops on all cores
     Cpu,
-    /// The first NVIDIA GPU; experts that it has no room for stay in host memory
+    /// NVIDIA GPUs; experts that they have no room for stay in host memory
     Cuda,
     /// The same with f32 activations, to compare with the CPU: slower
     CudaF32,
@@ -244,7 +257,13 @@ impl ModelArguments {
     pub fn is_about_a_gpu(&self) -> bool {
         let named =
             matches!(self.strategy, Some(StrategyChoice::Persistent | StrategyChoice::Prefill(_)));
-        self.expert_divisor.is_some() || self.gpu_vram_mb.is_some() || named
+        let one = self.expert_divisor.is_some() || self.gpu_vram_mb.is_some() || named;
+        one || self.names_several_gpus()
+    }
+
+    /// Whether flags say which GPUs, or what they share.
+    fn names_several_gpus(&self) -> bool {
+        !self.pp_partition.is_empty() || !self.selected_gpus.is_empty() || self.expert_parallel
     }
 
     /// Whether no GPU may be used.
@@ -265,21 +284,27 @@ impl ModelArguments {
 
     /// The same for a device.
     pub fn options_on(&self, device: DeviceChoice) -> Result<Options, Failure> {
-        let most = match device {
-            DeviceChoice::Cuda | DeviceChoice::CudaF32 => 1,
-            _ => 0,
-        };
-        if let Some(gpus) = self.num_gpus.filter(|&gpus| gpus > most) {
-            let message = format!(
-                "--num-gpus {gpus}: this version runs on the CPU, or with --device cuda on one GPU; \
-                 use --num-gpus {most} or leave it out"
-            );
+        let on_gpu = matches!(device, DeviceChoice::Cuda | DeviceChoice::CudaF32);
+        if let Some(gpus) = self.num_gpus.filter(|&gpus| (gpus > 0) != on_gpu) {
+            let other = if on_gpu { "--device cpu" } else { "--num-gpus 0, or add --device cuda" };
+            let message =
+                format!("--num-gpus {gpus} with this device: use {other}, or leave it out");
             return Err(Failure::say(Failure::GPU, message));
         }
         if matches!(device, DeviceChoice::Auto | DeviceChoice::Reference) && self.is_about_a_gpu() {
             let message = "--expert-divisor, --strategy and --gpu-vram-mb say what a GPU holds, and there is \
                            none: add --device cuda where there is one, --device cpu to have the CPU play it, \
                            or leave them out";
+            return Err(Failure::say(Failure::CONFIG, message));
+        }
+        if !on_gpu && self.names_several_gpus() {
+            let message = "--pp-partition, --selected-gpus and --expert-parallel are for GPUs: add \
+                           --device cuda, or leave them out";
+            return Err(Failure::say(Failure::CONFIG, message));
+        }
+        if self.expert_parallel && self.num_gpus.unwrap_or(1) == 1 && self.selected_gpus.len() < 2 {
+            let message =
+                "--expert-parallel is for several GPUs: add --num-gpus 2, or leave it out";
             return Err(Failure::say(Failure::CONFIG, message));
         }
         self.agree()?;
@@ -301,6 +326,12 @@ impl ModelArguments {
                 DeviceChoice::Cuda => DeviceKind::Cuda(Activations::Bf16),
                 DeviceChoice::CudaF32 => DeviceKind::Cuda(Activations::F32),
                 DeviceChoice::Reference => DeviceKind::Reference,
+            },
+            ranks: Ranks {
+                count: self.num_gpus.filter(|_| on_gpu).map(|count| count as usize),
+                gpus: self.selected_gpus.clone(),
+                partition: self.pp_partition.clone(),
+                shared: if self.expert_parallel { Shared::Experts } else { Shared::Layers },
             },
             expert_bits: match self.cpu_expert_bits {
                 BitsChoice::Four => ExpertBits::Int4,
@@ -354,6 +385,7 @@ impl ModelArguments {
                 _ => defaults.prefill_chunk,
             }),
             kernel_cache: kernel_cache(),
+            gpu_links: if self.no_peer_copies { Direct::Never } else { Direct::IfRight },
             kernel_starts: if self.kernels_in_turn { Starts::InTurn } else { Starts::Early },
             ..defaults
         })

@@ -91,7 +91,19 @@ fn lines(p: &Proposal, site: &Site) -> Vec<String> {
         None => "host memory".into(),
     };
     let (taken, of) = (p.device_bytes(), p.available);
-    lines.push(format!("{place}: {taken} of {of} ({})", parts(&p.device)));
+    match &p.ranks[..] {
+        [_] => lines.push(format!("{place}: {taken} of {of} ({})", parts(&p.device))),
+        ranks => lines.extend(ranks.iter().zip(0..).map(|(rank, number)| {
+            let (taken, of) = (rank.bytes(), rank.available);
+            let name = rank.card.as_deref().unwrap_or("host memory");
+            let parts = parts(&rank.regions);
+            let does = match rank.layers.clone() {
+                layers if layers.is_empty() => "helps with prompts".into(),
+                layers => format!("layers {} to {}", layers.start, layers.end - 1),
+            };
+            format!("{number}: {name}, {does}: {taken} of {of} ({parts})")
+        })),
+    }
     if !p.host.is_empty() {
         let all: Bytes = p.host.iter().map(|(_, bytes)| *bytes).sum();
         let of = site.host.machine.available().map_or("?".into(), |bytes| bytes.to_string());
@@ -218,12 +230,17 @@ fn describe(p: &Proposal, options: &Options, site: &Site) -> Value {
     });
     let nodes: Vec<Value> =
         p.nodes.iter().map(|(node, bytes)| json!({"node": node, "bytes": bytes.0})).collect();
+    let ranks = p.ranks.iter().map(|rank| {
+        json!({"gpu": rank.card, "first_layer": rank.layers.start, "layers": rank.layers.len(),
+               "available": rank.available.0, "regions": regions(&rank.regions)})
+    });
     json!({
         "machine": {"gpu": card, "host": host},
         "device": format!("{:?}", options.device),
         "available": p.available.0,
         "regions": regions(&p.device),
         "device_bytes": p.device_bytes().0,
+        "ranks": ranks.collect::<Vec<_>>(),
         "host_regions": regions(&p.host),
         "host_bytes": p.need.total().0,
         "nodes": nodes,

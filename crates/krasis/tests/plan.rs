@@ -173,6 +173,75 @@ fn the_nearest_setting_works() {
 }
 
 #[test]
+fn layers_are_spread_over_gpus() {
+    let spread = |plan: &Value| -> Vec<u64> {
+        let ranks = plan["ranks"].as_array().unwrap();
+        let mut first = 0;
+        for rank in ranks {
+            assert_eq!(rank["first_layer"], first, "{plan}");
+            first += rank["layers"].as_u64().unwrap();
+            let regions = rank["regions"].as_array().unwrap().iter();
+            let sum: u64 = regions.map(|region| region["bytes"].as_u64().unwrap()).sum();
+            assert!(sum <= rank["available"].as_u64().unwrap(), "{plan}");
+        }
+        ranks.iter().map(|rank| rank["layers"].as_u64().unwrap()).collect()
+    };
+    // What is too large for one GPU fits on two.
+    let one = json("Qwen3-Coder-Next", "two-gpus", &["--context-max", "8192"]);
+    assert!(one["strategy"].is_object() && spread(&one) == [48], "{one}");
+    let two = json("Qwen3-Coder-Next", "two-gpus", &["--context-max", "8192", "--num-gpus", "2"]);
+    assert!(two["strategy"].is_null(), "{two}");
+    let [first, second] = spread(&two)[..] else { panic!("{two}") };
+    assert!(first + second == 48 && first.abs_diff(second) <= 2, "{first}, {second}");
+    // What was asked for, with experts in host memory on both.
+    let uneven = ["--pp-partition", "20,28", "--expert-divisor", "-3", "--gpu-vram-mb", "9000"];
+    let uneven = json("Qwen3-30B-A3B", "two-gpus", &uneven);
+    assert!(uneven["strategy"].is_object() && spread(&uneven) == [20, 28], "{uneven}");
+    // With a second GPU, experts come over two links.
+    let seconds = |given: &[&str]| {
+        let fixed = ["--expert-divisor", "48", "--gpu-vram-mb", "9000"];
+        let plan = json("Qwen3-30B-A3B", "two-gpus", &[&fixed, given].concat());
+        assert_eq!(spread(&plan)[0], 48, "{plan}");
+        (
+            plan["ranks"].as_array().unwrap().len(),
+            plan["prefill"][0]["ttft"]["seconds"].as_f64().unwrap(),
+        )
+    };
+    let (one, two) = (seconds(&[]), seconds(&["--num-gpus", "2", "--expert-parallel"]));
+    assert!((one.0, two.0) == (1, 2) && two.1 < 0.7 * one.1, "{one:?}, {two:?}");
+}
+
+#[test]
+fn impossible_partitions_are_refused_with_one_that_works() {
+    let refused = |given: &[&str], code, words| {
+        let model = "Qwen3-30B-A3B";
+        let sentence = refused(model, "two-gpus", given, code, words);
+        let Some((_, near)) = sentence.split_once("choose --pp-partition ") else { return };
+        let near = near.split_whitespace().next().unwrap().trim_end_matches(',');
+        let flag = given.iter().position(|given| *given == "--pp-partition");
+        let mut given = given.to_vec();
+        match flag {
+            Some(flag) => given[flag + 1] = near,
+            None => given.extend(["--pp-partition", near]),
+        }
+        let again = plan(model, "two-gpus", &given);
+        assert_eq!(again.status.code(), Some(0), "{sentence}, then {given:?}");
+    };
+    refused(&["--pp-partition", "20,20"], 3, "--pp-partition 24,24");
+    refused(&["--pp-partition", "48,0"], 3, "--pp-partition 24,24");
+    refused(&["--pp-partition", "4000000000,4000000000"], 3, "--pp-partition 24,24");
+    refused(&["--pp-partition", "16,16,16"], 6, "choose --num-gpus 2");
+    refused(&["--num-gpus", "3"], 6, "choose --num-gpus 2");
+    refused(&["--selected-gpus", "0,2"], 6, "there is no GPU 2");
+    refused(&["--num-gpus", "0", "--device", "cuda"], 6, "--device cpu");
+    refused(&["--pp-partition", "24,24", "--device", "cpu"], 3, "--device cuda");
+    refused(&["--num-gpus", "2", "--expert-parallel"], 3, "--expert-divisor -3");
+    refused(&["--expert-parallel"], 3, "--num-gpus 2");
+    let full = ["--pp-partition", "46,2", "--expert-divisor", "1", "--gpu-vram-mb", "14000"];
+    refused(&full, 5, "--pp-partition");
+}
+
+#[test]
 fn what_cannot_be_is_refused() {
     let all = ["--expert-divisor", "1"];
     let sentence = refused("Qwen3-Coder-Next", "gpu-24", &all, 5, "leave --expert-divisor out");

@@ -30,6 +30,7 @@ part timeline .gpu/ops timeline --nocapture
 part models-f32 .gpu/models f32_activations --nocapture
 part models-bf16 .gpu/models bf16_activations --nocapture
 part models-quantised .gpu/models quantised --nocapture
+part several-gpus .gpu/models several_gpus --nocapture
 part demo .gpu/krasis run "What is 2+2?" --device cuda --temperature 0 --model-path demo/model
 part perplexity .gpu/krasis eval --text demo/heldout/text.jsonl --limit 40 --device cuda --model-path demo/model
 if [ "${1:-}" = bench ]; then

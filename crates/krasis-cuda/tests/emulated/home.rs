@@ -31,21 +31,27 @@ impl<A: Activation> Home for Here<A> {
         let (memory, free) = (Bytes(4 << 30), Bytes(2 << 30));
         let (read, multiply, bus) = (1e12, 100e12, 25e9);
         let card = Card { name: "emulated".into(), memory, free, read, multiply, bus };
-        Site { card: Some(card), host: Host::read(&Options::default()) }
+        let others = vec![card.clone(); 2];
+        Site { card: Some(card), others, host: Host::read(&Options::default()) }
     }
 
-    fn prepare(&mut self, rehearsal: &Rehearsal<'_>) -> Result<(), StartError> {
-        let machine = Noting::new(self.kernels.limits);
-        let mut listener = Cuda::<A, _>::new(rehearsal.layout(), machine);
-        rehearsal.on(&mut listener);
-        self.foreseen = listener.into_machine().kernels;
+    fn prepare(&mut self, rehearsals: &[Rehearsal<'_>]) -> Result<(), StartError> {
+        for rehearsal in rehearsals {
+            let machine = Noting::new(self.kernels.limits);
+            let mut listener = Cuda::<A, _>::new(rehearsal.layout(), machine);
+            rehearsal.on(&mut listener);
+            self.foreseen.extend(listener.into_machine().kernels);
+        }
         Ok(())
     }
 
-    fn build(self, plan: &Layout) -> Result<Self::Device, StartError> {
-        let bytes = Cuda::<A, Emulated>::arena_bytes(plan);
-        let mut machine = Emulated::new(bytes, &self.kernels);
-        machine.only = Some(self.foreseen);
-        Ok(Cuda::new(plan, machine))
+    fn build(self, plans: &[&Layout]) -> Result<Vec<Self::Device>, StartError> {
+        let device = |plan: &&Layout| {
+            let bytes = Cuda::<A, Emulated>::arena_bytes(plan);
+            let mut machine = Emulated::new(bytes, &self.kernels);
+            machine.only = Some(self.foreseen.clone());
+            Cuda::new(plan, machine)
+        };
+        Ok(plans.iter().map(device).collect())
     }
 }

@@ -238,6 +238,11 @@ impl Machine for Emulated {
         memory.copy_within(from as usize..(from + bytes) as usize, to as usize);
     }
 
+    fn hand_over(&mut self, to: &mut Emulated, from: u64, at: u64, bytes: u64) {
+        assert!(self.recording.is_none(), "a copy in the middle of a recording");
+        to.write(at, &self.bytes(from, bytes as u32));
+    }
+
     fn read_both(&mut self, first: (u64, &mut [u8]), second: (u64, &mut [u8])) {
         assert!(self.recording.is_none(), "a download in the middle of a recording");
         let memory: &[u8] = bytemuck::cast_slice(&self.memory);

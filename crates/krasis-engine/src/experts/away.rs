@@ -1,17 +1,18 @@
 //! Experts in host memory, and the slots of the device that hold some of them.
 
+pub(super) mod helpers;
 mod together;
 
+use self::helpers::{Counter, Helper, HelperPlan, Whose};
 use super::Work;
 use super::heat::{Heat, HeatMap};
 use super::slots::Slots;
 use super::strategy::{DecodeStrategy, Missing, PrefillStrategy, hot_slots};
-use crate::census::ExpertCensus;
+use crate::census::LayersCensus;
 use krasis_core::{Act, Layout, Mat, Slot};
 use krasis_cpu::Keep;
 use krasis_ops::{ABSENT, Bank, Cpu, Memory, Ops, Routes};
 use std::ops::Range;
-use std::sync::Arc;
 
 /// How much hotter an expert has to be than one that is kept: copies are not for nothing.
 const HOTTER: f32 = 1.25;
@@ -38,6 +39,10 @@ pub struct AwayPlan {
     pub hot: u32,
     /// Host memory for what the CPU computes.
     pub desk: Desk,
+    /// What this device has for others that help with prompts.
+    pub counters: Vec<Counter>,
+    /// All that there is for them.
+    pub helpers: Vec<HelperPlan>,
 }
 
 /// The CPU's part of a pass of few rows, in host memory.
@@ -82,6 +87,18 @@ pub struct Traffic {
     pub on_the_cpu: u64,
 }
 
+/// Of several devices.
+impl std::iter::Sum for Traffic {
+    fn sum<I: Iterator<Item = Traffic>>(all: I) -> Traffic {
+        all.fold(Traffic::default(), |sum, one| Traffic {
+            experts: sum.experts + one.experts,
+            brought: sum.brought + one.brought,
+            on_the_device: sum.on_the_device + one.on_the_device,
+            on_the_cpu: sum.on_the_cpu + one.on_the_cpu,
+        })
+    }
+}
+
 /// Experts in host memory.
 pub struct Away {
     plan: AwayPlan,
@@ -94,6 +111,7 @@ pub struct Away {
     /// Layers with experts that come before each layer.
     before: Vec<u32>,
     slots: Slots,
+    helpers: Vec<Helper>,
     heat: Heat,
     prompt: bool,
     /// A pass has begun that goes on after the step at work. What it has had brought may still be on its way.
@@ -110,17 +128,12 @@ pub struct Away {
     brought: Vec<(u32, u32)>,
     numbers: Vec<f32>,
     traffic: Traffic,
-    census: Arc<ExpertCensus>,
+    census: LayersCensus,
 }
 
 impl Away {
     /// `banks` lie in the memory of `host` and are filled; who is asked for is counted in `census`.
-    pub fn new(
-        plan: AwayPlan,
-        host: Cpu,
-        banks: Vec<Option<Bank>>,
-        census: Arc<ExpertCensus>,
-    ) -> Away {
+    pub fn new(plan: AwayPlan, host: Cpu, banks: Vec<Option<Bank>>, census: LayersCensus) -> Away {
         let is_moe: Vec<bool> = banks.iter().map(Option::is_some).collect();
         let before = is_moe.iter().scan(0, |count, &moe| {
             *count += u32::from(moe);
@@ -132,6 +145,7 @@ impl Away {
             groups: plan.prefill.groups(&is_moe),
             before,
             slots: Slots::new(moe, experts, plan.pool.experts),
+            helpers: plan.helpers.iter().map(|plan| Helper::new(*plan, moe, experts)).collect(),
             heat: Heat::new(moe, experts),
             prompt: false,
             open: false,
@@ -227,7 +241,12 @@ impl Away {
         self.prompt && self.plan.prefill.by_layers()
     }
 
-    pub(super) fn enter<D: Memory>(&mut self, d: &mut D, group: usize) -> Range<usize> {
+    pub(super) fn enter<D: Memory>(
+        &mut self,
+        d: &mut D,
+        helpers: &mut [D],
+        group: usize,
+    ) -> Range<usize> {
         if !self.takes_groups() {
             // Whatever is found in a slot is used.
             self.pending |= self.open && !self.plan.decode.asks_the_cpu();
@@ -240,15 +259,18 @@ impl Away {
         self.moved = true;
         let layers = self.groups[group].clone();
         self.bring_layers(d, layers.clone(), layers.clone());
+        self.bring_to_helpers(helpers, layers.clone(), layers.clone());
         self.pending = true;
         self.receive(d);
+        helpers.iter_mut().for_each(Memory::brought);
         // While these layers are at work, the next ones come, if there is room for both.
         if let Some(next) = self.groups.get(group + 1).cloned() {
             let both = layers.start..next.end;
             if self.moving() >= self.missing_of(both.clone()) {
-                self.bring_layers(d, next, both);
+                self.bring_layers(d, next.clone(), both.clone());
                 self.pending = false;
             }
+            self.bring_to_helpers(helpers, next, both);
         }
         layers
     }
@@ -258,35 +280,38 @@ impl Away {
         self.slots.all().filter(|&slot| !self.slots.is_hot(slot)).count()
     }
 
-    /// Experts of these layers that are not in hot slots.
+    /// Experts of these layers that are not in hot slots, nor others' to bring.
     fn missing_of(&self, layers: Range<usize>) -> usize {
+        let owner = self.owners();
         let cold = |index, expert| {
             !self.slots.find(index, expert).is_some_and(|slot| self.slots.is_hot(slot))
         };
         let of = |layer: usize| {
             let experts = self.banks[layer].map_or(0, |bank| bank.experts);
-            (0..experts).filter(|&expert| cold(self.before[layer], expert)).count()
+            let mine = (0..experts).filter(|&expert| owner(expert) == 0);
+            mine.filter(|&expert| cold(self.before[layer], expert)).count()
         };
         layers.map(of).sum()
     }
 
-    /// Brings all experts of some layers that are not here, into slots of none of the layers in
+    /// Brings all experts of some layers that are not here nor others' to bring, into slots of none of the layers in
     /// `stay`.
     fn bring_layers<D: Memory>(&mut self, d: &mut D, layers: Range<usize>, stay: Range<usize>) {
         let stay = self.moe_before(stay.start)..self.moe_before(stay.end);
         let mut free = 0;
+        let owner = self.owners();
         for layer in layers {
             let Some(bank) = self.banks[layer] else { continue };
             let index = self.before[layer];
             self.brought.clear();
-            for expert in 0..bank.experts {
+            for expert in (0..bank.experts).filter(|&expert| owner(expert) == 0) {
                 if self.slots.find(index, expert).is_some() {
                     continue;
                 }
                 // In order, so that neighbours become one copy.
                 let stays = |slot| {
-                    let holder = self.slots.holder(slot);
-                    self.slots.is_hot(slot) || holder.is_some_and(|(of, _)| stay.contains(&of))
+                    let needed = |(of, it)| stay.contains(&of) && owner(it) == 0;
+                    self.slots.is_hot(slot) || self.slots.holder(slot).is_some_and(needed)
                 };
                 free = (free..).find(|&slot| !stays(slot)).expect("numbers do not end");
                 self.slots.put(free, index, expert);
@@ -301,13 +326,19 @@ impl Away {
         last.map_or(0, |last| self.before[last] + 1)
     }
 
-    pub(super) fn run<D: Ops + Memory>(&mut self, d: &mut D, layer: usize, work: Work) {
+    pub(super) fn run<D: Ops + Memory>(
+        &mut self,
+        d: &mut D,
+        helpers: &mut [D],
+        layer: usize,
+        work: Work,
+    ) {
         if self.banks[layer].is_none() {
             return;
         }
         let index = self.before[layer];
         if self.takes_groups() {
-            return self.compute_all_here(d, index, work);
+            return self.compute_all(d, helpers, index, work);
         }
         if self.asks_the_cpu() {
             return self.compute_together(d, index, work);
@@ -336,19 +367,30 @@ impl Away {
         }
     }
 
-    /// Has the device compute a layer that is all there. It looks up by itself where experts lie, so that
-    /// nobody waits for it, unless some are to become hot.
-    fn compute_all_here<D: Ops + Memory>(&mut self, d: &mut D, index: u32, work: Work) {
+    /// Has the devices compute a layer that is all there. They look up by themselves where experts lie, so
+    /// that nobody waits for them, unless some are to become hot.
+    fn compute_all<D: Ops + Memory>(
+        &mut self,
+        d: &mut D,
+        helpers: &mut [D],
+        index: u32,
+        work: Work,
+    ) {
         let (routes, bank) = (work.routes, self.plan.pool);
         let tables = self.of_layers(self.plan.tables, index..index + 1);
         let table: Vec<u32> = (0..tables.len as u32)
-            .map(|expert| self.slots.find(index, expert).expect("the whole layer was brought"))
+            .map(|expert| match self.whose(index, expert) {
+                Whose::Ours(slot) => slot,
+                Whose::Helpers(..) => ABSENT,
+            })
             .collect();
         d.upload(tables, &table);
         let counts = self.of_layers(self.plan.counts, index..index + 1);
         let places = self.places(&routes);
         d.place(routes.experts, tables, counts, places.whole());
+        self.ask_helpers(d, helpers, index, work);
         d.experts(work.x, Routes { experts: places, ..routes }, &bank, work.inner, work.out);
+        self.take_from_helpers(d, helpers, work);
         self.traffic.on_the_device += places.whole().len;
         if self.plan.hot > 0 {
             self.hear_counts(d, index..index + 1);
@@ -463,24 +505,29 @@ impl Away {
         self.moe_before(self.banks.len()).max(1)
     }
 
-    /// Copies what is brought, neighbours together.
+    /// Copies what is brought.
     fn copy<D: Memory>(&mut self, d: &mut D, layer: usize) {
-        let Some(bank) = &self.banks[layer] else { return };
         self.brought.sort_unstable();
+        self.copy_to(d, &self.plan.pool, layer);
+        self.traffic.brought += self.brought.len() as u64;
+        self.pending |= !self.brought.is_empty();
+        self.moved |= !self.brought.is_empty();
+    }
+
+    /// Copies what is brought to slots of a device, neighbours together.
+    fn copy_to<D: Memory>(&self, d: &mut D, pool: &Bank, layer: usize) {
+        let Some(bank) = &self.banks[layer] else { return };
         let mut rest = &self.brought[..];
         while let Some(&(expert, slot)) = rest.first() {
             let follows = |(i, &at): (u32, &(u32, u32))| at == (expert + i, slot + i);
             let run = (0..).zip(rest).take_while(|&pair| follows(pair)).count();
             let from = bank.slots(expert, run as u32);
-            let to = self.plan.pool.slots(slot, run as u32);
+            let to = pool.slots(slot, run as u32);
             for (from, to) in from.into_iter().zip(to).filter(|(from, _)| !from.is_empty()) {
                 d.bring(to, self.host.bytes(from), &self.keep);
             }
             rest = &rest[run..];
         }
-        self.traffic.brought += self.brought.len() as u64;
-        self.pending |= !self.brought.is_empty();
-        self.moved |= !self.brought.is_empty();
     }
 
     /// Waits for what is on its way, as far as anybody may ask for it.

@@ -13,16 +13,16 @@ mod overflow;
 mod slots;
 mod strategy;
 
+pub use away::helpers::{Chunk, Counter, HelperPlan, slots_for};
 pub use away::{Away, AwayPlan, Desk, Traffic};
 pub use heat::HeatMap;
 pub use overflow::{BankSections, Fault, Overflow, OverflowPlan, Volume};
 pub use strategy::{DecodeStrategy, PrefillStrategy, hot_slots, of_divisor};
 
-use crate::census::ExpertCensus;
+use crate::census::LayersCensus;
 use krasis_core::{Act, Mat};
 use krasis_ops::{Aide, Bank, Memory, Ops, Paper, Routes};
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Where the routed experts of each layer lie; none for dense layers.
 pub enum Experts {
@@ -37,7 +37,7 @@ pub enum Experts {
 /// Looks who is asked for where routes lie in host memory: elsewhere, the device would have to be
 /// waited for.
 pub struct Asked {
-    census: Arc<ExpertCensus>,
+    census: LayersCensus,
     chosen: Vec<u32>,
 }
 
@@ -128,10 +128,10 @@ impl Experts {
     }
 
     /// Layers of a group, whose experts are brought if they are to be here before anyone asks.
-    pub fn enter<D: Memory>(&mut self, d: &mut D, group: usize) -> Range<usize> {
+    pub fn enter<D: Memory>(&mut self, d: &mut D, helpers: &mut [D], group: usize) -> Range<usize> {
         match self {
             Experts::Device(banks, _) => 0..banks.len(),
-            Experts::Away(away) => away.enter(d, group),
+            Experts::Away(away) => away.enter(d, helpers, group),
             Experts::Overflow(overflow) => overflow.enter(group),
         }
     }
@@ -145,8 +145,8 @@ impl Experts {
         }
     }
 
-    /// Runs the experts of a layer, if it has any.
-    pub fn run<D: Ops + Memory>(&mut self, d: &mut D, layer: usize, work: Work) {
+    /// Runs the experts of a layer, if it has any; `helpers` may have a part in prompts.
+    pub fn run<D: Ops + Memory>(&mut self, d: &mut D, helpers: &mut [D], layer: usize, work: Work) {
         match self {
             Experts::Device(banks, asked) => {
                 if let Some(bank) = &banks[layer] {
@@ -157,7 +157,7 @@ impl Experts {
                     d.experts(work.x, work.routes, bank, work.inner, work.out);
                 }
             }
-            Experts::Away(away) => away.run(d, layer, work),
+            Experts::Away(away) => away.run(d, helpers, layer, work),
             Experts::Overflow(overflow) => overflow.run(d, layer, work),
         }
     }
@@ -191,7 +191,7 @@ impl Experts {
 
 impl Asked {
     /// For passes of so many pairs of tokens and experts at most: a decode step allocates nothing.
-    pub fn new(census: Arc<ExpertCensus>, pairs_max: u32) -> Asked {
+    pub fn new(census: LayersCensus, pairs_max: u32) -> Asked {
         Asked { census, chosen: Vec::with_capacity(pairs_max as usize) }
     }
 }

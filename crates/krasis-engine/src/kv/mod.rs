@@ -24,6 +24,6 @@ pub use claim::{Arrival, Claim};
 pub use cuts::STRIDE;
 pub use disk::{Disk, DiskError, HOST_BYTES, Listed, Signature};
 pub use options::{PrefixDisk, PrefixOptions, Reuse};
-pub use past::{OnDevice, Past};
+pub use past::{OnDevices, Past, bytes};
 pub use prefixes::{Held, Prefixes, Shape};
 pub use tree::Kind;

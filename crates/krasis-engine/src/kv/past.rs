@@ -1,6 +1,7 @@
-//! The device's memory of the past, seen by what decides about it.
+//! The memory of the past on one or more devices, seen by what decides about it.
 
 use super::tree::Kind;
+use crate::runner::Rank;
 use krasis_core::{Bytes, Slot};
 use krasis_model::Cache;
 use krasis_ops::Memory;
@@ -16,12 +17,13 @@ pub trait Past {
     fn copy_state(&mut self, from: u32, to: u32);
 }
 
-/// The layers' memory on a device.
-pub struct OnDevice<'a, D> {
-    /// The device.
-    pub device: &'a mut D,
-    /// What each layer remembers.
-    pub caches: &'a [Cache],
+/// The layers' memory on their devices. What is saved is in the order of the layers, so nobody can tell
+/// from it how they were spread.
+pub struct OnDevices<'a, D>(pub &'a mut [Rank<D>]);
+
+/// What a page or a state takes in these layers.
+pub fn bytes(caches: &[Cache], kind: Kind) -> Bytes {
+    pieces(caches, kind, 0).map(|slot| Bytes(slot.len)).sum()
 }
 
 fn pieces(caches: &[Cache], kind: Kind, index: u32) -> impl Iterator<Item = Slot<u8>> {
@@ -35,34 +37,33 @@ fn pieces(caches: &[Cache], kind: Kind, index: u32) -> impl Iterator<Item = Slot
     all.filter(|slot| !slot.is_empty())
 }
 
-impl<D> OnDevice<'_, D> {
-    /// What a page or a state takes in all layers.
-    pub fn bytes(caches: &[Cache], kind: Kind) -> Bytes {
-        pieces(caches, kind, 0).map(|slot| Bytes(slot.len)).sum()
-    }
-}
-
-impl<D: Memory> Past for OnDevice<'_, D> {
+impl<D: Memory> Past for OnDevices<'_, D> {
     fn save(&mut self, kind: Kind, index: u32, to: &mut Vec<u8>) {
         to.clear();
         let mut piece = Vec::new();
-        for slot in pieces(self.caches, kind, index) {
-            self.device.download_to(slot, &mut piece);
-            to.extend_from_slice(&piece);
+        for Rank { device, network, .. } in &mut *self.0 {
+            for slot in pieces(&network.caches, kind, index) {
+                device.download_to(slot, &mut piece);
+                to.extend_from_slice(&piece);
+            }
         }
     }
 
     fn load(&mut self, kind: Kind, index: u32, mut from: &[u8]) {
-        for slot in pieces(self.caches, kind, index) {
-            let (piece, rest) = from.split_at(slot.len as usize);
-            self.device.upload(slot, piece);
-            from = rest;
+        for Rank { device, network, .. } in &mut *self.0 {
+            for slot in pieces(&network.caches, kind, index) {
+                let (piece, rest) = from.split_at(slot.len as usize);
+                device.upload(slot, piece);
+                from = rest;
+            }
         }
         assert!(from.is_empty(), "{} bytes more than a {kind:?} has", from.len());
     }
 
     fn copy_state(&mut self, from: u32, to: u32) {
-        let both = pieces(self.caches, Kind::State, from).zip(pieces(self.caches, Kind::State, to));
-        both.for_each(|(from, to)| self.device.copy(from, to));
+        for Rank { device, network, .. } in &mut *self.0 {
+            let of = |place| pieces(&network.caches, Kind::State, place);
+            of(from).zip(of(to)).for_each(|(from, to)| device.copy(from, to));
+        }
     }
 }

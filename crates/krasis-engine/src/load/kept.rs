@@ -40,7 +40,7 @@ pub(super) fn of(placed: &Placed) -> Vec<Kept> {
     };
     let mut banks = Vec::new();
     for (index, layer) in placed.model.layers.iter().enumerate() {
-        let index = Some(index as u32);
+        let index = Some((placed.before + index) as u32);
         let Ok(_) = layer.try_map(&mut |leaf| see(index, leaf));
     }
     for leaf in [&placed.model.embed, &placed.model.norm, &placed.model.lm_head] {
@@ -49,7 +49,7 @@ pub(super) fn of(placed: &Placed) -> Vec<Kept> {
     for (index, layer) in placed.experts().enumerate() {
         if let Some((experts, bank)) = layer.filter(|_| placed.converted[index]) {
             let what = What::Bank(experts.clone(), *bank);
-            banks.push(Kept { layer: Some(index as u32), what });
+            banks.push(Kept { layer: Some((placed.before + index) as u32), what });
         }
     }
     all.extend(banks);

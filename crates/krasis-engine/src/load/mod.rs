@@ -10,7 +10,7 @@ mod watch;
 
 pub use peak::{Peak, PeakMeter};
 pub use shelf::{Built, Shelf, cache_folders, cache_places};
-pub use watch::{Phase, Unwatched, Watch};
+pub use watch::{Phase, Progress, Unwatched, Watch};
 
 use crate::error::StartError;
 use crate::experts::Volume;
@@ -23,7 +23,6 @@ use krasis_model::{Class, Experts, Ffn, Model, Origin, Source};
 use krasis_ops::{Bank, Memory};
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A weight on its way: where it comes from and where it goes.
 #[derive(Clone, Debug)]
@@ -32,9 +31,11 @@ pub struct Leaf {
     weight: Weight,
 }
 
-/// A model whose weights have their places.
+/// A model, or consecutive layers of one, whose weights have their places.
 pub struct Placed {
     model: Model<Leaf>,
+    /// Layers of the whole model before these.
+    pub before: usize,
     /// The routed experts of each layer; none for dense layers.
     pub banks: Vec<Option<Bank>>,
     /// Whether banks are left in the cache, in which their places are; else they are loaded.
@@ -149,7 +150,7 @@ impl Placed {
             converted.push(stored.map(|stored| stored.format()) != formats);
             banks.push(Some(bank));
         }
-        Ok(Placed { model: placed, banks, converted, banks_stay: false })
+        Ok(Placed { model: placed, before: 0, banks, converted, banks_stay: false })
     }
 
     /// Leaves all routed experts in the cache, those as well that lie there as they are stored.
@@ -174,17 +175,13 @@ impl Placed {
         stock: &impl Stock,
         cache: Option<&CacheFile>,
         team: &Team,
-        watch: &dyn Watch,
+        progress: &Progress<'_>,
     ) -> Result<Model<Weight>, StartError> {
-        let of = self.bytes();
-        let done = AtomicU64::new(0);
-        let read = |bytes: u64| {
-            let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-            watch.progress(Phase::Loading, Bytes(done.min(of.0)), of);
-        };
-        read(0);
+        let read = |bytes| progress.more(bytes);
         let model = self.model.try_map(|leaf| {
-            if !self.is_shared(leaf) && (cache.is_none() || !leaf.is_kept()) {
+            // What other parts of the model have is empty here.
+            let here = bytes_of(&leaf.weight) > Bytes(0);
+            if here && !self.is_shared(leaf) && (cache.is_none() || !leaf.is_kept()) {
                 stock.fill(device, &leaf.source, &leaf.weight, team)?;
                 read(bytes_of(&leaf.weight).0);
             }
@@ -214,7 +211,6 @@ impl Placed {
                 None => kept::read(self, cache, device, team, Part::All, read)?,
             }
         }
-        watch.progress(Phase::Loading, of, of);
         Ok(model)
     }
 

@@ -51,7 +51,7 @@ impl Pool<'_> {
         model: &Model<Source>,
     ) -> Result<Pool<'a>, StartError> {
         use crate::experts::{DecodeStrategy, PrefillStrategy};
-        Pool::of(banks, model, (PrefillStrategy::ActiveOnly, DecodeStrategy::Lru))
+        Pool::of(banks, model, (PrefillStrategy::ActiveOnly, DecodeStrategy::Lru), 0)
     }
 
     /// Slots for what is left of `available`, up to all experts.

@@ -1,10 +1,10 @@
 //! All that could be done with a model's experts, for whoever measures what is best.
 
-use super::{Draft, Forecast};
+use super::{Draft, Forecast, Part, Time};
 use crate::experts::{DecodeStrategy, PrefillStrategy};
 use crate::load::Stock;
 use crate::options::Residency;
-use crate::plan::{CONTEXT_COMMON, CONTEXT_SHORT, Choice, Plan, Spill};
+use crate::plan::{CONTEXT_COMMON, CONTEXT_SHORT, Choice, Spill};
 use krasis_model::Ffn;
 
 /// A way that fits, and how fast it is foretold to be.
@@ -33,7 +33,7 @@ impl<S: Stock> Draft<'_, S> {
     fn those_with(&self, tokens: u32, context_min: u32) -> Vec<Candidate> {
         let (mut found, spill) = (Vec::new(), Spill::Nothing);
         let all = Choice { away: None, spill, context_min, context_most: u32::MAX };
-        found.extend(Plan::of(self, all).ok().map(|plan| (Residency::Device, plan)));
+        found.extend(self.lay_out(all).ok().map(|parts| (Residency::Device, parts)));
         // Without experts there is nothing to ask for.
         let layers =
             self.model.layers.iter().filter(|layer| matches!(layer.ffn, Ffn::Moe(_))).count()
@@ -51,18 +51,22 @@ impl<S: Stock> Draft<'_, S> {
                 let context_most = CONTEXT_COMMON;
                 let choice = Choice { away, spill, context_min, context_most };
                 let residency = Residency::Host { prefill, decode };
-                found.extend(Plan::of(self, choice).ok().map(|plan| (residency, plan)));
+                found.extend(self.lay_out(choice).ok().map(|parts| (residency, parts)));
             }
         }
         let mut candidates: Vec<Candidate> = found
             .into_iter()
-            .map(|(residency, plan)| {
-                let forecast = Forecast::new(self.model, &plan, self.site);
+            .map(|(residency, parts)| {
+                let plan = &parts[0].plan;
                 let tokens = tokens.min(plan.context_max).max(1);
+                let forecasts: Vec<Forecast> = parts.iter().map(Part::forecast).collect();
+                let all = |time: &dyn Fn(&Forecast) -> Time| -> f64 {
+                    forecasts.iter().map(|forecast| time(forecast).seconds).sum()
+                };
                 Candidate {
                     residency,
-                    prompt: f64::from(tokens) / forecast.prompt(tokens).seconds,
-                    token: 1.0 / forecast.token().seconds,
+                    prompt: f64::from(tokens) / all(&|forecast| forecast.prompt(tokens)),
+                    token: 1.0 / all(&|forecast| forecast.token()),
                     context_max: plan.context_max,
                     threshold: plan.away.as_ref().map(|away| away.threshold),
                 }

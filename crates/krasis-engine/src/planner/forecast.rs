@@ -124,6 +124,18 @@ impl Time {
     }
 }
 
+/// One after the other.
+impl std::iter::Sum for Time {
+    fn sum<I: Iterator<Item = Time>>(all: I) -> Time {
+        all.fold(Time::default(), |sum, one| Time {
+            seconds: sum.seconds + one.seconds,
+            bytes: sum.bytes + one.bytes,
+            bus: sum.bus + one.bus,
+            operations: sum.operations + one.operations,
+        })
+    }
+}
+
 /// Speeds of a plan.
 pub struct Forecast<'a> {
     work: Work,
@@ -225,7 +237,8 @@ impl<'a> Forecast<'a> {
             PrefillStrategy::HcsPrefill if away.hot == 0 => card::BUS,
             PrefillStrategy::HcsPrefill => card::BUS_SCATTERED,
         };
-        time.bus = bytes / card.bus;
+        // Each helper brings as much as the first, over a link of its own.
+        time.bus = bytes / card.bus / (1.0 + away.helpers.len() as f64);
         let copying = time.bus / share;
         time.seconds = copying + computing - card::OVERLAP * copying.min(computing);
         time

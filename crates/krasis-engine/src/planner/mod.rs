@@ -1,5 +1,5 @@
 //! Which plan is best: where routed experts lie, who computes them, and how fast that will be. A pure
-//! function of model, wishes and machine; sizes are those of [`Plan`], which is what gets allocated.
+//! function of model, wishes and machine; sizes are those of [`crate::plan::Plan`], which is what gets allocated.
 //!
 //! Without wishes everything lies on the GPU, if that leaves room for [`CONTEXT_COMMON`] tokens. Else the
 //! experts lie in host memory: prompts bring what is not hot, layer by layer, if a layer's experts fit,
@@ -9,13 +9,15 @@
 mod candidates;
 mod forecast;
 mod nearest;
+mod parts;
 mod proposal;
 mod site;
 mod work;
 
 pub use candidates::Candidate;
 pub use forecast::{Forecast, Rule, Time};
-pub use proposal::{Overflow, Proposal};
+pub use parts::{Part, need_of};
+pub use proposal::{OnRank, Overflow, Proposal};
 pub use site::{Card, Class, Host, Site, class_multiply, class_of, class_read};
 pub use work::{Count, Work};
 
@@ -23,7 +25,7 @@ use crate::error::StartError;
 use crate::experts::{DecodeStrategy, PrefillStrategy};
 use crate::load::{Placed, Stock};
 use crate::options::{CacheUse, Options, Residency};
-use crate::plan::{CONTEXT_COMMON, CONTEXT_SHORT, Choice, Plan, Spill};
+use crate::plan::{CONTEXT_COMMON, CONTEXT_SHORT, Choice, Spill};
 use krasis_core::KvDtype;
 use krasis_model::{CacheShape, Model, Source};
 use std::ops::RangeInclusive;
@@ -39,8 +41,10 @@ const THRESHOLD_MAX: u32 = 4096;
 
 /// What a plan is made from.
 pub struct Draft<'a, S> {
-    /// The model.
+    /// The model, or the part of one that is for one device.
     pub model: &'a Model<Source>,
+    /// Layers before it, on other devices.
+    pub before: usize,
     /// Where its weights come from.
     pub stock: &'a S,
     /// What the user wants.
@@ -60,12 +64,17 @@ impl<S> Copy for Draft<'_, S> {}
 
 impl<S: Stock> Draft<'_, S> {
     /// The best plan, or why there is none and what is nearest.
-    pub fn plan(&self) -> Result<Plan, StartError> {
-        self.choose().map_err(|error| self.with_the_nearest(error))
+    pub fn plan(&self) -> Result<Vec<Part>, StartError> {
+        let parts = self.choose().map_err(|error| self.with_the_nearest(error))?;
+        match self.options.ranks.helpers() {
+            0 => Ok(parts),
+            _ if parts[0].plan.helpers.is_empty() => Err(StartError::NothingToShare),
+            _ => Ok(parts),
+        }
     }
 
     /// The best plan.
-    fn choose(&self) -> Result<Plan, StartError> {
+    fn choose(&self) -> Result<Vec<Part>, StartError> {
         let all = |context_min| self.all(context_min);
         match self.options.residency {
             Residency::Device => all(1),
@@ -92,30 +101,31 @@ impl<S: Stock> Draft<'_, S> {
         prefill: PrefillStrategy,
         decode: DecodeStrategy,
         context: RangeInclusive<u32>,
-    ) -> Result<Plan, StartError> {
+    ) -> Result<Vec<Part>, StartError> {
         let (context_min, context_most) = context.into_inner();
         let (away, spill) = (Some((prefill, decode)), Spill::Nothing);
-        Plan::of(self, Choice { away, spill, context_min, context_most })
+        self.lay_out(Choice { away, spill, context_min, context_most })
     }
 
     /// Everything on the device.
-    fn all(&self, context_min: u32) -> Result<Plan, StartError> {
+    fn all(&self, context_min: u32) -> Result<Vec<Part>, StartError> {
         let (spill, context_most) = (Spill::Nothing, u32::MAX);
-        Plan::of(self, Choice { away: None, spill, context_min, context_most })
+        self.lay_out(Choice { away: None, spill, context_min, context_most })
     }
 
     /// Whoever works in host memory has no other to put experts into, but there is the disk, if all of them
-    /// leave no context to talk in.
-    fn in_host_memory(&self) -> Result<Plan, StartError> {
+    /// leave no context to talk in. Several parts share one memory, and none reads from the disk.
+    fn in_host_memory(&self) -> Result<Vec<Part>, StartError> {
         use StartError::{NoExperts, Refused, Shortfall, UnlikeExperts};
         let plan = self.all(CONTEXT_SHORT);
         let is_too_much = matches!(plan, Err(Shortfall { .. } | Refused { .. }));
-        if !is_too_much || self.options.cache == CacheUse::Off {
+        let alone = self.options.ranks.wanted() == 1;
+        if !is_too_much || self.options.cache == CacheUse::Off || !alone {
             return plan.or_else(|_| self.all(1));
         }
         let (context_min, context_most) = (1, CONTEXT_SHORT);
         let choice = Choice { away: None, spill: Spill::ToDisk, context_min, context_most };
-        match Plan::of(self, choice) {
+        match self.lay_out(choice) {
             Err(NoExperts | UnlikeExperts) => self.all(1),
             spilled => spilled.or_else(|error| self.all(1).map_err(|_| error)),
         }
@@ -124,7 +134,7 @@ impl<S: Stock> Draft<'_, S> {
     /// The best of what experts in host memory leave to choose from. Groups of several layers are never
     /// better than single ones with hot experts, which need the least memory and send the least. Where
     /// not even one layer's experts fit, hardly any would stay on the GPU, and the CPU writes answers.
-    fn best_away(&self) -> Result<Plan, StartError> {
+    fn best_away(&self) -> Result<Vec<Part>, StartError> {
         use {DecodeStrategy as D, PrefillStrategy as P};
         let layers = |decode| self.away(P::HcsPrefill, decode, CONTEXT_SHORT..=CONTEXT_COMMON);
         match layers(D::HcsHybrid) {
@@ -144,8 +154,14 @@ impl<S: Stock> Draft<'_, S> {
     }
 
     /// The second plan if it is faster at something, else the first.
-    fn faster(&self, first: Plan, second: Option<Plan>, at: impl Fn(&Forecast) -> f64) -> Plan {
-        let seconds = |plan: &Plan| at(&Forecast::new(self.model, plan, self.site));
+    fn faster(
+        &self,
+        first: Vec<Part>,
+        second: Option<Vec<Part>>,
+        at: impl Fn(&Forecast) -> f64,
+    ) -> Vec<Part> {
+        let seconds =
+            |parts: &[Part]| -> f64 { parts.iter().map(|part| at(&part.forecast())).sum() };
         match second {
             Some(second) if seconds(&second) < seconds(&first) => second,
             _ => first,

@@ -4,7 +4,7 @@ use super::{Draft, Site};
 use crate::error::StartError;
 use crate::experts::PrefillStrategy;
 use crate::load::Stock;
-use crate::options::{CacheUse, DeviceKind, ExpertBits, Options, Quant, Residency};
+use crate::options::{CacheUse, DeviceKind, ExpertBits, Options, Quant, Ranks, Residency};
 use krasis_core::{Bytes, KvDtype};
 
 /// Alternatives that a sentence names.
@@ -43,7 +43,14 @@ impl<S: Stock> Draft<'_, S> {
 
     /// Changes that suffice, the smallest first.
     fn remedy(&self) -> Option<String> {
-        let memory = [self.divisor(), self.context(), self.chunk(), self.bits(), self.cap()];
+        let memory = [
+            self.partition(),
+            self.divisor(),
+            self.context(),
+            self.chunk(),
+            self.bits(),
+            self.cap(),
+        ];
         let all = memory.into_iter().chain([self.ram(), self.spill()]);
         let found: Vec<String> = all.flatten().take(NAMED).collect();
         (!found.is_empty()).then(|| found.join(", or "))
@@ -53,6 +60,20 @@ impl<S: Stock> Draft<'_, S> {
         let mut options = self.options.clone();
         change(&mut options);
         options
+    }
+
+    /// Layers by memory, where they were told to go elsewhere.
+    fn partition(&self) -> Option<String> {
+        let ranks = &self.options.ranks;
+        if ranks.partition.is_empty() {
+            return None;
+        }
+        let count = Some(ranks.partition.len());
+        let by_memory = Ranks { count, partition: Vec::new(), ..ranks.clone() };
+        let parts = Draft { options: &self.with(|options| options.ranks = by_memory), ..*self };
+        let layers: Vec<String> =
+            parts.choose().ok()?.iter().map(|part| part.layers.len().to_string()).collect();
+        Some(format!("choose --pp-partition {}", layers.join(",")))
     }
 
     /// More groups of layers, or none of what was asked for about experts.
@@ -90,7 +111,7 @@ impl<S: Stock> Draft<'_, S> {
             options.prefill_chunk = options.prefill_chunk.min(512);
         };
         let options = self.with(host);
-        let site = Site { card: None, host: self.site.host.clone() };
+        let site = Site { card: None, others: Vec::new(), host: self.site.host.clone() };
         let alone = Draft { options: &options, site: &site, act_bytes: 4, ..*self };
         let works = self.site.card.is_some() && alone.choose().is_ok();
         works.then(|| "run it on the CPU, with experts that stay on the disk (--device cpu)".into())

@@ -19,6 +19,8 @@ const ROUNDS: usize = 1 << 20;
 pub struct Site {
     /// The GPU that it is for; none for plans that live in host memory.
     pub card: Option<Card>,
+    /// GPUs behind the first, for the layers behind its own.
+    pub others: Vec<Card>,
     /// Everything else.
     pub host: Host,
 }
@@ -57,6 +59,16 @@ pub struct Host {
 }
 
 impl Site {
+    /// The same with one device only: the GPU of number `rank`, or else the host, of which everybody may
+    /// have what is left.
+    pub fn of_rank(&self, rank: usize) -> Site {
+        let card = match rank {
+            0 => self.card.clone(),
+            rank => self.others.get(rank - 1).cloned(),
+        };
+        Site { card, others: Vec::new(), host: self.host.clone() }
+    }
+
     /// What a plan may take at most: of a GPU what is free, less the workspace of its kernels and what is
     /// left alone, of the host what is available; and no more than the user allows.
     pub fn available(&self, options: &Options) -> Bytes {

@@ -2,8 +2,10 @@
 //! them in float32 (`fixtures/tiny/README.md`).
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use krasis_core::Bytes;
 use krasis_engine::{
-    CacheUse, Event, Finish, Handle, Logprob, Options, Request, Sampling, Usage, start,
+    CacheUse, DecodeStrategy, Event, Finish, Handle, Logprob, Options, PrefillStrategy, Request,
+    Residency, Sampling, StartError, Usage, start,
 };
 use safetensors::SafeTensors;
 use std::path::PathBuf;
@@ -46,6 +48,47 @@ pub fn copy(fixture: &str) -> tempfile::TempDir {
 /// One thread: tests run side by side, and more threads than cores only wait for each other.
 pub fn defaults() -> Options {
     Options { threads: Some(1), cache: CacheUse::Off, ..Options::default() }
+}
+
+/// All of them, with few groups and with as many as there are layers.
+pub const PREFILL: [PrefillStrategy; 6] = [
+    PrefillStrategy::LayerGrouped(1),
+    PrefillStrategy::LayerGrouped(2),
+    PrefillStrategy::LayerGrouped(9),
+    PrefillStrategy::Chunked,
+    PrefillStrategy::ActiveOnly,
+    PrefillStrategy::HcsPrefill,
+];
+
+/// All of them.
+pub const DECODE: [DecodeStrategy; 4] = [
+    DecodeStrategy::PureCpu,
+    DecodeStrategy::HcsHybrid,
+    DecodeStrategy::Compact,
+    DecodeStrategy::Lru,
+];
+
+/// Prompts of 12 rows and more; passes of 50 tokens in chunks of 16.
+pub fn away(prefill: PrefillStrategy, decode: DecodeStrategy) -> Options {
+    Options {
+        residency: Residency::Host { prefill, decode },
+        prompt_rows: Some(12),
+        prefill_chunk: 16,
+        pass_tokens: 50,
+        context_max: Some(320),
+        ..defaults()
+    }
+}
+
+/// The least memory of the device with which these options work, or a little more.
+pub fn tight(fixture: &str, options: &Options) -> Options {
+    let with = |bytes| Options { device_bytes: Some(Bytes(bytes)), ..options.clone() };
+    let mut bytes = 1;
+    while let Err(error) = start(&dir(fixture), &with(bytes)) {
+        let StartError::Shortfall { wanted, available, .. } = error else { panic!("{error}") };
+        bytes += wanted.0 - available.0 + 1024;
+    }
+    with(bytes)
 }
 
 /// What transformers says.
@@ -167,6 +210,15 @@ impl Pending {
 
 pub fn answer(handle: &Handle, request: Request) -> Answer {
     submit(handle, request).wait()
+}
+
+/// Six answers at once, to prompts of several lengths.
+pub fn company(fixture: &str, options: &Options) -> Vec<Vec<u32>> {
+    let tokens = Golden::of(fixture).tokens;
+    let handle = engine(fixture, options);
+    let request = |i: usize| greedy(&tokens[i * 9..][..20 + 30 * (i % 3)], 40);
+    let pending: Vec<_> = (0..6).map(|i| submit(&handle, request(i))).collect();
+    pending.into_iter().map(|pending| pending.wait().tokens).collect()
 }
 
 /// Log-probabilities of `tokens[1..]`.

@@ -51,8 +51,11 @@ pub(super) async fn status(State(app): State<Arc<App>>) -> Response {
 
 fn model(app: &App) -> Value {
     let Some(loaded) = app.loaded() else { return json!({"names": app.names}) };
-    let regions: serde_json::Map<String, Value> =
-        loaded.regions.iter().map(|&(region, bytes)| (region.to_owned(), bytes.into())).collect();
+    let regions: serde_json::Map<String, Value> = loaded
+        .regions
+        .iter()
+        .map(|(region, bytes)| (region.to_string(), (*bytes).into()))
+        .collect();
     json!({
         "names": app.names,
         "device": loaded.device,

@@ -192,7 +192,7 @@ impl Server {
             generation: Generation { eos: vec![self.script.eos()], ..Generation::default() },
             fingerprint: "test".into(),
             device: "a script".into(),
-            regions: vec![("weights", 7)],
+            regions: vec![("weights".into(), 7)],
         });
     }
 

@@ -114,7 +114,7 @@ fn place(options: &Options, site: Option<Site>) -> Result<Option<Site>, Failure>
         (DeviceKind::Cpu, _)
             if options.device_bytes.is_some() || options.residency != Residency::Auto =>
         {
-            Some(Site { card: None, host: Host::read(options) })
+            Some(Site { card: None, others: Vec::new(), host: Host::read(options) })
         }
         _ => None,
     })

@@ -30,7 +30,7 @@ fn tokens(model: &Path, options: &Options, mut lost: impl FnMut(u32, u32) -> boo
     let mut tokens = Vec::new();
     for step in 0.. {
         engine.step();
-        if let Experts::Overflow(overflow) = &mut engine.runner.experts {
+        if let Experts::Overflow(overflow) = &mut engine.runner.ranks[0].experts {
             overflow.evict(|slot| lost(step, slot));
         }
         for event in events.try_iter() {
