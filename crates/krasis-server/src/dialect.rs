@@ -72,7 +72,9 @@ fn kind(status: StatusCode) -> &'static str {
 fn message(error: &ApiError) -> String {
     match (error.excess, error.code) {
         (Some(Excess { prompt, context }), _) => {
-            format!("prompt is too long: {prompt} tokens > {context} maximum")
+            // The answer needs one of them.
+            let most = context.saturating_sub(1);
+            format!("prompt is too long: {prompt} tokens > {most} maximum")
         }
         (None, Some("context_length_exceeded")) => {
             format!("prompt is too long: {}", error.message)

@@ -157,7 +157,7 @@ fn namespaces_are_names_for_the_model_and_come_apart_for_the_client() {
     assert_eq!(choose(json!({"type": "function", "name": "weather"})), 400);
     let allowed = json!({"type": "allowed_tools", "mode": "auto", "tools": [weather]});
     assert_eq!(choose(allowed), 200);
-    assert!(prompt(&server).starts_with("T:mcp__demo__weather;d:"), "{}", prompt(&server));
+    assert!(prompt(&server).starts_with("T:mcp__demo__weather;s:"), "{}", prompt(&server));
 }
 
 /// Agents shorten a conversation by what they read out of the refusal.
@@ -178,7 +178,7 @@ fn a_prompt_beyond_the_context_is_refused_in_words_that_agents_read() {
         let (number, rest) = rest.split_once(between).unwrap_or_else(|| panic!("{message}"));
         let tokens = match name {
             "claude_code" => {
-                assert_eq!(rest, "100 maximum");
+                assert_eq!(rest, "99 maximum");
                 number
             }
             _ => {
@@ -186,6 +186,6 @@ fn a_prompt_beyond_the_context_is_refused_in_words_that_agents_read() {
                 rest.split_once("resulted in ").unwrap().1.split_once(" tokens").unwrap().0
             }
         };
-        assert!(tokens.parse::<u32>().unwrap() > 100, "{message}");
+        assert!(tokens.parse::<u32>().unwrap() > 99, "{message}");
     }
 }
