@@ -269,6 +269,8 @@ fn arrived(from: End, to: End, sent: &[u8]) -> Result<Vec<u8>, DriverError> {
         };
         let mut copied = || -> Result<(), DriverError> {
             result::memcpy_htod_sync(here, sent)?;
+            // That returns when the bytes are on their way, and our stream waits for no other.
+            result::ctx::synchronize()?;
             let (len, stream) = (sent.len(), from.stream);
             sys::cuMemcpyPeerAsync(there, to.context, here, from.context, len, stream).result()?;
             result::stream::synchronize(stream)?;

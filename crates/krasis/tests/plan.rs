@@ -227,9 +227,10 @@ fn impossible_partitions_are_refused_with_one_that_works() {
         let again = plan(model, "two-gpus", &given);
         assert_eq!(again.status.code(), Some(0), "{sentence}, then {given:?}");
     };
-    refused(&["--pp-partition", "20,20"], 3, "--pp-partition 24,24");
-    refused(&["--pp-partition", "48,0"], 3, "--pp-partition 24,24");
-    refused(&["--pp-partition", "4000000000,4000000000"], 3, "--pp-partition 24,24");
+    // The first one has the embedding, in 16 bits.
+    refused(&["--pp-partition", "20,20"], 3, "--pp-partition 23,25");
+    refused(&["--pp-partition", "48,0"], 3, "--pp-partition 23,25");
+    refused(&["--pp-partition", "4000000000,4000000000"], 3, "--pp-partition 23,25");
     refused(&["--pp-partition", "16,16,16"], 6, "choose --num-gpus 2");
     refused(&["--num-gpus", "3"], 6, "choose --num-gpus 2");
     refused(&["--selected-gpus", "0,2"], 6, "there is no GPU 2");
@@ -246,14 +247,13 @@ fn what_cannot_be_is_refused() {
     let all = ["--expert-divisor", "1"];
     let sentence = refused("Qwen3-Coder-Next", "gpu-24", &all, 5, "leave --expert-divisor out");
     assert!(!sentence.contains("--gpu-vram-mb"), "no cap was given: {sentence}");
-    refused("Qwen3-Coder-Next", "little-ram", &[], 5, "the model needs");
-    refused(
-        "Qwen3-Coder-Next",
-        "little-ram",
-        &[],
-        5,
-        "experts that stay on the disk (--device cpu)",
-    );
+    let gpu = ["--device", "cuda"];
+    let sentence = refused("Qwen3-Coder-Next", "little-ram", &gpu, 5, "the model needs");
+    assert!(sentence.contains("experts that stay on the disk (--device cpu)"), "{sentence}");
+    // Where nobody names a device, that is what is done.
+    let output = plan("Qwen3-Coder-Next", "little-ram", &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert!(said(&output).contains("the CPU is used, because"), "{}", said(&output));
     refused("Qwen3-30B-A3B", "gpu-24", &["--context-max", "50000"], 3, "40960");
     refused("Qwen3-30B-A3B", "no-gpu", &["--device", "cuda"], 6, "no GPU there");
     refused("Qwen3-30B-A3B", "no-gpu", &["--gpu-vram-mb", "9"], 3, "--device cuda");

@@ -17,8 +17,8 @@ mod card {
     pub const TILE: f64 = 64.0;
     /// Of the tensor cores: grouped attention, 357 TFLOP/s.
     pub const ATTEND: f64 = 0.56;
-    /// Of the tensor cores: latent attention, 142 TFLOP/s.
-    pub const LATENT: f64 = 0.22;
+    /// Of the tensor cores: latent attention over keys and values that are made for it, 340 TFLOP/s.
+    pub const LATENT: f64 = 0.53;
     /// Of the tensor cores: delta rules, 46 TFLOP/s.
     pub const DELTA: f64 = 0.07;
     /// Seconds more that a layer of latent attention takes for each chunk: its heads' products are small.
@@ -67,7 +67,7 @@ mod host {
     pub const LATENT_THREAD: f64 = 200e-6;
 }
 
-/// Experts on a disk. From Qwen3-30B-A3B in INT4 on 2 Zen 5 cores and a disk of 1.3 GB/s.
+/// Experts on a disk. Estimates: few requests at a time leave a disk idle now and then.
 mod disk {
     /// Bytes a second of a disk that nobody has measured.
     pub const READ: f64 = 2e9;
@@ -359,7 +359,8 @@ fn card_prompt(w: &Work, card: &Card, tokens: f64, chunk: f64) -> f64 {
     }
     let past = tokens * tokens / 2.0 / card.multiply;
     seconds
-        + past * (w.attend / card::ATTEND + w.latent / card::LATENT)
+        + past * (w.attend / card::ATTEND + w.expanded / card::LATENT)
+        + tokens * w.expand / (card.multiply * card::PRODUCT)
         + tokens * w.delta / (card.multiply * card::DELTA)
         + w.head.bytes / (card.read * card::READ)
 }

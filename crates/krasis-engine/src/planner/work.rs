@@ -37,8 +37,11 @@ pub struct Work {
     pub moe_layers: f64,
     /// Operations of grouped attention, per token and token of its past.
     pub attend: f64,
-    /// Operations of latent attention, likewise.
+    /// Operations of latent attention, likewise, in its absorbed form.
     pub latent: f64,
+    /// The same over keys and values of all heads, and what making these takes per token.
+    pub expanded: f64,
+    pub expand: f64,
     /// Layers with latent attention.
     pub latent_layers: f64,
     /// Bytes that a decoded token reads of each token of its past.
@@ -105,8 +108,11 @@ impl Work {
                 if m.gated { 5.0 } else { 4.0 }
             }
             Mixer::Mla(m) => {
-                let each = 2 * m.heads.latent + m.heads.rope;
-                self.latent += 2.0 * f64::from(m.heads.count) * f64::from(each);
+                let h = &m.heads;
+                let of_heads = |columns: u32| 2.0 * f64::from(h.count) * f64::from(columns);
+                self.latent += of_heads(2 * h.latent + h.rope);
+                self.expanded += of_heads(h.nope + h.rope + h.value);
+                self.expand += of_heads(h.nope + h.value) * f64::from(h.latent);
                 self.latent_layers += 1.0;
                 7.0
             }
@@ -147,7 +153,7 @@ impl Work {
     /// Operations of a prompt of so many tokens, by what multiplies and adds must be made.
     pub fn prompt_operations(&self, tokens: f64) -> f64 {
         let weights = self.lines.numbers + self.rows.numbers + self.active_experts().numbers;
-        let past = (self.attend + self.latent) * tokens * tokens / 2.0;
+        let past = (self.attend + self.expanded) * tokens * tokens / 2.0 + self.expand * tokens;
         2.0 * weights * tokens + past + self.delta * tokens + 2.0 * self.head.numbers
     }
 
