@@ -39,8 +39,9 @@ pub struct Work {
     pub attend: f64,
     /// Operations of latent attention, likewise, in its absorbed form.
     pub latent: f64,
-    /// The same over keys and values of all heads, and what making these takes per token.
+    /// The same over keys and values of all heads.
     pub expanded: f64,
+    /// What making these takes, per token.
     pub expand: f64,
     /// Layers with latent attention.
     pub latent_layers: f64,
