@@ -148,6 +148,7 @@ fn strategies_change_under_recordings() {
         },
         prompt_rows: Some(12),
         prefill_chunk: 48,
+        pass_tokens: 120,
         context_max: Some(320),
         device_bytes: Some(Bytes(3 << 20)),
         ..defaults()

@@ -24,11 +24,17 @@ pub fn gpu_pack(root: &Path) -> Result<ExitCode> {
         (executable(&attention, "crates/krasis-cuda/")?, "attention"),
     ] {
         let file = folder.join(name);
+        let packed = folder.join(format!("{name}.gz"));
         // A program that runs cannot be overwritten, but it can be replaced.
-        let _ = fs::remove_file(&file);
+        for old in [&file, &packed] {
+            let _ = fs::remove_file(old);
+        }
         fs::copy(&built, &file).with_context(|| format!("cannot copy {}", built.display()))?;
         // Without binutils the programs are larger, and work all the same.
         let _ = Command::new("strip").arg(&file).status();
+        // Nor do they have to be packed, but what travels may be limited.
+        let _ = Command::new("gzip").arg("-9").arg(&file).status();
+        let file = if packed.exists() { packed } else { file };
         println!("{}: {} KiB", file.display(), fs::metadata(&file)?.len() >> 10);
     }
     fs::write(folder.join("run.sh"), RUN)?;

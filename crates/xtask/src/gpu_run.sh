@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
 # Tests on a GPU machine, made by `cargo xt gpu-pack`; runs from the repository's root.
-# `bash .gpu/run.sh` tests; `bash .gpu/run.sh bench` measures besides. Full logs go to $OUT.
+# `bash .gpu/run.sh` tests; `bash .gpu/run.sh bench` measures besides; `bash .gpu/run.sh unpack` does nothing
+# but unpack the programs, for scripts of your own. Full logs go to $OUT.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+for packed in .gpu/*.gz; do
+    [ -e "$packed" ] && gunzip -f "$packed" && chmod +x "${packed%.gz}"
+done
+[ "${1:-}" = unpack ] && exit
 out=${OUT:-.gpu/out}
 mkdir -p "$out"
 export KRASIS_HOME=${KRASIS_HOME:-/tmp/krasis-home}
