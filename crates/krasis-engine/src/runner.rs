@@ -150,7 +150,8 @@ impl<D: Ops + Memory> Runner<D> {
 
     /// Ends a pass whose outcome nobody wants.
     pub fn give_up(&mut self) {
-        self.alone().experts.close();
+        let rank = self.alone();
+        rank.experts.give_up(&mut rank.device);
     }
 
     /// The one device that there is where passes are open.

@@ -51,6 +51,13 @@ impl Tokens {
         Tokens { lines, spans: Vec::new(), each: 0, all: Vec::new() }
     }
 
+    /// Has room for so many rows of `cols` activations, so that filling them allocates nothing.
+    pub fn reserve(&mut self, count: usize, cols: usize) {
+        let Tokens { spans, all, .. } = self;
+        spans.reserve((count * cols.div_ceil(COLS)).saturating_sub(spans.len()));
+        all.reserve(count.saturating_sub(all.len()));
+    }
+
     /// Prepares `count` rows of `cols` activations for weights in `lines`.
     pub fn fill<'x>(
         &mut self,

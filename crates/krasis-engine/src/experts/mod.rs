@@ -127,6 +127,14 @@ impl Experts {
         }
     }
 
+    /// The same where nobody wants what has come of them.
+    pub fn give_up<D: Memory>(&mut self, d: &mut D) {
+        match self {
+            Experts::Overflow(overflow) => overflow.give_up(d),
+            _ => self.close(),
+        }
+    }
+
     /// Layers of a group, whose experts are brought if they are to be here before anyone asks.
     pub fn enter<D: Memory>(&mut self, d: &mut D, helpers: &mut [D], group: usize) -> Range<usize> {
         match self {

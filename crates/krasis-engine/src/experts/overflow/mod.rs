@@ -207,10 +207,8 @@ impl Overflow {
 
     /// The pass is over.
     pub(super) fn end<D: Memory>(&mut self, d: &mut D) {
-        // What else is on its way may have failed as well, and the next step is not to hear of that.
-        while self.fault.is_set() && self.errands > 0 {
-            let done = self.readers.wait();
-            let _ = self.receive(d, done);
+        if self.fault.is_set() {
+            self.forget(d);
         }
         // Noted layer by layer, a prompt would make those that come next look cold.
         if self.prompt {
@@ -218,6 +216,21 @@ impl Overflow {
             self.asked.fill(0);
         }
         self.heat.cool();
+    }
+
+    /// The pass is over before its end.
+    pub(super) fn give_up<D: Memory>(&mut self, d: &mut D) {
+        self.asked.fill(0);
+        self.forget(d);
+    }
+
+    /// Takes what is on its way, whatever becomes of it: some may have failed as well, and the next step is
+    /// not to hear of that.
+    fn forget<D: Memory>(&mut self, d: &mut D) {
+        while self.errands > 0 {
+            let done = self.readers.wait();
+            let _ = self.receive(d, done);
+        }
     }
 
     pub(super) fn run<D: Ops + Memory>(&mut self, d: &mut D, layer: usize, work: Work) {

@@ -69,9 +69,13 @@ pub(in crate::experts) fn few(
     let tokens = &*tokens;
     let [gate_up, down] = [job.gate_up_list(lines[0]), job.down_list(lines[1])];
     let inter = job.bank.inter as usize;
-    halves.resize_with(job.groups.len().max(halves.len()), Half::default);
-    for half in &mut halves[..job.groups.len()] {
+    // As many as ever for so many pairs, whoever is asked for.
+    let most = (inner.len() / inter).min(job.bank.experts as usize);
+    halves.resize_with(most.max(halves.len()), Half::default);
+    for half in &mut halves[..most] {
         (half.left, half.ready) = (gate_up.blocks.into(), false.into());
+        let tokens = half.inner.get_mut().expect("a thread that fails ends the program");
+        tokens.reserve(rows.min(PAIRS_MAX), inter);
     }
     let (halves, tiles, failed) = (&halves[..], Tiles::new(inner, inter), AtomicBool::new(false));
     let half_of = |index: usize, active: &Active, blocks: Range<usize>| {
