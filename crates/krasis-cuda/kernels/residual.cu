@@ -6,8 +6,8 @@
 // Threads of a block, and so an eighth of the columns that a row in eights may have: more would leave a
 // thread too few registers.
 #define EIGHTS_MAX 896
-// Pairs of a token that are on their way together.
-#define TOGETHER 4
+// Pairs of a token that are on their way together: all of most models.
+#define TOGETHER (16 / sizeof(act))
 
 // residual += add; out = residual · rsqrt(mean(residual²) + eps) · w. `add` may be absent.
 extern "C" __global__ void add_rms_norm(const act *add, u32 add_stride, act *residual,
@@ -90,40 +90,42 @@ extern "C" __global__ void __launch_bounds__(EIGHTS_MAX)
                      const act *shared, u32 shared_stride, const act *gate, u32 gate_stride,
                      act *residual, u32 residual_stride, const float *w, float eps, act *out,
                      u32 out_stride, u32 cols) {
-    let_later_start();
     u32 col = threadIdx.x * 8;
-    Eight own = weights_of(w, col, cols), x = {};
+    bool there = col < cols;
+    Eight own = weights_of(w, col, cols);
     wait_for_earlier();
+    // Threads beyond the last column read the first ones.
+    u32 from = there ? col : 0;
     u64 row = blockIdx.x;
-    residual += row * residual_stride + col;
-    pairs += row * top_k * pair_stride + col;
-    weights += row * top_k;
-    if (col < cols) {
-        x = load_eight(residual);
-        Eight sum = {};
-        for (u32 first = 0; first < top_k; first += TOGETHER) {
-            Eight pair[TOGETHER];
-            float weight[TOGETHER];
+    residual += row * residual_stride + from;
+    pairs += row * top_k * pair_stride + from;
+    Stored before = load_stored(residual);
+    float weight = lane() < top_k ? weights[row * top_k + lane()] : 0.0f;
+    Eight sum = {};
+    for (u32 first = 0; first < top_k; first += TOGETHER) {
+        Stored pair[TOGETHER];
 #pragma unroll
-            for (u32 i = 0; i < TOGETHER; i++)
-                if (first + i < top_k) {
-                    weight[i] = weights[first + i];
-                    pair[i] = load_eight(pairs + (u64)(first + i) * pair_stride);
-                }
+        for (u32 i = 0; i < TOGETHER; i++)
+            if (first + i < top_k) pair[i] = load_stored(pairs + (u64)(first + i) * pair_stride);
 #pragma unroll
-            for (u32 i = 0; i < TOGETHER; i++)
-                if (first + i < top_k)
+        for (u32 i = 0; i < TOGETHER; i++)
+            if (first + i < top_k) {
+                float by = scale * __shfl_sync(~0u, weight, first + i);
+                Eight of = eight_of(pair[i]);
 #pragma unroll
-                    for (u32 j = 0; j < 8; j++) sum.x[j] += scale * weight[i] * pair[i].x[j];
-        }
-        if (shared) {
-            float share = gate ? sigmoid(value(gate[row * gate_stride])) : 1.0f;
-            Eight add = load_eight(shared + row * shared_stride + col);
-#pragma unroll
-            for (u32 j = 0; j < 8; j++) sum.x[j] += share * add.x[j];
-        }
-        x = rounded_eight(sum_of(x, rounded_eight(sum)));
-        store_eight(residual, x);
+                for (u32 j = 0; j < 8; j++) sum.x[j] += by * of.x[j];
+            }
     }
+    if (shared) {
+        float share = gate ? sigmoid(value(gate[row * gate_stride])) : 1.0f;
+        Eight add = load_eight(shared + row * shared_stride + from);
+#pragma unroll
+        for (u32 j = 0; j < 8; j++) sum.x[j] += share * add.x[j];
+    }
+    // Not before what this one reads has come: the weights that the next one asks for at once would be in the way.
+    let_later_start();
+    Eight x = rounded_eight(sum_of(eight_of(before), rounded_eight(sum)));
+    if (there) store_eight(residual, x);
+    else x = Eight{};
     norm_eight(x, own, eps, out + row * out_stride, col, cols);
 }

@@ -39,12 +39,12 @@ __device__ inline void choose_of(const Routing &how, Logit logit, float *score, 
         own[i] = how.softmax ? expf(own[i] - largest) : sigmoid(own[i]);
         if (i * 32 + lane() < experts) total += own[i];
     }
-    total = warp_sum(total);
+    float by = 1.0f / warp_sum(total);
     u32 rank[PER];
 #pragma unroll
     for (u32 i = 0; i < PER; i++) {
         u32 e = i * 32 + lane();
-        if (how.softmax) own[i] /= total;
+        if (how.softmax) own[i] *= by;
         rank[i] = e < experts ? rank_of(own[i] + bias[i]) : 0;
         if (e < experts) score[e] = own[i];
         if (e < experts && how.groups) choice[e] = own[i] + bias[i];

@@ -76,26 +76,33 @@ __device__ inline float block_sum(float x) {
 struct Eight {
     float x[8];
 };
-__device__ inline Eight load_eight(const act *from) {
+// The same as they lie in memory.
+struct Stored {
+    uint4 words[sizeof(act) / 2];
+};
+__device__ inline Stored load_stored(const act *from) {
+    Stored to;
+#pragma unroll
+    for (u32 i = 0; i < sizeof(act) / 2; i++) to.words[i] = ((const uint4 *)from)[i];
+    return to;
+}
+__device__ inline Eight eight_of(const Stored &from) {
     Eight to;
-    if constexpr (sizeof(act) == 2) {
-        uint4 words = *(const uint4 *)from;
-        u32 pairs[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            to.x[2 * i] = __uint_as_float(pairs[i] << 16);
-            to.x[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
-        }
-    } else {
+    for (u32 i = 0; i < sizeof(act) / 2; i++) {
+        u32 words[4] = {from.words[i].x, from.words[i].y, from.words[i].z, from.words[i].w};
 #pragma unroll
-        for (u32 half = 0; half < 2; half++) {
-            float4 four = ((const float4 *)from)[half];
-            to.x[4 * half] = four.x, to.x[4 * half + 1] = four.y;
-            to.x[4 * half + 2] = four.z, to.x[4 * half + 3] = four.w;
-        }
+        for (u32 j = 0; j < 4; j++)
+            if constexpr (sizeof(act) == 2) {
+                to.x[2 * j] = __uint_as_float(words[j] << 16);
+                to.x[2 * j + 1] = __uint_as_float(words[j] & 0xffff0000u);
+            } else {
+                to.x[4 * i + j] = __uint_as_float(words[j]);
+            }
     }
     return to;
 }
+__device__ inline Eight load_eight(const act *from) { return eight_of(load_stored(from)); }
 __device__ inline void store_eight(act *to, const Eight &from) {
     __align__(16) act all[8];
 #pragma unroll

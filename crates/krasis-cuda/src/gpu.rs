@@ -89,6 +89,14 @@ pub struct Gpu {
 // on its own thread first, and `&mut self` excludes two at a time.
 unsafe impl Send for Gpu {}
 
+/// A multiprocessor takes blocks of another kernel beside those that it has only if both want its memory cut
+/// alike: all want as much as there is to be shared.
+fn prefer_shared_memory(function: sys::CUfunction) -> Result<(), DriverError> {
+    use CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as PREFERRED;
+    // SAFETY: the function is alive.
+    unsafe { result::function::set_function_attribute(function, PREFERRED, 100) }
+}
+
 impl Gpu {
     /// Opens `found` with all kernels there are, which are kept in `cache` once they are compiled. Memory
     /// comes later: [`Self::allocate`].
@@ -322,6 +330,7 @@ impl Gpu {
             if cubin.program.shares() {
                 self.allow_shared_memory(function)?;
             }
+            prefer_shared_memory(function)?;
             self.kernels.insert(Kernel { entry, variant: cubin.variant }, function);
         }
         Ok(())

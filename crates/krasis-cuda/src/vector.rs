@@ -80,9 +80,8 @@ impl Few {
         let row = units * self.unit_cols * 2 + apart;
         let eighths = rows.div_ceil(8).next_power_of_two();
         let tile_sums = eighths * WARPS * 8 * 20 * 4;
-        let too_much = if self.bits == 4 { eighths * units * self.unit_scales * 32 } else { 0 };
         // Up to four rows of INT4 have sums of two tiles, and blocks may have fewer than is launched for.
-        let bytes = |turns, rows| self.ring_bytes + turns * tile_sums + too_much + rows * row;
+        let bytes = |turns, rows| self.ring_bytes + turns * tile_sums + rows * row;
         match self.bits {
             4 => bytes(2, rows.min(4)).max(bytes(1, rows)),
             _ => bytes(1, rows),
@@ -138,6 +137,17 @@ fn bits(of: Lines) -> u32 {
         Bits::Four => 4,
         Bits::Eight => 8,
     }
+}
+
+/// Shared memory of blocks that need `shared` bytes: as much as keeps a multiprocessor from taking more of
+/// them than their number asks for. Blocks that begin while an earlier kernel runs are put where there is
+/// room, and would fill the first multiprocessors while others stay idle.
+fn spread(limits: Limits, grid: [u32; 3], shared: u32) -> u32 {
+    let each = grid.iter().product::<u32>().div_ceil(limits.processors);
+    // Of a multiprocessor, of which each block takes one KiB more.
+    let all = limits.shared_max + 1024;
+    let alone = all / (each + 1) + 1;
+    shared.max(alone.next_multiple_of(128) - 1024).min(limits.shared_max)
 }
 
 /// GPUs with 99 KiB have room for fewer.
@@ -296,7 +306,8 @@ impl<A: Activation, M: Machine> Cuda<A, M> {
         rows: u32,
         args: &[Arg],
     ) {
-        let shape = Shape { grid, block: WARPS * 32, shared: few.shared(rows) };
+        let shared = spread(self.machine().limits(), grid, few.shared(rows));
+        let shape = Shape { grid, block: WARPS * 32, shared };
         self.launch(Kernel { entry, variant: few.variant }, shape, args);
     }
 }

@@ -12,12 +12,11 @@
 // `across` tiles of outputs for each team.
 //
 // Bound: the weight's bytes. At 4 TB/s an H200 issues 7 instructions of a lane per byte; for a unit of
-// INT4 ptxas makes 4.4 for sm_90, and half of it for INT8.
+// INT4 ptxas makes about 5 for sm_90, and half of it for INT8.
 //
 // BITS is 4 or 8 for lines (krasis-core lines.rs) with scales of GROUP columns, and 16 for BF16 in
-// rows. INT8 is unpacked as in moe/moe_gemm.cu. INT4 is (128 + n) / 4 on the way, which takes one
-// instruction for a pair of low nibbles and two for high ones, and no scale: a group's sum begins with
-// what that adds too much, and meets its scale when it is complete.
+// rows. INT8 is unpacked as in moe/moe_gemm.cu. INT4 is a quarter of itself on the way, which takes two
+// instructions for a pair, and no scale: a group's sum meets its scale when it is complete.
 //
 // 256 threads; dynamic shared memory: src/vector.rs.
 #include <moe/mma.cuh>
@@ -45,19 +44,23 @@
 #endif
 
 #if BITS == 4
-// BF16 pairs: 32, to which a low nibble adds its quarter; 2^127, which makes a quarter of a high one;
-// one. And what a sum of activations has to be taken by to make up for 32 and for eight quarters.
+// BF16 pairs: 32, to which a low nibble adds its quarter, one, and what that is too much, with eight quarters;
+// 2^127, which makes a quarter of a high one, and eight quarters.
 #define THIRTY_TWO 0x42004200u
-#define HIGH 0x7f007f00u
 #define ONES 0x3f803f80u
-#define TOO_MUCH -34.0f
+#define TOO_MUCH 0xc208c208u
+#define HIGH 0x7f007f00u
+#define MINUS_TWO 0xc000c000u
 #define UNSCALE 4.0f
+// Sums of a large group's products that do not wait for each other.
+#define CHAINS (LINE_SCALES > 1 ? 1 : 2)
 #elif BITS == 8
 // BF16 pairs: 2^120; minus 128 · 2^-13; minus nothing.
 #define LOW 0x7b807b80u
 #define ZERO 0xbc80bc80u
 #define NOTHING 0x80008000u
 #define UNSCALE 8192.0f
+#define CHAINS 1
 #endif
 
 // Blocks of a multiprocessor that registers are for: small groups of INT4 need more of them, and with
@@ -161,42 +164,12 @@ struct Loads {
     }
 };
 
-#if BITS == 4
-// What groups of a unit have too much of: sums of the activations, by products with ones.
-template <u32 EIGHTS>
-__device__ __forceinline__ void sum_unit(u32 to, const u32 (&x_at)[EIGHTS], u32 unit, u32 lane) {
-    const u32 ones[4] = {ONES, ONES, ONES, ONES};
-#pragma unroll
-    for (u32 e = 0; e < EIGHTS; e++) {
-        // Slabs by themselves, so that they need not wait for each other.
-        float slab_sums[4][4] = {};
-#pragma unroll
-        for (u32 slab = 0; slab < 4; slab++) {
-            u32 x[4];
-            load_matrices(x, x_at[e] + unit * 256 + slab * 64);
-            multiply_add(slab_sums[slab], ones, x[0], x[1]);
-            multiply_add(slab_sums[slab], ones, x[2], x[3]);
-        }
-#pragma unroll
-        for (u32 group = 0; group < LINE_SCALES; group++) {
-            float sum[2] = {};
-#pragma unroll
-            for (u32 slab = group * (4 / LINE_SCALES); slab < (group + 1) * (4 / LINE_SCALES); slab++)
-                sum[0] += slab_sums[slab][0], sum[1] += slab_sums[slab][1];
-            if (lane < 4)
-                store_shared_8(to + ((unit * LINE_SCALES + group) * EIGHTS + e) * 32 + lane * 8,
-                               __float_as_uint(TOO_MUCH * sum[0]), __float_as_uint(TOO_MUCH * sum[1]));
-        }
-    }
-}
-#endif
-
 // Adds the products of the unit in the slot of which `slot` is this lane's part. `x_at[e]` is what this
 // lane reads of rows 8e to 8e + 7 of the activations, `scales_apart` what lies from `slot` to its scales, and
-// `too_much` is what it reads of sum_unit's; `nibbles` are the low ones of bytes 0 and 2.
+// `nibbles` are the low ones of bytes 0 and 2.
 template <u32 EIGHTS>
-__device__ __forceinline__ void multiply_unit(u32 slot, const u32 (&x_at)[EIGHTS], u32 scales_apart, u32 too_much,
-                                              u32 nibbles, u32 unit, float (&sums)[EIGHTS][4]) {
+__device__ __forceinline__ void multiply_unit(u32 slot, const u32 (&x_at)[EIGHTS], u32 scales_apart, u32 nibbles,
+                                              u32 unit, float (&sums)[EIGHTS][4]) {
     uint4 words[2][PIECES];
 #pragma unroll
     for (u32 half = 0; half < 2; half++)
@@ -223,13 +196,7 @@ __device__ __forceinline__ void multiply_unit(u32 slot, const u32 (&x_at)[EIGHTS
     for (u32 group = 0; group < LINE_SCALES; group++) {
         u32 scales[2] = {shared_2(scales_at + group * 16), shared_2(scales_at + (LINE_SCALES + group) * 16)};
 #if BITS == 4
-        float group_sums[EIGHTS][4];
-#pragma unroll
-        for (u32 e = 0; e < EIGHTS; e++) {
-            uint2 begin = shared_8(too_much + ((unit * LINE_SCALES + group) * EIGHTS + e) * 32);
-            group_sums[e][0] = group_sums[e][2] = __uint_as_float(begin.x);
-            group_sums[e][1] = group_sums[e][3] = __uint_as_float(begin.y);
-        }
+        float group_sums[CHAINS][EIGHTS][4] = {};
 #else
         bf16x2 low[2], zero[2];
 #pragma unroll
@@ -237,7 +204,7 @@ __device__ __forceinline__ void multiply_unit(u32 slot, const u32 (&x_at)[EIGHTS
             low[half] = fma_pair(scales[half] * 0x10001u, LOW, NOTHING);
             zero[half] = fma_pair(scales[half] * 0x10001u, ZERO, NOTHING);
         }
-        float(&group_sums)[EIGHTS][4] = sums;
+        float(&group_sums)[1][EIGHTS][4] = *(float(*)[1][EIGHTS][4])sums;
 #endif
 #pragma unroll
         for (u32 slab = group * (4 / LINE_SCALES); slab < (group + 1) * (4 / LINE_SCALES); slab++) {
@@ -251,8 +218,8 @@ __device__ __forceinline__ void multiply_unit(u32 slot, const u32 (&x_at)[EIGHTS
                 for (u32 half = 0; half < 2; half++) {
                     u32 first = word_of(words[half][0], slab) >> 8 * step;
 #if BITS == 4
-                    weights[half] = (first & nibbles) | THIRTY_TWO;
-                    weights[2 + half] = fma_pair(first & 0x00f000f0, HIGH, THIRTY_TWO);
+                    weights[half] = fma_pair((first & nibbles) | THIRTY_TWO, ONES, TOO_MUCH);
+                    weights[2 + half] = fma_pair(first & 0x00f000f0, HIGH, MINUS_TWO);
 #else
                     u32 second = word_of(words[half][1], slab) >> 8 * step;
                     weights[half] = fma_pair(first & 0x00ff00ff, low[half], zero[half]);
@@ -261,14 +228,17 @@ __device__ __forceinline__ void multiply_unit(u32 slot, const u32 (&x_at)[EIGHTS
                 }
 #pragma unroll
                 for (u32 e = 0; e < EIGHTS; e++)
-                    multiply_add(group_sums[e], weights, x[e][2 * step], x[e][2 * step + 1]);
+                    multiply_add(group_sums[step % CHAINS][e], weights, x[e][2 * step], x[e][2 * step + 1]);
             }
         }
 #if BITS == 4
 #pragma unroll
         for (u32 e = 0; e < EIGHTS; e++)
 #pragma unroll
-            for (u32 c = 0; c < 4; c++) sums[e][c] += __uint_as_float(scales[c / 2] << 16) * group_sums[e][c];
+            for (u32 c = 0; c < 4; c++) {
+                float sum = group_sums[0][e][c] + (CHAINS > 1 ? group_sums[CHAINS - 1][e][c] : 0.0f);
+                sums[e][c] += __uint_as_float(scales[c / 2] << 16) * sum;
+            }
 #endif
     }
 #endif
@@ -291,8 +261,7 @@ __device__ __forceinline__ void few_rows(u8 *shared, const u16 *x, u32 x_stride,
     // A tile's sums may be read while the next one's are written, where both leave room for as many blocks.
     const u32 TILE_SUMS = EIGHTS * WARPS * SUMS;
     u32 sum_turns = BITS == 4 && rows <= 4 ? 2 : 1;
-    u32 too_much = shared_address(shared + RING_BYTES) + sum_turns * TILE_SUMS * 4;
-    u32 x_shared = too_much + (BITS == 4 ? units * LINE_SCALES * EIGHTS * 32 : 0);
+    u32 x_shared = shared_address(shared + RING_BYTES) + sum_turns * TILE_SUMS * 4;
     u32 x_bytes = units * UNIT_COLS * 2 + APART;
 
     // Weights are under way before the kernels that the activations come from are done.
@@ -330,13 +299,6 @@ __device__ __forceinline__ void few_rows(u8 *shared, const u16 *x, u32 x_stride,
     u32 nibbles = kept(0x000f000f + (w.cols >> 31), lane);
     copies_arrived<EARLY ? 0 : STAGES>();
     __syncthreads();
-#if BITS == 4
-#pragma unroll 1
-    for (u32 unit = warp; unit < units; unit += WARPS) sum_unit<EIGHTS>(too_much, x_at, unit, lane);
-    __syncthreads();
-    too_much = kept(too_much + t * 8, lane);
-#endif
-
     ring = kept(ring, lane);
     u32 slot = 0;
 #pragma unroll 1
@@ -346,7 +308,7 @@ __device__ __forceinline__ void few_rows(u8 *shared, const u16 *x, u32 x_stride,
         for (u32 unit = unit_first; unit < units_end; unit += split) {
             copies_arrived<STAGES - 1>();
             __syncwarp();
-            if (unit < units) multiply_unit<EIGHTS>(ring + slot, x_at, scales_apart, too_much, nibbles, unit, sums);
+            if (unit < units) multiply_unit<EIGHTS>(ring + slot, x_at, scales_apart, nibbles, unit, sums);
             __syncwarp();
             loads.start(ring + slot, w.cols, lane);
             copies_together();
