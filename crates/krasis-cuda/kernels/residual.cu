@@ -90,6 +90,7 @@ extern "C" __global__ void __launch_bounds__(EIGHTS_MAX)
                      const act *shared, u32 shared_stride, const act *gate, u32 gate_stride,
                      act *residual, u32 residual_stride, const float *w, float eps, act *out,
                      u32 out_stride, u32 cols) {
+    let_later_start();
     u32 col = threadIdx.x * 8;
     bool there = col < cols;
     Eight own = weights_of(w, col, cols);
@@ -122,8 +123,6 @@ extern "C" __global__ void __launch_bounds__(EIGHTS_MAX)
 #pragma unroll
         for (u32 j = 0; j < 8; j++) sum.x[j] += share * add.x[j];
     }
-    // Not before what this one reads has come: the weights that the next one asks for at once would be in the way.
-    let_later_start();
     Eight x = rounded_eight(sum_of(eight_of(before), rounded_eight(sum)));
     if (there) store_eight(residual, x);
     else x = Eight{};

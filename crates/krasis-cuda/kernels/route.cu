@@ -119,6 +119,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
 __device__ inline bf16 read_past(const volatile bf16 *at) { return bf16{at->bits}; }
 __device__ inline float read_past(const volatile float *at) { return *at; }
 
+// `choose` from what other blocks may have written just now, as one piece of code.
+__device__ __noinline__ void choose_fresh(Routing how, const volatile act *logits, float *score, u32 *chosen,
+                                          float *weights) {
+    choose(how, [&](u32 e) { return value(read_past(logits + e)); }, score, chosen, weights);
+}
+
 // Experts of a block of `router`; eights of a row that a lane has under way, columns of a warp's, and
 // eights that meet the weights at a time. Registers are for two blocks, so that one begins, and has its
 // weights on their way, beside blocks of the kernel before.
@@ -160,6 +166,12 @@ __device__ inline void route_rows(const Router &of, float *shared, Before before
         }
     };
     load(0);
+    // All others wait for the block that chooses, and instructions come from as far as data. So every block goes
+    // through them before there are rows to wait for, with any numbers that are there, and a result for nobody.
+    __shared__ u32 nowhere[WARPS][2][32];
+    if (warp() < count)
+        choose_fresh(of.how, (const act *)of.w, shared + warp() * 2 * experts, nowhere[warp()][0],
+                     (float *)nowhere[warp()][1]);
     before();
     float sums[WARPS] = {};
     for (u32 start = 0; start < cols; start += COLS) {
@@ -197,8 +209,8 @@ __device__ inline void route_rows(const Router &of, float *shared, Before before
     if (warp() >= count) return last(warp() - count, TOGETHER - count);
     u32 row = first + warp();
     const volatile act *fresh = of.logits + (u64)row * of.stride;
-    choose(of.how, [&](u32 e) { return value(read_past(fresh + e)); }, shared + warp() * 2 * experts,
-           of.chosen + (u64)row * of.how.top_k, of.weights + (u64)row * of.how.top_k);
+    choose_fresh(of.how, fresh, shared + warp() * 2 * experts, of.chosen + (u64)row * of.how.top_k,
+                 of.weights + (u64)row * of.how.top_k);
 }
 
 // Dynamic shared memory as of `route`.

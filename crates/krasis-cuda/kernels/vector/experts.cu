@@ -26,6 +26,9 @@ __device__ __forceinline__ Meeting meeting(const u32 *chosen, u32 each) {
     bool few = gridDim.y <= 32;
     Meeting found{few ? __shfl_sync(~0u, of_lane, blockIdx.y) : now_at(chosen + blockIdx.y), blockIdx.y, 0};
     if (found.expert == ABSENT) return found;
+    // Each by itself.
+    if (each == 1) found.count = 1;
+    if (each == 1) return found;
     for (u32 first = 0; first < gridDim.y; first += 32) {
         u32 pair = first + lane;
         if (first > 0) of_lane = now_at(chosen + min(pair, gridDim.y - 1));
@@ -48,18 +51,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                 const u8 *data, const u16 *scales, u32 cols, u32 gate_rows, u16 *inner, u32 inner_stride, u32 inter,
                 u32 split, u32 across) {
     DYNAMIC_SHARED(u8, shared);
-    // In this order: down_few relies on it.
-    wait_for_earlier();
-    let_later_start();
-    Meeting at = tiles ? sorted_meeting(sorted, tiles) : meeting(chosen, each);
-    if (at.count == 0) return;
-    Outputs w = rows_later(Outputs{data, scales, cols, 1, gate_rows, inter}, 2 * (u64)at.expert * gate_rows);
-    few_rows<1, false>(shared, x, x_stride, at.pair, top_k, at.count, w, split, across,
-                blockIdx.x, (inter + 7) / 8,
-                [&](u32 pair, u32 tile, u32 output, float gate, float up) {
-                    u32 at = tile * 8 + output;
-                    if (at < inter) inner[(u64)pair * inner_stride + at] = bf16_of(silu(gate) * up);
-                });
+    auto ready = [&](u32 &pair, u32 &rows, Outputs &w) {
+        // In this order: down_few relies on it.
+        wait_for_earlier();
+        let_later_start();
+        Meeting at = tiles ? sorted_meeting(sorted, tiles) : meeting(chosen, each);
+        pair = at.pair, rows = at.count;
+        w = rows_later(w, 2 * (u64)at.expert * gate_rows);
+        return rows > 0;
+    };
+    few_rows<1, false>(
+        shared, x, x_stride, 0, top_k, 0, Outputs{data, scales, cols, 1, gate_rows, inter}, split, across, blockIdx.x,
+        (inter + 7) / 8, ready,
+        [&](u32 pair, u32 tile, u32 output, float gate, float up) {
+            u32 at = tile * 8 + output;
+            if (at < inter) inner[(u64)pair * inner_stride + at] = bf16_of(silu(gate) * up);
+        });
 }
 
 // out[pair] = down · inner[pair].
@@ -74,12 +81,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     Meeting at = tiles ? sorted_meeting(sorted, tiles) : meeting(chosen, each);
     if (at.count == 0) return;
     Outputs w = rows_later(Outputs{data, scales, cols, 2, 8, hidden}, (u64)at.expert * down_rows);
-    few_rows<1, true>(shared, inner, inner_stride, at.pair, 1, at.count, w, split, across,
-                blockIdx.x, (hidden + 15) / 16,
-                [&](u32 pair, u32 tile, u32 output, float upper, float lower) {
-                    u32 at = tile * 16 + output;
-                    u16 *to = out + (u64)pair * out_stride + at;
-                    if (at < hidden) to[0] = bf16_of(upper);
-                    if (at + 8 < hidden) to[8] = bf16_of(lower);
-                });
+    few_rows<1, true>(
+        shared, inner, inner_stride, at.pair, 1, at.count, w, split, across, blockIdx.x, (hidden + 15) / 16,
+        after_earlier, [&](u32 pair, u32 tile, u32 output, float upper, float lower) {
+            u32 at = tile * 16 + output;
+            u16 *to = out + (u64)pair * out_stride + at;
+            if (at < hidden) to[0] = bf16_of(upper);
+            if (at + 8 < hidden) to[8] = bf16_of(lower);
+        });
 }

@@ -40,6 +40,8 @@
 #define UNIT_STEP (128 * BITS)
 #define EIGHT_ROWS(units, cols) ((units) * UNIT_STEP)
 #define LINE_SCALES (128 / GROUP)
+// Slabs of 32 columns that share a scale.
+#define GROUP_SLABS (4 / LINE_SCALES)
 #define APART 16
 #endif
 
@@ -125,7 +127,8 @@ struct Loads {
         second = (u64)w.second * eight / 8;
         step = split * UNIT_STEP, next = teams * w.together * eight - (turns - 1) * step;
         from = w.data + (u64)tile * w.together * eight + unit_first * UNIT_STEP + t * 16;
-        u32 tall = 8 * w.together;
+        // 8 or 16 rows of a tile that follow one another, by a shift: a division would hold up the first loads.
+        u32 tall = 8 * w.together, shift = 2 + w.together;
 #if BITS == 16
         from += (u64)g * w.cols * 2;
         u32 row = g;
@@ -135,11 +138,17 @@ struct Loads {
         scales = (const u8 *)w.scales + ((u64)tile * w.together * units + unit_first) * (LINE_SCALES * 16) +
                  (half == 1 ? (u64)w.second * units * (LINE_SCALES * 2) : 0) + lane % LINE_SCALES * 16;
 #endif
-        ends[0] = kept(min((w.rows + tall - 1 - row) / tall, tiles_end), lane);
-        ends[1] = kept(min((w.rows + 7 - row) / tall, tiles_end), lane);
+        ends[0] = kept(min((w.rows + tall - 1 - row) >> shift, tiles_end), lane);
+        ends[1] = kept(min((w.rows + 7 - row) >> shift, tiles_end), lane);
 #if BITS != 16
         scales_end = kept(half == 0 ? ends[0] : half == 1 ? ends[1] : 0, lane);
 #endif
+    }
+
+    // From another weight of the same shape.
+    __device__ __forceinline__ void turn_to(const Outputs &before, const Outputs &w) {
+        from += w.data - before.data;
+        if (BITS != 16) scales += (const u8 *)w.scales - (const u8 *)before.scales;
     }
 
     // Starts this lane's copies of a unit into its part of a slot.
@@ -206,11 +215,18 @@ __device__ __forceinline__ void multiply_unit(u32 slot, const u32 (&x_at)[EIGHTS
         }
         float(&group_sums)[1][EIGHTS][4] = *(float(*)[1][EIGHTS][4])sums;
 #endif
+        // The activations of eight rows come a slab ahead.
+        u32 slabs[2][EIGHTS][4];
+        auto load_slab = [&](u32 slab) {
 #pragma unroll
-        for (u32 slab = group * (4 / LINE_SCALES); slab < (group + 1) * (4 / LINE_SCALES); slab++) {
-            u32 x[EIGHTS][4];
+            for (u32 e = 0; e < EIGHTS; e++)
+                load_matrices(slabs[slab % 2][e], x_at[e] + unit * 256 + slab * 64);
+        };
 #pragma unroll
-            for (u32 e = 0; e < EIGHTS; e++) load_matrices(x[e], x_at[e] + unit * 256 + slab * 64);
+        for (u32 slab = group * GROUP_SLABS; slab < (group + 1) * GROUP_SLABS; slab++) {
+            if (EIGHTS > 1 || slab % GROUP_SLABS == 0) load_slab(slab);
+            if (EIGHTS == 1 && (slab + 1) % GROUP_SLABS != 0) load_slab(slab + 1);
+            u32(&x)[EIGHTS][4] = slabs[slab % 2];
 #pragma unroll
             for (u32 step = 0; step < 2; step++) {
                 u32 weights[4];
@@ -244,25 +260,26 @@ __device__ __forceinline__ void multiply_unit(u32 slot, const u32 (&x_at)[EIGHTS
 #endif
 }
 
+// For whoever knows before what there is to do.
+__device__ __forceinline__ bool after_earlier(u32 &, u32 &, Outputs &) {
+    wait_for_earlier();
+    return true;
+}
+
 // The sums of `rows` rows with the outputs of `across` tiles for each team, of `tiles` in all, which
 // blocks take in order. What is multiplied are the pairs that the first lanes name, `top_k` of which share a row
-// of `x`. Calls `store(pair, tile, output of eight, sums of both halves)`. Unless `EARLY`, the weights wait for
-// earlier kernels as `x` does, and come behind it.
-template <u32 EIGHTS, bool EARLY, class Store>
+// of `x`. `ready(pair, rows, w)` waits for earlier kernels, and says whether there is anything to do; unless
+// `EARLY`, only it knows which pairs, and which weight of this shape, which then comes behind `x`. Calls
+// `store(pair, tile, output of eight, sums of both halves)`.
+template <u32 EIGHTS, bool EARLY, class Ready, class Store>
 __device__ __forceinline__ void few_rows(u8 *shared, const u16 *x, u32 x_stride, u32 pair, u32 top_k, u32 rows,
-                                         const Outputs &w, u32 split, u32 across, u32 block, u32 tiles, Store store) {
+                                         Outputs w, u32 split, u32 across, u32 block, u32 tiles, Ready ready,
+                                         Store store) {
     u32 thread = thread_number(), warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
     // `split` is a power of two, and divisions would hold up the first loads.
     u32 shift = __ffs(split) - 1, teams = WARPS >> shift, team = warp >> shift, unit_first = warp & (split - 1);
     u32 units = (w.cols + UNIT_COLS - 1) / UNIT_COLS, units_end = (units + split - 1) >> shift << shift;
     u32 first = block * across * teams, tiles_end = min(tiles, first + across * teams);
-
-    float *all_sums = (float *)(shared + RING_BYTES);
-    // A tile's sums may be read while the next one's are written, where both leave room for as many blocks.
-    const u32 TILE_SUMS = EIGHTS * WARPS * SUMS;
-    u32 sum_turns = BITS == 4 && rows <= 4 ? 2 : 1;
-    u32 x_shared = shared_address(shared + RING_BYTES) + sum_turns * TILE_SUMS * 4;
-    u32 x_bytes = units * UNIT_COLS * 2 + APART;
 
     // Weights are under way before the kernels that the activations come from are done.
     u32 ring = shared_address(shared) + warp * STAGES * SLOT_BYTES + lane * 16;
@@ -275,7 +292,16 @@ __device__ __forceinline__ void few_rows(u8 *shared, const u16 *x, u32 x_stride,
         }
     };
     if (EARLY) load_weights();
-    wait_for_earlier();
+    Outputs before = w;
+    if (!ready(pair, rows, w)) return;
+    if (!EARLY) loads.turn_to(before, w);
+
+    float *all_sums = (float *)(shared + RING_BYTES);
+    // A tile's sums may be read while the next one's are written, where both leave room for as many blocks.
+    const u32 TILE_SUMS = EIGHTS * WARPS * SUMS;
+    u32 sum_turns = BITS == 4 && rows <= 4 ? 2 : 1;
+    u32 x_shared = shared_address(shared + RING_BYTES) + sum_turns * TILE_SUMS * 4;
+    u32 x_bytes = units * UNIT_COLS * 2 + APART;
 #pragma unroll 1
     for (u32 r = 0; r < rows; r++) {
         const u16 *row = x + (u64)(__shfl_sync(~0u, pair, r) / top_k) * x_stride;
@@ -310,7 +336,7 @@ __device__ __forceinline__ void few_rows(u8 *shared, const u16 *x, u32 x_stride,
             __syncwarp();
             if (unit < units) multiply_unit<EIGHTS>(ring + slot, x_at, scales_apart, nibbles, unit, sums);
             __syncwarp();
-            loads.start(ring + slot, w.cols, lane);
+            if (EIGHTS > 1 || loads.tile < tiles_end) loads.start(ring + slot, w.cols, lane);
             copies_together();
             slot = slot == (STAGES - 1) * SLOT_BYTES ? 0 : slot + SLOT_BYTES;
         }

@@ -13,7 +13,7 @@ __device__ __forceinline__ void product(const u16 *x, u32 x_stride, const u8 *da
     out += head * outputs;
     if (bias) bias += head * outputs;
     few_rows<EIGHTS, true>(shared, x + head * cols, x_stride, first + thread_number() % 32, 1, min(rows - first, each), w,
-                     split, across, blockIdx.y, (outputs + 15) / 16,
+                     split, across, blockIdx.y, (outputs + 15) / 16, after_earlier,
                      [&](u32 row, u32 tile, u32 output, float upper, float lower) {
                          u32 at = tile * 16 + output;
                          u16 *to = out + (u64)row * out_stride + at;
