@@ -60,6 +60,7 @@ fn main() {
             schema(json!({"type": "object", "properties": {"text": {"type": "string"}}})),
             json!({"text": "some words of a text, and some more. ".repeat(50)}).to_string(),
         ),
+        ("JSON as characters (GBNF)", Form::Grammar(GBNF.into()), text.to_string()),
         (
             "a regular expression",
             Form::Regex("[a-z ,]+( [0-9]{1,4})*".into()),
@@ -80,6 +81,13 @@ fn main() {
     let call = r#" "tool_33", "arguments": {"path": "src/main.rs", "lines": [1, 2], "edit": {"old": "a", "new": "b c"}}}"#;
     measure("a call of one of 50 tools", &grammars, &rules, &ids, call);
 }
+
+/// JSON in the notation that speaks of characters only.
+const GBNF: &str = "root ::= map\nmap ::= \"{\" ws (pair (\",\" ws pair)*)? \"}\" ws\n\
+    pair ::= text \":\" ws value\nlist ::= \"[\" ws (value (\",\" ws value)*)? \"]\" ws\n\
+    value ::= map | list | text | number | (\"true\" | \"false\" | \"null\") ws\n\
+    text ::= \"\\\"\" ([^\"\\\\\\x00-\\x1F] | \"\\\\\" [\"\\\\/bfnrt])* \"\\\"\" ws\n\
+    number ::= \"-\"? [0-9]+ (\".\" [0-9]+)? ws\nws ::= ([ \\n] ws)?\n";
 
 /// Bytes of memory that are in use.
 fn resident() -> usize {

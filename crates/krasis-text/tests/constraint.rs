@@ -394,6 +394,7 @@ fn hostile_rules_neither_hang_nor_crash() {
         tags(vec!["x".repeat(1 << 20)], "x".repeat(1 << 20)),
         Form::Sequence(vec![]),
         Form::Either(vec![Form::Sequence(vec![Form::Object; 500]); 20]),
+        Form::Either(vec![Form::Sequence(vec![Form::Object; 16]); 16]),
         Form::Sequence(vec![tags(vec!["a".into()], "a".into())]),
     ];
     let forms = forms.chain(gbnfs.into_iter().map(Form::Grammar)).chain(tagged);

@@ -10,6 +10,11 @@ use serde_json::{Value, json};
 /// is sized for it; schemas nest no deeper than the JSON that they came in.
 const TEXT_BYTES_MAX: usize = 32 << 10;
 
+/// Parts that a form may be put together of, tags times triggers included: each is compiled.
+pub(super) const PARTS_MAX: usize = 256;
+/// The words around a tag.
+const TAG_BYTES_MAX: usize = 1024;
+
 /// White space within JSON: a line with its indentation, or up to two spaces. A model that has nothing
 /// to say would otherwise write blanks for ever.
 const BLANKS: &str = r"\n[\x20\x09]{0,64}|\x20{1,2}";
@@ -77,6 +82,10 @@ impl Form {
             Form::Sequence(forms) => (forms, " "),
             Form::Either(forms) => (forms, " | "),
             Form::Tag(tag) => return Ok(tag.after("", lark)?.expect("all texts begin with none")),
+            _ if lark.others() == PARTS_MAX => {
+                let reason = format!("it is put together of more than {PARTS_MAX} parts");
+                return Err(GrammarError::Form(reason));
+            }
             _ => return Ok(lark.other(self.grammar()?)),
         };
         if forms.is_empty() {
@@ -128,6 +137,10 @@ impl Tag {
         lark: &mut Lark,
     ) -> Result<Option<String>, GrammarError> {
         let Some(rest) = self.begin.strip_prefix(before) else { return Ok(None) };
+        if self.begin.len() + self.end.len() > TAG_BYTES_MAX {
+            let reason = format!("the words around a tag have more than {TAG_BYTES_MAX} bytes");
+            return Err(GrammarError::Form(reason));
+        }
         let inside = match &*self.content {
             // Whatever a lexeme takes, it ends with the first of the words behind it.
             Form::Regex(regex) if !self.end.is_empty() && !lark.has_token(&self.end) => {

@@ -97,6 +97,11 @@ impl<'a> Lark<'a> {
         reference
     }
 
+    /// How many of these there are.
+    pub fn others(&self) -> usize {
+        self.others.len()
+    }
+
     /// All of it, from a start.
     pub fn finish(self, start: &str) -> TopLevelGrammar {
         let text = format!("start: {start}\n{}", self.rules);

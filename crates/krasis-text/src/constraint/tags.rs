@@ -1,7 +1,7 @@
 //! The stages of a text with tags.
 
 use super::error::GrammarError;
-use super::form::{Tag, Tags};
+use super::form::{PARTS_MAX, Tag, Tags};
 use super::lark::Lark;
 use super::plan::{Compiler, Stage};
 
@@ -20,8 +20,14 @@ impl Compiler<'_> {
             return refused(format!("a trigger must have 1 to {TRIGGER_BYTES_MAX} bytes"));
         }
         let triggered = |tag: &&Tag| tags.triggers.iter().any(|text| tag.begin.starts_with(text));
-        if let Some(tag) = tags.tags.iter().find(|tag| !triggered(tag)) {
-            return refused(format!("no trigger is the beginning of '{}'", tag.begin));
+        if let Some(index) = tags.tags.iter().position(|tag| !triggered(&tag)) {
+            return refused(format!("tag {index} begins with none of the triggers"));
+        }
+        let begun = |trigger: &String| {
+            tags.tags.iter().filter(|tag| tag.begin.starts_with(trigger)).count()
+        };
+        if tags.triggers.iter().map(begun).sum::<usize>() > PARTS_MAX {
+            return refused(format!("there are more than {PARTS_MAX} tags, for all triggers"));
         }
         let (mut stages, mut markers) = (Vec::new(), Vec::new());
         for trigger in &tags.triggers {
