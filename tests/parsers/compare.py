@@ -2,11 +2,11 @@
 
     cargo run --release -p krasis-text --example answers -- 4000 > answers.jsonl
     python compare.py harmony answers.jsonl
-    python compare.py sglang answers.jsonl --unpacked FOLDER
+    python compare.py sglang answers.jsonl --wheel FILE
 
 `harmony` is OpenAI's own parser of gpt-oss (`pip install openai-harmony litellm`; the second has the
-vocabulary in it). `sglang` has parsers of all families; FOLDER is where its wheel was unpacked, whose
-dependencies are not needed, but for pydantic, orjson, partial-json-parser and msgspec. What differs by
+vocabulary in it). `sglang` has parsers of all families; they are read from its wheel (`pip download
+--no-deps sglang`), whose dependencies are not needed but for those in `requirements.txt`. What differs by
 design is counted under its reason (`differences.py`); anything else ends the script.
 """
 
@@ -17,14 +17,14 @@ from collections import Counter
 import differences
 
 
-def peer_named(name, unpacked):
+def peer_named(name, wheel):
     if name == "harmony":
         import harmony
 
         return harmony.read
     import sglang_parsers
 
-    return sglang_parsers.reader(unpacked)
+    return sglang_parsers.reader(wheel)
 
 
 def ours(line):
@@ -44,10 +44,10 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("peer", choices=["harmony", "sglang"])
     arguments.add_argument("answers")
-    arguments.add_argument("--unpacked")
+    arguments.add_argument("--wheel")
     arguments.add_argument("--show", type=int, default=5, help="so many of what is not explained")
     given = arguments.parse_args()
-    read = peer_named(given.peer, given.unpacked)
+    read = peer_named(given.peer, given.wheel)
     counts, unexplained = Counter(), 0
     with open(given.answers, encoding="utf-8") as lines:
         for line in map(json.loads, lines):

@@ -1,6 +1,7 @@
-"""SGLang's parsers, of its unpacked wheel: what they import besides is replaced by nothing."""
+"""SGLang's parsers, out of its wheel: what they import besides is replaced by nothing."""
 
 import importlib
+import logging
 import sys
 import types
 from typing import Optional
@@ -33,9 +34,12 @@ def stub(name, **members):
     sys.modules[name] = module
 
 
-def reader(unpacked):
+def reader(wheel):
     """A function that reads a line as SGLang does."""
     import pydantic
+
+    # It says of each malformed answer that it is one.
+    logging.disable()
 
     class Function(pydantic.BaseModel):
         name: str
@@ -47,7 +51,11 @@ def reader(unpacked):
         type: str = "function"
         function: Function
 
-    sys.path.insert(0, unpacked)
+    # The packages' own beginnings import all of the server.
+    for name in ("sglang", "sglang.srt", "sglang.srt.utils"):
+        package = types.ModuleType(name)
+        package.__path__ = [f"{wheel}/{name.replace('.', '/')}"]
+        sys.modules[name] = package
     stub("sglang.srt.entrypoints.openai.protocol", Tool=Tool, Function=Function)
     stub("sglang.srt.environ", envs=Anything())
     stub("sglang.srt.parser.beam")

@@ -2,6 +2,7 @@
 
 use crate::access::Access;
 use crate::error::ApiError;
+use crate::fields::Fields;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::stage::{Over, Progress, Stage};
@@ -24,6 +25,10 @@ pub struct App {
     pub access: Access,
     /// What they may take.
     pub limits: Limits,
+    /// What becomes of requests that name another model.
+    pub others: Others,
+    /// What becomes of fields that nobody knows, in chats and completions.
+    pub unknown: Unknown,
     pub(crate) metrics: Metrics,
     pub(crate) stored: Stored,
     pub(crate) started: Instant,
@@ -31,6 +36,24 @@ pub struct App {
     pub(crate) in_flight: watch::Sender<usize>,
     pub(crate) stage: watch::Sender<Stage>,
     loaded: OnceLock<Arc<Loaded>>,
+}
+
+/// Requests for a model that the server does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// 404.
+    Refused,
+    /// The model answers under any name.
+    Answered,
+}
+
+/// Fields of a request that mean nothing here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// Every client sends extras.
+    Ignored,
+    /// 400, for whoever looks for a misspelt one.
+    Refused,
 }
 
 /// A model that can answer.
@@ -67,6 +90,8 @@ impl App {
             created: unix_now(),
             access,
             limits,
+            others: Others::Refused,
+            unknown: Unknown::Ignored,
             started: Instant::now(),
             in_flight: watch::Sender::new(0),
             stage: watch::Sender::new(Stage::Loading(Progress { phase: "starting", percent: 0 })),
@@ -138,9 +163,18 @@ impl App {
         match name {
             None | Some("" | "default") => {}
             Some(name) if self.names.iter().any(|known| known == name) => {}
+            Some(_) if self.others == Others::Answered => {}
             Some(name) => return Err(ApiError::no_model(name, &self.names)),
         }
         self.loaded().cloned().ok_or_else(|| ApiError::not_now(&self.stage()))
+    }
+
+    /// Looks at what of a request nobody has taken.
+    pub(crate) fn complete(&self, fields: &Fields) -> Result<(), ApiError> {
+        match fields.unknown().filter(|_| self.unknown == Unknown::Refused) {
+            None => Ok(()),
+            Some(name) => Err(ApiError::unsupported(name, format!("{name} is not a known field"))),
+        }
     }
 }
 

@@ -1,28 +1,29 @@
-//! What a request says about the form of its answer, in OpenAI's fields and in vLLM's.
+//! What a request says about the form of its answer, in OpenAI's fields and in those of vLLM, SGLang
+//! and llama.cpp.
 
-use crate::Loaded;
 use crate::error::ApiError;
 use crate::fields::Fields;
+use crate::{Loaded, structural};
 use krasis_engine as engine;
 use krasis_text::{Form, Grammar, GrammarError, Guide, Rules, Strictness};
 use serde_json::Value;
 use std::sync::Arc;
 
-/// vLLM's older names: each says one form.
-const GUIDED: [(&str, &str); 4] = [
+/// Each says one form: vLLM's older names, then llama.cpp's and SGLang's.
+const GUIDED: [(&str, &str); 8] = [
     ("guided_json", "json"),
     ("guided_regex", "regex"),
     ("guided_choice", "choice"),
     ("guided_grammar", "grammar"),
+    ("json_schema", "json"),
+    ("regex", "regex"),
+    ("grammar", "grammar"),
+    ("ebnf", "grammar"),
 ];
 
 /// Settings of `structured_outputs` that would change the answer's form.
-const UNSUPPORTED: [&str; 4] = [
-    "structural_tag",
-    "whitespace_pattern",
-    "disable_any_whitespace",
-    "disable_additional_properties",
-];
+const UNSUPPORTED: [&str; 3] =
+    ["whitespace_pattern", "disable_any_whitespace", "disable_additional_properties"];
 
 /// The form of an answer's text, and the field that asks for it.
 #[derive(Clone, Debug)]
@@ -42,14 +43,15 @@ impl Constraint {
             found.extend(structured_outputs(&wishes)?);
         }
         for (field, kind) in GUIDED {
-            if let Some(value) = fields.value(field) {
+            // llama.cpp's clients send empty texts for none.
+            if let Some(value) = fields.value(field).filter(|value| *value != "") {
                 found.push(Constraint { field: field.into(), form: form(field, kind, &value)? });
             }
         }
-        if fields.value("grammar").is_some() {
-            let message = "grammar is another server's field: send structured_outputs with a \
-                           grammar in Lark's notation";
-            return Err(ApiError::unsupported("grammar", message));
+        if fields.flag("grammar_lazy")? {
+            let message = "grammar_lazy is not supported: send a response_format of type \
+                           structural_tag, whose triggers say where the grammar begins";
+            return Err(ApiError::unsupported("grammar_lazy", message));
         }
         if let [first, second, ..] = &found[..] {
             let message =
@@ -89,10 +91,12 @@ fn response_format(format: &Value) -> Result<Option<Constraint>, ApiError> {
                 schema => constraint(FIELD, Form::Schema(schema.clone(), strictness)),
             }
         }
-        Some(kind) => Err(ApiError::unsupported(
-            FIELD,
-            format!("response_format '{kind}' is not known: text, json_object and json_schema are"),
-        )),
+        Some("structural_tag") => constraint(FIELD, structural::take(FIELD, format)?),
+        Some(kind) => {
+            let known = "text, json_object, json_schema and structural_tag are";
+            let message = format!("response_format '{kind}' is not known: {known}");
+            Err(ApiError::unsupported(FIELD, message))
+        }
     }
 }
 
@@ -109,6 +113,15 @@ fn structured_outputs(wishes: &Value) -> Result<Vec<Constraint>, ApiError> {
                 let form = form(&field, name, value)?;
                 found.push(Constraint { field, form });
             }
+            // It may come as text, as schemas do.
+            "structural_tag" => {
+                let asked = match value.as_str().map(serde_json::from_str) {
+                    None => value.clone(),
+                    Some(asked) => asked.unwrap_or_default(),
+                };
+                let form = structural::take(&field, &asked)?;
+                found.push(Constraint { field, form });
+            }
             // There is one way here, and nothing to fall back to.
             "disable_fallback" => {}
             name if UNSUPPORTED.contains(&name) => {
@@ -116,7 +129,8 @@ fn structured_outputs(wishes: &Value) -> Result<Vec<Constraint>, ApiError> {
                 return Err(ApiError::unsupported(&field, message));
             }
             _ => {
-                let message = format!("{field} is not known: json, regex, choice and grammar are");
+                let known = "json, regex, choice, grammar and structural_tag are";
+                let message = format!("{field} is not known: {known}");
                 return Err(ApiError::field(field, message));
             }
         }
@@ -127,12 +141,14 @@ fn structured_outputs(wishes: &Value) -> Result<Vec<Constraint>, ApiError> {
     Ok(found)
 }
 
-fn form(field: &str, kind: &str, value: &Value) -> Result<Form, ApiError> {
+/// A form of some kind, which a field gives.
+pub(crate) fn form(field: &str, kind: &str, value: &Value) -> Result<Form, ApiError> {
     let refused = |what: &str| Err(ApiError::field(field, format!("{field} must be {what}")));
     let text = || value.as_str().map(str::to_owned);
     match kind {
         "json_object" => Ok(Form::Object),
         "json" => match value {
+            Value::Null => refused("a schema"),
             // A schema may come as text, which is JSON itself.
             Value::String(text) => match serde_json::from_str(text) {
                 Ok(schema) => Ok(Form::Schema(schema, Strictness::Strict)),
@@ -141,27 +157,12 @@ fn form(field: &str, kind: &str, value: &Value) -> Result<Form, ApiError> {
             schema => Ok(Form::Schema(schema.clone(), Strictness::Strict)),
         },
         "regex" => text().map_or_else(|| refused("a string"), |text| Ok(Form::Regex(text))),
-        "grammar" => match text() {
-            None => refused("a string"),
-            Some(text) if text.lines().any(is_gbnf) => {
-                refused("in Lark's notation (`start: \"a\" | \"b\"`), not in llama.cpp's")
-            }
-            Some(text) => Ok(Form::Lark(text)),
-        },
+        "grammar" => text().map_or_else(|| refused("a string"), |text| Ok(Form::Grammar(text))),
         _ => match serde_json::from_value::<Vec<String>>(value.clone()) {
             Ok(choices) if !choices.is_empty() => Ok(Form::Choice(choices)),
             _ => refused("a list of strings"),
         },
     }
-}
-
-/// Whether a line of a grammar defines a rule as llama.cpp has them.
-fn is_gbnf(line: &str) -> bool {
-    let named = |(name, _): (&str, &str)| {
-        let name = name.trim();
-        !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || "-_".contains(c))
-    };
-    line.split_once("::=").is_some_and(named)
 }
 
 /// The grammar of an answer, if it is held to one. Takes its time.

@@ -67,7 +67,7 @@ const PRIORITY: Field = field(
 );
 
 /// What chats and completions share.
-const SAMPLING: [Field; 27] = [
+const SAMPLING: [Field; 31] = [
     field("model", Kind::Text, "A name of the model; it may be left out"),
     field("stream", Kind::Flag, "Send the answer as server-sent events"),
     field("stream_options", Kind::Object, "include_usage, continuous_usage_stats"),
@@ -93,18 +93,23 @@ const SAMPLING: [Field; 27] = [
         "response_format",
         Kind::Object,
         "The form of the answer's text: {type: text}, {type: json_object}, or {type: json_schema, \
-         json_schema: {schema, strict}}; with strict, keywords that cannot be kept to are refused",
+         json_schema: {schema, strict}}; with strict, keywords that cannot be kept to are refused; \
+         {type: structural_tag} has forms in turn or in a text, as vLLM and SGLang have them",
     ),
     field(
         "structured_outputs",
         Kind::Object,
-        "The same as vLLM has it: one of json (a schema), regex, choice (texts), grammar (Lark), \
-         json_object",
+        "The same as vLLM has it: one of json (a schema), regex, choice (texts), grammar (Lark or \
+         llama.cpp's GBNF), structural_tag, json_object",
     ),
     field("guided_json", Kind::Object, "structured_outputs.json"),
     field("guided_regex", Kind::Text, "structured_outputs.regex"),
     field("guided_choice", Kind::List, "structured_outputs.choice"),
     field("guided_grammar", Kind::Text, "structured_outputs.grammar"),
+    field("json_schema", Kind::Object, "structured_outputs.json, as llama.cpp has it"),
+    field("grammar", Kind::Text, "structured_outputs.grammar, as llama.cpp has it"),
+    field("ebnf", Kind::Text, "structured_outputs.grammar, as SGLang has it"),
+    field("regex", Kind::Text, "structured_outputs.regex, as SGLang has it"),
 ];
 
 const CHAT: [Field; 14] = [

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 /// Fields that hold schemas and grammars, which are compiled.
-const SCHEMAS: [&str; 9] = [
+const SCHEMAS: [&str; 13] = [
     "tools",
     "response_format",
     "text",
@@ -20,6 +20,25 @@ const SCHEMAS: [&str; 9] = [
     "guided_regex",
     "guided_choice",
     "guided_grammar",
+    "grammar",
+    "ebnf",
+    "json_schema",
+    "regex",
+];
+
+/// Fields that change nothing here, but are no mistake.
+const WITHOUT_EFFECT: [&str; 11] = [
+    "user",
+    "safety_identifier",
+    "metadata",
+    "store",
+    "service_tier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "modalities",
+    "prediction",
+    "verbosity",
+    "web_search_options",
 ];
 
 /// The fields of a JSON object.
@@ -87,6 +106,13 @@ impl Fields {
     /// A field's value, left where it is; `None` if absent or null.
     pub fn look(&self, name: &str) -> Option<&Value> {
         self.values.get(name).filter(|value| !value.is_null())
+    }
+
+    /// A field that nobody has taken, and that says something.
+    pub fn unknown(&self) -> Option<&str> {
+        let known = |name: &str| WITHOUT_EFFECT.contains(&name);
+        let mut left = self.values.iter().filter(|(_, value)| !value.is_null());
+        left.find(|(name, _)| !known(name)).map(|(name, _)| &**name)
     }
 
     /// Gives a field a value.

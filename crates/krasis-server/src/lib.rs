@@ -32,13 +32,14 @@ mod serve;
 mod sse;
 mod stage;
 mod stored;
+mod structural;
 mod tls;
 mod tools;
 mod wishes;
 
 pub use access::Access;
 pub use answer::Answers;
-pub use app::{App, Loaded};
+pub use app::{App, Loaded, Others, Unknown};
 pub use generation::{Generation, GenerationError};
 pub use keys::{KeyError, Keys};
 pub use limits::{LimitError, Limits};

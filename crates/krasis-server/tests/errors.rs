@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Fault, Script, Server};
+use krasis_server::{Others, Unknown};
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -63,8 +64,43 @@ fn wrong_values_are_400_and_name_their_field() {
         (json!({"guided_json": 7}), "guided_json", "invalid_value"),
         (json!({"guided_json": "{"}), "guided_json", "invalid_value"),
         (json!({"guided_grammar": "begin: \"a\""}), "guided_grammar", "invalid_value"),
-        (json!({"guided_grammar": "root ::= [a-z]"}), "guided_grammar", "invalid_value"),
-        (json!({"grammar": "root ::= [a-z]"}), "grammar", "unsupported_parameter"),
+        (json!({"guided_grammar": "root ::= [a-z"}), "guided_grammar", "invalid_value"),
+        (json!({"grammar": "root ::= nothing"}), "grammar", "invalid_value"),
+        (json!({"grammar": 7}), "grammar", "invalid_value"),
+        (
+            json!({"grammar": "root ::= \"a\"", "grammar_lazy": true}),
+            "grammar_lazy",
+            "unsupported_parameter",
+        ),
+        (json!({"ebnf": "root ::= \"a\"", "regex": "a"}), "ebnf", "invalid_value"),
+        (json!({"json_schema": "{"}), "json_schema", "invalid_value"),
+        (
+            json!({"response_format": {"type": "structural_tag"}}),
+            "response_format",
+            "invalid_value",
+        ),
+        (
+            json!({"response_format": {"type": "structural_tag", "structures": [], "triggers": ["a"]}}),
+            "response_format",
+            "invalid_value",
+        ),
+        (
+            json!({"response_format": {"type": "structural_tag", "triggers": ["b"],
+                "structures": [{"begin": "a", "schema": {}, "end": "c"}]}}),
+            "response_format",
+            "invalid_value",
+        ),
+        (
+            json!({"response_format": {"type": "structural_tag", "format": {"type": "qwen_xml_parameter"}}}),
+            "response_format",
+            "unsupported_parameter",
+        ),
+        (
+            json!({"response_format": {"type": "structural_tag",
+                "format": {"type": "sequence", "elements": [{"type": "regex"}]}}}),
+            "response_format.pattern",
+            "invalid_value",
+        ),
         (json!({"structured_outputs": {}}), "structured_outputs", "invalid_value"),
         (
             json!({"structured_outputs": {"regex": "["}}),
@@ -74,7 +110,7 @@ fn wrong_values_are_400_and_name_their_field() {
         (
             json!({"structured_outputs": {"structural_tag": "x"}}),
             "structured_outputs.structural_tag",
-            "unsupported_parameter",
+            "invalid_value",
         ),
         (
             json!({"response_format": {"type": "json_object"}, "guided_regex": "a"}),
@@ -203,6 +239,41 @@ fn models_are_found_by_any_of_their_names() {
     assert_eq!(list["data"][0]["max_model_len"], common::CONTEXT);
     assert_eq!(server.get("/v1/models/org/alias").json()["object"], "model");
     assert_eq!(server.get("/v1/models/other").json()["error"]["code"], "model_not_found");
+}
+
+#[test]
+fn other_names_and_unknown_fields_are_as_the_server_was_told() {
+    let kept = json!({"messages": [{"role": "user", "content": "a"}], "user": "u", "store": false,
+        "stop": null, "unknown_too": null, "max_tokens": 2, "tools": [], "tool_choice": "none",
+        "stream_options": {}, "response_format": {"type": "text"}, "priority": 0, "ebnf": ""});
+    for (others, unknown, statuses) in [
+        (Others::Refused, Unknown::Ignored, [200, 404, 200]),
+        (Others::Answered, Unknown::Refused, [200, 200, 400]),
+    ] {
+        let server = Server::told(Script::saying("x"), |app| {
+            (app.others, app.unknown) = (others, unknown);
+        });
+        server.ready(true);
+        for (field, status) in ["seed", "model", "temperatur"].into_iter().zip(statuses) {
+            for (path, prompt) in
+                [("/v1/chat/completions", Value::Null), ("/v1/completions", "a".into())]
+            {
+                let mut body = kept.clone();
+                if prompt.is_string() {
+                    for name in ["messages", "tools", "tool_choice"] {
+                        body.as_object_mut().unwrap().remove(name);
+                    }
+                    body["prompt"] = prompt;
+                }
+                body[field] = if field == "model" { "gpt-x".into() } else { 1.into() };
+                let reply = server.post(path, body);
+                assert_eq!(reply.status, status, "{field}: {}", reply.body);
+                if status == 400 {
+                    assert_eq!(reply.json()["error"]["param"], field);
+                }
+            }
+        }
+    }
 }
 
 #[test]

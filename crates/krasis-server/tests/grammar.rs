@@ -283,8 +283,28 @@ fn every_field_gives_the_answer_its_form() {
     let code = "^[0-9]{3}-(x|yy)$";
     let choices = json!(["left", "right \"one\""]);
     let lark = "start: \"x\" | \"(\" start \")\"";
+    let gbnf = "# Nested.\nroot ::= \"x\" | \"(\" root \")\"\n";
+    let is_pair = |text: &str| is_small(text.strip_prefix("v = ").unwrap());
+    let pair = json!({"type": "structural_tag", "format": {"type": "sequence", "elements":
+        [{"type": "const_string", "value": "v = "}, {"type": "json_schema", "json_schema": schema}]}});
+    let is_tag = |text: &str| {
+        let inside = text.strip_prefix("<n>").and_then(|text| text.strip_suffix("</n>")).unwrap();
+        !inside.is_empty() && inside.len() < 10
+    };
+    let tag = json!({"type": "tag", "begin": "<n>", "end": ["</n>"],
+        "content": {"type": "regex", "pattern": "[n</>]{1,9}"}});
+    let one_of = json!({"format": {"type": "or", "elements": [tag,
+        {"type": "tag", "begin": "<n>", "content": {"type": "grammar", "grammar": "root ::= [ab]"}, "end": "</n>"}]}});
     type Holds<'a> = &'a dyn Fn(&str) -> bool;
-    let cases: [(Value, Holds); 12] = [
+    let cases: [(Value, Holds); 20] = [
+        (json!({"grammar": gbnf}), &is_nested),
+        (json!({"ebnf": gbnf, "grammar_lazy": false}), &is_nested),
+        (json!({"structured_outputs": {"grammar": gbnf}}), &is_nested),
+        (json!({"json_schema": schema, "grammar": ""}), &is_small),
+        (json!({"regex": code, "json_schema": ""}), &is_code),
+        (json!({"response_format": pair}), &is_pair),
+        (json!({"response_format": {"type": "structural_tag", "format": tag}}), &is_tag),
+        (json!({"structured_outputs": {"structural_tag": one_of.to_string()}}), &is_tag),
         (json!({"response_format": {"type": "json_object"}}), &is_object),
         (json!({"response_format": {"type": "json_object", "schema": schema}}), &is_small),
         (json!({"response_format": strict(&schema)}), &is_small),
@@ -308,6 +328,44 @@ fn every_field_gives_the_answer_its_form() {
         body["max_tokens"] = 2000.into();
         let (text, reason) = streamed(&server, "/v1/completions", body);
         assert!(holds(&text) && reason == "stop", "{extra}: {text}");
+    }
+}
+
+/// Both notations of tags in a text, of which the older has schemas alone.
+#[test]
+fn what_follows_a_trigger_is_a_tag() {
+    let schema = json!({"type": "object", "properties": {"a": {"type": "integer", "minimum": 0,
+        "maximum": 99}}, "required": ["a"], "additionalProperties": false});
+    let (begins, end) = (["<call=one>", "<call=two>"], "</call>");
+    let older = json!({"type": "structural_tag", "triggers": ["<call="], "structures":
+        begins.map(|begin| json!({"begin": begin, "schema": schema, "end": end}))});
+    let tags = begins.map(|begin| {
+        json!({"type": "tag", "begin": begin, "end": end,
+        "content": {"type": "json_schema", "json_schema": schema}})
+    });
+    let newer = json!({"type": "structural_tag", "format": {"type": "triggered_tags",
+        "triggers": ["<call="], "tags": tags, "at_least_one": true, "stop_after_first": true}});
+    for (asked, words) in [(&older, "Hm. <call="), (&newer, "Hm. <call="), (&older, "Hm.")] {
+        let server = Server::start(Script::random(TEMPLATE).saying_first(words));
+        let mut spoken = 0;
+        for seed in 0..10 {
+            let body = json!({"response_format": asked, "seed": seed});
+            let text = content(&server, body.clone());
+            let mut parts = text.split("<call=");
+            assert!(parts.next().unwrap().starts_with("Hm."), "{text}");
+            assert!(words == "Hm." || text.starts_with(words), "{text}");
+            for part in parts {
+                let (call, rest) = part.split_once(end).unwrap();
+                let (name, arguments) = call.split_once('>').unwrap();
+                assert!(["one", "two"].contains(&name), "{text}");
+                check(&schema, arguments);
+                assert!(asked == &older || rest.is_empty(), "{text}");
+                spoken += rest.len();
+            }
+            let (streamed, reason) = streamed(&server, "/v1/chat/completions", ask(body));
+            assert!(streamed.starts_with(words) && reason == "stop", "{streamed}");
+        }
+        assert_eq!(spoken > 0, asked == &older && words != "Hm.", "{spoken} bytes behind calls");
     }
 }
 

@@ -27,10 +27,19 @@ fn main() {
     for id in (0..tokenizer.size()).filter(|&id| !tokenizer.is_added(id)) {
         ids.entry(tokenizer.token_bytes(id)).or_insert(id);
     }
-    let grammars = Grammars::new(tokenizer.clone());
-    let began = Instant::now();
-    grammars.compile(&formed(&Form::Object)).expect("a grammar");
-    println!("{} tokens: made known to grammars in {:.0?}", tokenizer.size(), began.elapsed());
+    let size = tokenizer.size();
+    let first = |what: &str, grammars: &Grammars| {
+        let (began, before) = (Instant::now(), resident());
+        grammars.compile(&formed(&Form::Object)).expect("a grammar");
+        let (time, memory) = (began.elapsed(), resident().saturating_sub(before) >> 20);
+        println!("{size} tokens: the first grammar waits {time:.1?}, {memory} MiB {what}");
+    };
+    first("more", &Grammars::new(tokenizer.clone()));
+    let grammars = Grammars::new(tokenizer);
+    grammars.prepare();
+    // What a model takes to load, or more.
+    std::thread::sleep(Duration::from_secs(5));
+    first("more behind 5 s in the background", &grammars);
     println!(
         "{:28} {:>10} {:>6} {:>9} {:>9} {:>9}",
         "", "compiled", "tokens", "median", "99 %", "longest"
@@ -51,6 +60,7 @@ fn main() {
             schema(json!({"type": "object", "properties": {"text": {"type": "string"}}})),
             json!({"text": "some words of a text, and some more. ".repeat(50)}).to_string(),
         ),
+        ("JSON as characters (GBNF)", Form::Grammar(GBNF.into()), text.to_string()),
         (
             "a regular expression",
             Form::Regex("[a-z ,]+( [0-9]{1,4})*".into()),
@@ -70,6 +80,20 @@ fn main() {
     };
     let call = r#" "tool_33", "arguments": {"path": "src/main.rs", "lines": [1, 2], "edit": {"old": "a", "new": "b c"}}}"#;
     measure("a call of one of 50 tools", &grammars, &rules, &ids, call);
+}
+
+/// JSON in the notation that speaks of characters only.
+const GBNF: &str = "root ::= map\nmap ::= \"{\" ws (pair (\",\" ws pair)*)? \"}\" ws\n\
+    pair ::= text \":\" ws value\nlist ::= \"[\" ws (value (\",\" ws value)*)? \"]\" ws\n\
+    value ::= map | list | text | number | (\"true\" | \"false\" | \"null\") ws\n\
+    text ::= \"\\\"\" ([^\"\\\\\\x00-\\x1F] | \"\\\\\" [\"\\\\/bfnrt])* \"\\\"\" ws\n\
+    number ::= \"-\"? [0-9]+ (\".\" [0-9]+)? ws\nws ::= ([ \\n] ws)?\n";
+
+/// Bytes of memory that are in use.
+fn resident() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok();
+    let pages = pages.and_then(|pages| pages.split(' ').nth(1)?.parse::<usize>().ok());
+    pages.map_or(0, |pages| pages * 4096)
 }
 
 fn formed(form: &Form) -> Rules<'_> {

@@ -12,7 +12,7 @@ mod tokenizer;
 
 pub use answer::{End, Event, Format, Parser, Reasoning, Start, ToolFormat};
 pub use constraint::{
-    Allowed, Demand, Form, Grammar, GrammarError, Grammars, Guide, Rules, Strictness,
+    Allowed, Demand, Form, Grammar, GrammarError, Grammars, Guide, Rules, Strictness, Tag, Tags,
 };
 pub use detokenize::Detokenizer;
 pub use error::TextError;

@@ -4,6 +4,7 @@ use crate::TextError;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::OnceLock;
 use tokenizers::DecoderWrapper;
 
 /// Texts of the tokens that templates and prompts need by name.
@@ -24,9 +25,9 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// Tokens that have a name.
     pub specials: Specials,
-    /// Longer texts are refused before any work. Tokens are rarely longer than 32 bytes, so 32
-    /// times the context is a bound that no honest prompt meets.
-    pub bytes_max: usize,
+    /// Longer texts are refused before any work; 32 MiB until the context is known. Tokens are rarely
+    /// longer than 32 bytes, so 32 times the context is a bound that no honest prompt meets.
+    pub bytes_max: OnceLock<usize>,
     bytes: Bytes,
     /// Tokens beside the vocabulary proper, and whether an answer's text leaves them out.
     added: HashMap<u32, bool>,
@@ -77,7 +78,7 @@ impl Tokenizer {
         };
         let added = inner.get_added_tokens_decoder();
         let added = added.into_iter().map(|(id, token)| (id, token.special)).collect();
-        Tokenizer { inner, specials, bytes_max: 32 << 20, bytes, added }
+        Tokenizer { inner, specials, bytes_max: OnceLock::new(), bytes, added }
     }
 
     /// Ids of a plain prompt: with the BOS (or whatever else) that the model expects around a
@@ -99,8 +100,9 @@ impl Tokenizer {
     }
 
     fn ids(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
-        if text.len() > self.bytes_max {
-            return Err(TextError::TooLong { bytes: text.len(), bytes_max: self.bytes_max });
+        let bytes_max = self.bytes_max.get().copied().unwrap_or(32 << 20);
+        if text.len() > bytes_max {
+            return Err(TextError::TooLong { bytes: text.len(), bytes_max });
         }
         match self.inner.encode_fast(text, add_special_tokens) {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),

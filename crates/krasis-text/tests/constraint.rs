@@ -4,7 +4,7 @@ mod common;
 
 use krasis_text::{
     Allowed, Demand, Form, Format, GrammarError, Grammars, Guide, Reasoning, Rules, Strictness,
-    Tokenizer, ToolFormat,
+    Tag, Tags, Tokenizer, ToolFormat,
 };
 use serde_json::{Value, json};
 use std::path::Path;
@@ -68,18 +68,72 @@ fn texts_keep_to_their_form() {
             (Form::Choice(vec!["yes".into(), "yes!".into()]), "yes", Some(true)),
             (Form::Choice(vec!["yes".into(), "no".into()]), "maybe", None),
             (
-                Form::Lark("start: item (\",\" item)*\nitem: /[a-z]+/ | \"(\" start \")\"".into()),
+                Form::Grammar(
+                    "start: item (\",\" item)*\nitem: /[a-z]+/ | \"(\" start \")\"".into(),
+                ),
                 "a,(b,c)",
                 Some(true),
             ),
             (
-                Form::Lark("start: item (\",\" item)*\nitem: /[a-z]+/ | \"(\" start \")\"".into()),
+                Form::Grammar(
+                    "start: item (\",\" item)*\nitem: /[a-z]+/ | \"(\" start \")\"".into(),
+                ),
                 "a,(b",
                 Some(false),
             ),
         ] {
             let mut guide = grammars.compile(&of_form(&form)).unwrap().unwrap().begin();
             assert_eq!(fate(&tokenizer, &mut guide, text), expected, "{text} as {form:?}");
+        }
+    }
+}
+
+/// A text with tags, before and behind them and in thoughts.
+#[test]
+fn tags_are_kept_to_and_the_text_between_them_is_free() {
+    let tag = |begin: &str, content| Tag {
+        begin: begin.into(),
+        content: Box::new(content),
+        end: "</f>".into(),
+    };
+    let color = json!({"type": "object", "properties": {"color": {"enum": ["red"]}},
+                       "required": ["color"], "additionalProperties": false});
+    let tags = Tags {
+        triggers: vec!["<f".into()],
+        tags: vec![
+            tag("<f>", Form::Schema(color, Strictness::Strict)),
+            tag("<f2>", Form::Regex(".{1,20}".into())),
+        ],
+        demanded: false,
+        single: false,
+    };
+    let demanded = Tags { demanded: true, ..tags.clone() };
+    let single = Tags { single: true, ..demanded.clone() };
+    let prompts = ["a:", "a:<think>\n"];
+    for tokenizer in [demo(), common::byte_level()] {
+        let grammars = Grammars::new(tokenizer.clone());
+        for (tags, prompt, text, expected) in [
+            (&tags, 0, "no tag at all", Some(true)),
+            (&tags, 0, "a <f>{\"color\": \"red\"}</f> b", Some(true)),
+            (&tags, 0, "<f2>a</b></f> b <f>{\"color\": \"red\"}</f><f2>x</f>", Some(true)),
+            (&tags, 0, "<f2>x</f> b <f>{\"color\": \"red\"}", Some(false)),
+            (&tags, 0, "<f>{\"color\": \"blue\"", None),
+            (&tags, 0, "<f2></f>", Some(false)),
+            (&tags, 0, "<f3>", None),
+            (&tags, 0, "a <g>", Some(true)),
+            (&demanded, 0, "no tag at all", Some(false)),
+            (&demanded, 0, "a <f2>b</f>", Some(true)),
+            (&demanded, 0, "a <f2>b</f> c", Some(true)),
+            (&single, 0, "a <f2>b</f>", Some(true)),
+            (&single, 0, "a <f2>b</f> c", None),
+            (&tags, 1, "Hm <f> or not</think> a <f2>b</f> c", Some(true)),
+            (&demanded, 1, "Hm</think>", Some(false)),
+            (&tags, 1, "Hm</think><f>x", None),
+        ] {
+            let form = Form::Tagged(tags.clone());
+            let rules = Rules { format: THINKING, prompt: prompts[prompt], ..of_form(&form) };
+            let mut guide = grammars.compile(&rules).unwrap().unwrap().begin();
+            assert_eq!(fate(&tokenizer, &mut guide, text), expected, "{text}");
         }
     }
 }
@@ -167,6 +221,22 @@ fn tokens_that_are_markers_are_no_text() {
     for marker in ["<|im_end|>", "<tool_call>", "<think>"] {
         assert!(!allows(&mut guide, tokenizer.id(marker).unwrap()), "{marker}");
     }
+}
+
+/// Deeper than a trie may be.
+#[test]
+fn a_token_of_a_thousand_bytes_is_no_way_to_go_on_and_no_hindrance() {
+    let mut json = common::byte_level_json();
+    let id = 255 + 9;
+    json["model"]["vocab"]["a".repeat(3000)] = id.into();
+    let tokenizer = Tokenizer::from_json(&json.to_string(), common::specials()).unwrap();
+    let tokenizer = Arc::new(tokenizer);
+    let grammars = Grammars::new(tokenizer.clone());
+    grammars.prepare();
+    let form = Form::Regex("a*b".into());
+    let mut guide = grammars.compile(&of_form(&form)).unwrap().unwrap().begin();
+    assert!(allows(&mut guide, u32::from(b'a')) && !allows(&mut guide, id));
+    assert_eq!(fate(&tokenizer, &mut guide, "aaab"), Some(true));
 }
 
 #[test]
@@ -286,8 +356,51 @@ fn hostile_rules_neither_hang_nor_crash() {
         "start: /(?s:.*)/ & /b/".to_owned(),
     ];
     let forms = schemas.into_iter().map(|schema| Form::Schema(schema, Strictness::Strict));
-    let forms =
-        forms.chain(regexes.into_iter().map(Form::Regex)).chain(larks.into_iter().map(Form::Lark));
+    let chain: String = (0..1500).map(|i| format!("r{i} ::= \"a\" r{} | \"b\"\n", i + 1)).collect();
+    let loops: String = (0..600)
+        .map(|i| format!("r{i} ::= r{}? \"{i}\" r{}\n", i * 7 % 600, i * 13 % 600))
+        .collect();
+    let doubles: String = (0..900).map(|i| format!("r{i} ::= r{} r{}\n", i + 1, i + 1)).collect();
+    let alike: String = (0..900).map(|i| format!(" | [a-z]+ \"{i}\" root")).collect();
+    let gbnfs = [
+        "root ::= root".to_owned(),
+        "root ::= root root | \"\"".to_owned(),
+        "root ::= root* root+ root? \"a\"{2}".to_owned(),
+        "root ::= (\"a\"{0,100000}){0,100000} root | \"b\"".to_owned(),
+        "root ::= ((([a-z]{1,500}){1,500}){1,500})".to_owned(),
+        "root ::= (\"a\"*)*{0,99} root?".to_owned(),
+        format!("root ::= {} root | \"a\"", "\"a\"? ".repeat(4000)),
+        format!("root ::= {}", "(".repeat(30_000)),
+        format!("root ::= {}\"a\" root{}", "(".repeat(90), ")?".repeat(90)),
+        format!("root ::= {}\"a\"{} root | \"b\"", "(".repeat(90), ")*".repeat(90)),
+        format!("root ::= r0\n{chain}r1500 ::= root"),
+        format!("root ::= r0\n{loops}"),
+        format!("root ::= r0 root?\n{doubles}r900 ::= \"a\" | \"b\""),
+        format!("root ::= \"a\"{alike}"),
+        format!(
+            "root ::= [{}] root?",
+            (0..3000).map(|i| format!("\\U{:08x}", 0x4e00 + 2 * i)).collect::<String>()
+        ),
+        "root ::= \u{0} ::= \u{0}".to_owned(),
+    ];
+    let tags = |triggers: Vec<String>, begin: String| {
+        let tag = Tag { begin, content: Box::new(Form::Object), end: String::new() };
+        Form::Tagged(Tags { triggers, tags: vec![tag; 256], demanded: true, single: false })
+    };
+    let tagged = [
+        tags(vec!["<".into(); 16], "<".repeat(20_000)),
+        tags(Vec::new(), "a".into()),
+        tags(vec!["e".into(), " ".into(), "t".into()], "e t".into()),
+        tags(vec!["x".repeat(1 << 20)], "x".repeat(1 << 20)),
+        Form::Sequence(vec![]),
+        Form::Either(vec![Form::Sequence(vec![Form::Object; 500]); 20]),
+        Form::Either(vec![Form::Sequence(vec![Form::Object; 16]); 16]),
+        Form::Sequence(vec![tags(vec!["a".into()], "a".into())]),
+    ];
+    let forms = forms.chain(gbnfs.into_iter().map(Form::Grammar)).chain(tagged);
+    let forms = forms
+        .chain(regexes.into_iter().map(Form::Regex))
+        .chain(larks.into_iter().map(Form::Grammar));
     let (mut kept, mut refused) = (0, 0);
     for form in forms {
         let told: String = format!("{form:?}").chars().take(120).collect();

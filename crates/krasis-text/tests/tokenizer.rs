@@ -60,8 +60,8 @@ fn markers_are_spelled_where_other_special_tokens_are_hidden() {
 #[test]
 fn long_texts_are_refused_before_any_work() {
     let json = byte_level_json().to_string();
-    let mut tokenizer = Tokenizer::from_json(&json, specials()).unwrap();
-    tokenizer.bytes_max = 4;
+    let tokenizer = Tokenizer::from_json(&json, specials()).unwrap();
+    tokenizer.bytes_max.set(4).unwrap();
     let error = tokenizer.encode("hello").unwrap_err();
     assert_eq!(error.to_string(), "the text has 5 bytes, but at most 4 are taken: shorten it");
 }

@@ -21,10 +21,11 @@ fn main() {
     let alone: Vec<Stream> = prompts.iter().map(|p| server.ask(&text(p))).collect();
     let long = "the cat sat on the mat and looked at the moon. ".repeat(200);
 
-    let (mut figures, mut read): ([Vec<f64>; 6], u64) = Default::default();
+    let (mut figures, mut read): ([Vec<f64>; 8], u64) = Default::default();
     for round in 0..rounds {
         let run = run();
         let (one, plain) = (server.ask(&chat()), server.ask(&text(&prompts[0])));
+        let (free, formed) = (server.ask(&numbers("")), server.ask(&numbers(FORM)));
         let all = server.ask_all(&prompts);
         for (together, alone) in all.iter().zip(&alone) {
             assert_eq!(together.text, alone.text, "an answer depends on its company");
@@ -32,13 +33,19 @@ fn main() {
         let (beside, prompt) =
             server.ask_beside(&prompts[..CLIENTS - 1], &format!("{round} {long}"));
         read = prompt.prompt_tokens;
-        let row = [run, one.rate(), plain.rate(), total(&all), longest(&all), longest(&beside)];
+        let (free, formed) = (free.rate(), formed.rate());
+        let (together, pauses) = (total(&all), [longest(&all), longest(&beside)]);
+        let row = [run, one.rate(), plain.rate(), free, formed, together, pauses[0], pauses[1]];
         figures.iter_mut().zip(row).for_each(|(all, figure)| all.push(figure));
     }
-    let [run, one, plain, all, pause, beside] = figures.map(median);
+    let [run, one, plain, free, formed, all, pause, beside] = figures.map(median);
     println!("krasis run                 {run:8.1} tok/s");
     println!("the same chat over HTTP    {one:8.1} tok/s, {:.1} % of it", 100.0 * one / run);
     println!("a text over HTTP           {plain:8.1} tok/s");
+    println!(
+        "a text under a schema      {formed:8.1} tok/s, {:.1} % of {free:.1} without",
+        100.0 * formed / free
+    );
     println!("{CLIENTS} of them at once          {all:8.1} tok/s, {:.2} times one", all / plain);
     println!("longest pause of a stream  {pause:8.1} ms");
     println!("while {read} tokens are read {beside:8.1} ms");
@@ -72,6 +79,15 @@ fn text(prompt: &str) -> (&'static str, String) {
     let body = format!(r#"{{"prompt": "{prompt}", "max_tokens": {TOKENS}, "ignore_eos": true"#);
     ("/v1/completions", body)
 }
+
+/// A list of numbers that the schema has no end for, so that answers with and without it are as long.
+fn numbers(form: &str) -> (&'static str, String) {
+    let (path, body) = text("Count from 1 to 400: [1, 2, 3,");
+    (path, format!("{body}{form}"))
+}
+
+const FORM: &str = r#", "response_format": {"type": "json_schema", "json_schema": {"name": "numbers",
+    "strict": true, "schema": {"type": "array", "items": {"type": "integer"}, "minItems": 400}}}"#;
 
 /// What came of a stream.
 struct Stream {

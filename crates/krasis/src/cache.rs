@@ -2,6 +2,7 @@
 
 use crate::bar::Bar;
 use crate::exit::Failure;
+use crate::kept::Kept;
 use crate::options::{ModelArguments, cache_home, folder};
 use crate::target::Target;
 use clap::{Args, Subcommand};
@@ -28,8 +29,8 @@ enum Command {
     Build(Box<ModelArguments>),
     /// Read all that is kept and compare it with its checksums.
     Verify(Model),
-    /// Remove what is kept; it is built again when it is wanted.
-    Rm(Model),
+    /// Remove the weights; they are built again when they are wanted.
+    Rm(Remove),
 }
 
 #[derive(Args)]
@@ -37,6 +38,15 @@ struct Model {
     /// Folder of the model [default: the demo model]
     #[arg(long, value_name = "DIR")]
     model_path: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Remove {
+    #[command(flatten)]
+    model: Model,
+    /// What was measured of the model as well: which strategy is fastest, which experts are hot
+    #[arg(long)]
+    all: bool,
 }
 
 impl Cache {
@@ -54,7 +64,7 @@ impl Cache {
             Command::Build(model) => build(&model),
             Command::List(model) => list(&model.folder()?),
             Command::Verify(model) => verify(&model.folder()?),
-            Command::Rm(model) => remove(&model.folder()?),
+            Command::Rm(Remove { model, all }) => remove(&model.folder()?, all),
         }
     }
 }
@@ -65,15 +75,27 @@ impl Model {
     }
 }
 
-/// Files of a model, wherever they are.
-fn files(dir: &Path) -> Vec<PathBuf> {
-    let options = Options { cache_home: cache_home(), ..Options::default() };
-    let folders = cache_folders(dir, &options);
-    let files: Vec<PathBuf> = folders.iter().flat_map(|folder| cache::list(folder)).collect();
-    if files.is_empty() {
-        eprintln!("krasis: nothing is kept of {}", dir.display());
+/// What is kept of a model, wherever it is.
+struct Files {
+    weights: Vec<PathBuf>,
+    /// What was measured, and why it is of no use if it is not.
+    measured: Vec<(PathBuf, Option<String>)>,
+}
+
+impl Files {
+    fn of(dir: &Path) -> Files {
+        let options = Options { cache_home: cache_home(), ..Options::default() };
+        let folders = cache_folders(dir, &options);
+        let weights: Vec<PathBuf> = folders.iter().flat_map(|folder| cache::list(folder)).collect();
+        let measured = Kept::within(&folders);
+        let measured = measured.read().into_iter();
+        let measured: Vec<_> =
+            measured.map(|(file, fields)| (file.to_owned(), fields.err())).collect();
+        if weights.is_empty() && measured.is_empty() {
+            eprintln!("krasis: nothing is kept of {}", dir.display());
+        }
+        Files { weights, measured }
     }
-    files
 }
 
 fn build(model: &ModelArguments) -> Result<(), Failure> {
@@ -97,7 +119,8 @@ fn build(model: &ModelArguments) -> Result<(), Failure> {
 
 fn list(dir: &Path) -> Result<(), Failure> {
     let fingerprint = Checkpoint::open(dir).and_then(|ck| ck.fingerprint()).ok();
-    for path in files(dir) {
+    let Files { weights, measured } = Files::of(dir);
+    for path in weights {
         let state = match open(&path, fingerprint) {
             Ok(file) => {
                 let sections = &file.contents().sections;
@@ -117,13 +140,17 @@ fn list(dir: &Path) -> Result<(), Failure> {
         };
         println!("{}: {state}", path.display());
     }
+    for (path, error) in measured {
+        let state = error.map_or("what was measured".into(), |error| format!("not used: {error}"));
+        println!("{}: {state}", path.display());
+    }
     Ok(())
 }
 
 fn verify(dir: &Path) -> Result<(), Failure> {
     let fingerprint = Checkpoint::open(dir).and_then(|ck| ck.fingerprint()).ok();
     let mut bad = 0;
-    for path in files(dir) {
+    for path in Files::of(dir).weights {
         let start = Instant::now();
         match open(&path, fingerprint).and_then(|file| check(&file).map(|()| file)) {
             Ok(file) => {
@@ -167,14 +194,23 @@ fn check(file: &CacheFile) -> Result<(), CacheError> {
     })
 }
 
-fn remove(dir: &Path) -> Result<(), Failure> {
-    for path in files(dir) {
+/// Measuring takes longer than building, and what was measured holds without the weights, so it goes
+/// only if that is said.
+fn remove(dir: &Path, all: bool) -> Result<(), Failure> {
+    let Files { mut weights, measured } = Files::of(dir);
+    for (path, _) in measured {
+        match all {
+            true => weights.push(path),
+            false => println!("kept {}: --all removes it as well", path.display()),
+        }
+    }
+    for path in weights {
         match Lock::take(&path).map_err(anyhow::Error::from)? {
             Taken::Ours(lock) => cache::remove(lock, &path).map_err(anyhow::Error::from)?,
             Taken::Theirs { process } => {
                 let process =
                     process.map_or("a process".into(), |number| format!("process {number}"));
-                let message = format!("{process} is building {}: end it first", path.display());
+                let message = format!("{process} is writing {}: end it first", path.display());
                 return Err(Failure::say(Failure::FAILED, message));
             }
         }

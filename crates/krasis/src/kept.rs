@@ -48,6 +48,11 @@ impl Kept {
         }
     }
 
+    /// Where these folders hold it.
+    pub fn within(folders: &[PathBuf]) -> Kept {
+        Kept { files: folders.iter().map(|folder| folder.join(NAME)).collect() }
+    }
+
     /// In a file that was named.
     pub fn at(file: &Path) -> Kept {
         Kept { files: vec![file.to_owned()] }

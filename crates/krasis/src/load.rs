@@ -16,7 +16,9 @@ const BYTES_PER_TOKEN: usize = 32;
 
 /// The small files of a model, which can be wrong before gigabytes are read.
 pub struct Texts {
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
+    /// What answers can be held to.
+    pub grammars: Grammars,
     template: Result<Template, TextError>,
     generation: Generation,
 }
@@ -35,7 +37,9 @@ impl Texts {
             let eos = tokenizer.specials.eos.as_deref();
             generation.eos.extend(eos.and_then(|eos| tokenizer.id(eos)));
         }
-        Ok(Texts { tokenizer, template, generation })
+        let tokenizer = Arc::new(tokenizer);
+        let grammars = Grammars::new(tokenizer.clone());
+        Ok(Texts { tokenizer, grammars, template, generation })
     }
 }
 
@@ -46,26 +50,34 @@ pub fn load(
     change: &dyn Fn(&mut Options),
     watch: &dyn Watch,
 ) -> Result<(Loaded, Option<HeatFile>), Failure> {
-    let dir = model.folder()?;
-    let texts = Texts::read(&dir)?;
-    let target = Target::Folder(dir);
+    load_beside(Texts::read(&model.folder()?)?, model, change, watch)
+}
+
+/// The same, with what has been read already.
+pub fn load_beside(
+    texts: Texts,
+    model: &ModelArguments,
+    change: &dyn Fn(&mut Options),
+    watch: &dyn Watch,
+) -> Result<(Loaded, Option<HeatFile>), Failure> {
+    let target = Target::Folder(model.folder()?);
     let (options, heat) = settle_with_heat(model, &target, watch, change)?;
     Ok((with_engine(texts, target.start(&options, watch)?, &options), heat))
 }
 
-fn with_engine(mut texts: Texts, running: Running, options: &Options) -> Loaded {
+fn with_engine(texts: Texts, running: Running, options: &Options) -> Loaded {
     let Running { handle, regions, .. } = running;
-    texts.tokenizer.bytes_max = BYTES_PER_TOKEN * handle.facts.context_max as usize;
+    let bytes_max = BYTES_PER_TOKEN * handle.facts.context_max as usize;
+    texts.tokenizer.bytes_max.set(bytes_max).expect("nobody else knows the context");
     // Answers may differ between versions, devices and precisions, so these are what clients
     // compare.
     let precision = format!("{:?}-{:?}-{:?}", options.device, options.expert_bits, options.kv);
     let precision = precision.to_lowercase().replace(['(', ')'], "");
     let format = texts.template.as_ref().map(Template::format).unwrap_or_default();
-    let tokenizer = Arc::new(texts.tokenizer);
     Loaded {
         handle,
-        grammars: Grammars::new(tokenizer.clone()),
-        tokenizer,
+        grammars: texts.grammars,
+        tokenizer: texts.tokenizer,
         template: texts.template,
         answers: Answers { format, ..Answers::default() },
         generation: texts.generation,

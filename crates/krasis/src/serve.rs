@@ -4,7 +4,7 @@ use crate::bar::{Bar, words};
 use crate::exit::{self, Failure};
 use crate::hang;
 use crate::heat::{self, HeatFile};
-use crate::load::load;
+use crate::load::{Texts, load_beside};
 use crate::options::ModelArguments;
 use crate::submit::Stream;
 use crate::supervise;
@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use krasis_core::Bytes;
 use krasis_engine::{Event, Fault, Options, Outlook, Phase, Request, Sampling, Watch};
 use krasis_server::{
-    Access, App, Keys, Limits, Loaded, Over, Progress, ReasoningField, Stage, Tls,
+    Access, App, Keys, Limits, Loaded, Others, Over, Progress, ReasoningField, Stage, Tls, Unknown,
 };
 use krasis_text::{Reasoning, ToolFormat};
 use std::net::{IpAddr, SocketAddr};
@@ -38,6 +38,12 @@ pub struct Serve {
     /// Name of the model in the API; more names are aliases [default: the folder's name]
     #[arg(long, value_name = "NAME", num_args = 1..)]
     served_model_name: Vec<String>,
+    /// Answer requests that name any other model too, instead of refusing them
+    #[arg(long)]
+    any_model: bool,
+    /// Refuse fields of chats and completions that are not known, instead of ignoring them
+    #[arg(long)]
+    strict_api: bool,
     /// Requests that may wait; more are told to come back
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
     queue_max: Option<u32>,
@@ -164,7 +170,14 @@ impl Serve {
             eprintln!("krasis: anyone who reaches {bound} can use the model: no key is asked for");
         }
 
-        let app = Arc::new(App::new(self.names(dir), access, limits));
+        let mut app = App::new(self.names(dir), access, limits);
+        if self.any_model {
+            app.others = Others::Answered;
+        }
+        if self.strict_api {
+            app.unknown = Unknown::Refused;
+        }
+        let app = Arc::new(app);
         let patience = Some(Duration::from_secs(self.hang_timeout)).filter(|time| !time.is_zero());
         let loading = start_loading(self.model.clone(), wishes, patience, app.clone())?;
         let (stop, stopped) = watch::channel(false);
@@ -352,7 +365,12 @@ fn start_loading(
         .spawn(move || {
             let start = Instant::now();
             let shown = Shown { bar: Bar::new(), app: app.clone() };
-            let outcome = load(&model, &wishes, &shown).and_then(|(loaded, heat)| {
+            let loading = || {
+                let texts = Texts::read(&model.folder()?)?;
+                texts.grammars.prepare();
+                load_beside(texts, &model, &wishes, &shown)
+            };
+            let outcome = loading().and_then(|(loaded, heat)| {
                 app.loading(Progress { phase: "warming up", percent: 0 });
                 exit::on_engine_panic(move || app.over(Over::Failed));
                 if let Some(patience) = patience {

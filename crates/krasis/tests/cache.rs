@@ -70,7 +70,16 @@ fn a_cache_is_built_listed_verified_and_removed() {
     let config = std::fs::read_to_string(model.join("config.json")).unwrap();
     std::fs::write(model.join("config.json"), config + " ").unwrap();
     assert!(done(&mut command(model, &["cache", "list"])).contains("another checkpoint"));
-    assert!(done(&mut command(model, &["cache", "rm"])).contains("removed"));
+    // What was measured stays unless it is meant too.
+    let measured = model.join(".krasis_cache/auto_optimise.json");
+    std::fs::write(&measured, "{\"format\": 1}").unwrap();
+    assert!(done(&mut command(model, &["cache", "list"])).contains("what was measured"));
+    let text = done(&mut command(model, &["cache", "rm"]));
+    assert!(text.contains("removed") && text.contains("--all"), "{text}");
+    assert!(measured.exists());
+    let left = krasis_checkpoint::cache::list(&model.join(".krasis_cache"));
+    assert!(left.is_empty(), "{left:?}");
+    assert!(done(&mut command(model, &["cache", "rm", "--all"])).contains("auto_optimise.json"));
     assert!(!model.join(".krasis_cache").exists());
 }
 

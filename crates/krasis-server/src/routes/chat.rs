@@ -33,6 +33,7 @@ pub(super) async fn chat(
     }
     let Asked { wishes, logprobs, prompt, requests } =
         Asked::take(&loaded, &mut fields, Room::Demanded).await?;
+    app.complete(&fields)?;
     let form = Chat {
         tokenizer: loaded.tokenizer.clone(),
         answers: loaded.answers,

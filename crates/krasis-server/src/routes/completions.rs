@@ -32,6 +32,7 @@ pub(super) async fn completions(
     };
     refuse(&mut fields, &wishes)?;
     let prompts = prompts(&mut fields)?;
+    app.complete(&fields)?;
     let answers = fields.limits.answers;
     if prompts.len() as u64 * u64::from(wishes.n) > answers {
         let message = format!("prompt: at most {answers} answers per request");

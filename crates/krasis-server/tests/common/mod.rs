@@ -126,7 +126,19 @@ impl Server {
     /// The same over HTTPS, with a certificate.
     pub fn over(tls: Option<Tls>, script: Script, access: Access, limits: Limits) -> Server {
         let names = vec!["tiny".into(), "org/alias".into()];
-        let app = Arc::new(App::new(names, access, limits));
+        Server::of(tls, script, App::new(names, access, limits))
+    }
+
+    /// The usual rules but for what is told.
+    pub fn told(script: Script, tell: impl FnOnce(&mut App)) -> Server {
+        let names = vec!["tiny".into()];
+        let mut app = App::new(names, Access::local(), Limits::default());
+        tell(&mut app);
+        Server::of(None, script, app)
+    }
+
+    fn of(tls: Option<Tls>, script: Script, app: App) -> Server {
+        let app = Arc::new(app);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -183,10 +195,12 @@ impl Server {
         let template = Template::new(self.script.template, &text::specials());
         let format = template.as_ref().map(Template::format).unwrap_or_default();
         let answers = Answers { format, ..Answers::default() };
+        let grammars = Grammars::new(self.script.tokenizer.clone());
+        grammars.prepare();
         self.app.ready(Loaded {
             handle,
             tokenizer: self.script.tokenizer.clone(),
-            grammars: Grammars::new(self.script.tokenizer.clone()),
+            grammars,
             template,
             answers: self.script.answers.unwrap_or(answers),
             generation: Generation { eos: vec![self.script.eos()], ..Generation::default() },

@@ -83,7 +83,7 @@ impl Guide {
             Stage::Watch(watch) => {
                 // Models have rows without a token.
                 self.tail.extend(plan.vocabulary.tokens.get(token as usize).into_iter().flatten());
-                let ended = |(marker, _): &&(&str, usize)| self.tail.ends_with(marker.as_bytes());
+                let ended = |(marker, _): &&(String, usize)| self.tail.ends_with(marker.as_bytes());
                 match watch.markers.iter().find(ended) {
                     Some((_, stage)) => self.enter(*stage),
                     None => {
@@ -98,7 +98,7 @@ impl Guide {
             {
                 self.enter(*stage);
             }
-            Stage::Within { .. } => self.consume(token),
+            Stage::Within { then, .. } => self.consume(token, *then),
         }
     }
 
@@ -126,8 +126,8 @@ impl Guide {
         };
     }
 
-    /// The grammar takes a token.
-    fn consume(&mut self, token: u32) {
+    /// The grammar takes a token; behind its end is another stage, or nothing.
+    fn consume(&mut self, token: u32, then: Option<usize>) {
         self.fresh = false;
         if self.step().is_err() {
             return;
@@ -136,10 +136,13 @@ impl Guide {
         let mut matcher = step.matcher;
         self.hand = Some(match matcher.consume_token(token) {
             Err(error) => Hand::Broken(too_complex(error)),
-            Ok(()) if matcher.is_stopped() && matcher.stop_reason().is_ok() => {
-                self.finished = true;
-                Hand::Broken("the answer is complete".into())
-            }
+            Ok(()) if matcher.is_stopped() && matcher.stop_reason().is_ok() => match then {
+                Some(stage) => return self.enter(stage),
+                None => {
+                    self.finished = true;
+                    Hand::Broken("the answer is complete".into())
+                }
+            },
             Ok(()) => Hand::Away(self.plan.vocabulary.workers.run(move || Step::of(matcher))),
         });
     }

@@ -10,14 +10,14 @@ use std::fmt::Write;
 pub(super) struct Lark<'a> {
     vocabulary: &'a Vocabulary,
     /// Markers that are tokens where the vocabulary has them.
-    markers: Vec<&'static str>,
+    markers: Vec<&'a str>,
     rules: String,
     count: usize,
     others: Vec<GrammarWithLexer>,
 }
 
 impl<'a> Lark<'a> {
-    pub fn new(vocabulary: &'a Vocabulary, markers: Vec<&'static str>) -> Lark<'a> {
+    pub fn new(vocabulary: &'a Vocabulary, markers: Vec<&'a str>) -> Lark<'a> {
         Lark { vocabulary, markers, rules: String::new(), count: 0, others: Vec::new() }
     }
 
@@ -38,7 +38,7 @@ impl<'a> Lark<'a> {
         }
     }
 
-    fn first_token(&self, text: &str) -> Option<(usize, &'static str, u32)> {
+    fn first_token(&self, text: &str) -> Option<(usize, &'a str, u32)> {
         let found = self.markers.iter().filter_map(|marker| {
             Some((text.find(marker)?, *marker, self.vocabulary.marker(marker)?))
         });
@@ -67,6 +67,23 @@ impl<'a> Lark<'a> {
         name
     }
 
+    /// A rule for the shortest match of a regular expression; its name.
+    pub fn lazy(&mut self, regex: &str) -> String {
+        self.count += 1;
+        let name = format!("r{}", self.count);
+        let mut quoted = String::with_capacity(regex.len());
+        let mut escaped = false;
+        for c in regex.chars() {
+            if c == '/' && !escaped {
+                quoted.push('\\');
+            }
+            quoted.push(c);
+            escaped = c == '\\' && !escaped;
+        }
+        let _ = writeln!(self.rules, "{name}[lazy]: /{quoted}/");
+        name
+    }
+
     /// JSON under a schema.
     pub fn json(&mut self, schema: Value, strictness: Strictness) -> String {
         self.other(json_grammar(schema, strictness))
@@ -78,6 +95,11 @@ impl<'a> Lark<'a> {
         let reference = format!("@{name}");
         self.others.push(GrammarWithLexer { name: Some(name), ..grammar });
         reference
+    }
+
+    /// How many of these there are.
+    pub fn others(&self) -> usize {
+        self.others.len()
     }
 
     /// All of it, from a start.

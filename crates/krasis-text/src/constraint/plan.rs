@@ -3,6 +3,7 @@
 //! | the answer | stages |
 //! |---|---|
 //! | has a form | thoughts or headers up to their end, then the form, or a call if there are tools |
+//! | is a text with tags | text and thoughts in turn, up to what opens a tag, the tag, text again |
 //! | must be a call | the call, whose first words are written already |
 //! | may hold calls of strict tools | text and thoughts in turn, up to what opens a call, then calls |
 
@@ -80,13 +81,15 @@ pub(super) enum Stage {
         grammar: Box<Matcher>,
         /// A token that may stand first instead, and the stage that it opens.
         instead: Option<(u32, usize)>,
+        /// The stage behind its end, if the answer goes on.
+        then: Option<usize>,
     },
 }
 
 /// A stage in which anything may come.
 pub(super) struct Watch {
     /// Markers, and the stages that they open.
-    pub markers: Vec<(&'static str, usize)>,
+    pub markers: Vec<(String, usize)>,
     /// Whether the answer may end here.
     pub may_end: bool,
     /// Tokens that would end a marker and go on: of which marker, behind how many of its bytes.
@@ -142,8 +145,9 @@ pub(super) fn compile(
     Ok(Grammar(Arc::new(Plan { vocabulary: vocabulary.clone(), stages })))
 }
 
-struct Compiler<'a> {
-    vocabulary: &'a Vocabulary,
+/// What makes stages of rules.
+pub(super) struct Compiler<'a> {
+    pub vocabulary: &'a Vocabulary,
     rules: &'a Rules<'a>,
 }
 
@@ -166,11 +170,14 @@ impl Compiler<'_> {
 
     /// A form, behind thoughts.
     fn formed(&self, form: &Form) -> Result<Vec<Stage>, GrammarError> {
+        if let Form::Tagged(tags) = form {
+            return self.tagged(tags);
+        }
         let thinks = self.rules.prompt.trim_end().ends_with(THINK);
         if self.is_harmony() {
             let mut stages = vec![self.form(form, false)?];
             let calls = self.openings(ToolFormat::Harmony, &mut stages)?;
-            let finals = FINAL.iter().map(|opening| (*opening, 0));
+            let finals = FINAL.iter().map(|opening| (opening.to_string(), 0));
             let markers = finals.chain(calls).collect();
             stages.push(self.watch(markers, false));
             stages.rotate_right(1);
@@ -179,15 +186,15 @@ impl Compiler<'_> {
         let thinking = self.rules.format.reasoning == Some(Reasoning::Think);
         let token = self.vocabulary.marker(THINK).filter(|_| thinking && !self.thought());
         match (thinking && thinks, token) {
-            (true, _) => Ok(vec![self.watch(vec![(THINK_END, 1)], false), self.form(form, true)?]),
+            (true, _) => Ok(vec![self.thoughts(1, false), self.form(form, true)?]),
             (false, None) => Ok(vec![self.form(form, false)?]),
             // The model may begin to think by itself.
             (false, Some(token)) => {
                 let Stage::Within { grammar, .. } = self.form(form, false)? else {
                     unreachable!("forms are under a grammar")
                 };
-                let first = Stage::Within { grammar, instead: Some((token, 1)) };
-                Ok(vec![first, self.watch(vec![(THINK_END, 2)], false), self.form(form, true)?])
+                let first = Stage::Within { grammar, instead: Some((token, 1)), then: None };
+                Ok(vec![first, self.thoughts(2, false), self.form(form, true)?])
             }
         }
     }
@@ -204,33 +211,44 @@ impl Compiler<'_> {
 
     /// Text with calls of tools, some of them strict.
     fn opened(&self, format: ToolFormat) -> Result<Vec<Stage>, GrammarError> {
-        let thinking = self.rules.format.reasoning == Some(Reasoning::Think);
         let mut stages = Vec::new();
-        let mut markers = self.openings(format, &mut stages)?;
-        let calls = stages.len();
+        let markers = self.openings(format, &mut stages)?;
+        Ok(self.in_turn(stages, markers, true))
+    }
+
+    /// Puts text and thoughts in turn before stages that markers open.
+    pub fn in_turn(
+        &self,
+        mut stages: Vec<Stage>,
+        mut markers: Vec<(String, usize)>,
+        may_end: bool,
+    ) -> Vec<Stage> {
+        let thinking = self.rules.format.reasoning == Some(Reasoning::Think);
+        let thoughts = stages.len();
         if thinking {
-            markers.push((THINK, calls));
-            stages.push(self.watch(vec![(THINK_END, calls + 1)], true));
+            markers.push((THINK.into(), thoughts));
+            stages.push(self.thoughts(thoughts + 1, may_end));
         }
         let text = stages.len();
-        stages.push(self.watch(markers, true));
+        stages.push(self.watch(markers, may_end));
         // The first stage is that in which the prompt leaves the model.
         let thinks = thinking && self.rules.prompt.trim_end().ends_with(THINK);
-        let first = if thinks { calls } else { text };
+        let first = if thinks { thoughts } else { text };
         stages.swap(0, first);
+        let renamed = |to: &mut usize| {
+            if *to == 0 {
+                *to = first;
+            } else if *to == first {
+                *to = 0;
+            }
+        };
         for stage in &mut stages {
-            let renamed = |to: &mut usize| {
-                if *to == 0 {
-                    *to = first;
-                } else if *to == first {
-                    *to = 0;
-                }
-            };
-            if let Stage::Watch(watch) = stage {
-                watch.markers.iter_mut().for_each(|(_, to)| renamed(to));
+            match stage {
+                Stage::Watch(watch) => watch.markers.iter_mut().for_each(|(_, to)| renamed(to)),
+                Stage::Within { then, .. } => then.iter_mut().for_each(renamed),
             }
         }
-        Ok(stages)
+        stages
     }
 
     /// Markers that open calls, and stages with what follows them.
@@ -238,7 +256,7 @@ impl Compiler<'_> {
         &self,
         format: ToolFormat,
         stages: &mut Vec<Stage>,
-    ) -> Result<Vec<(&'static str, usize)>, GrammarError> {
+    ) -> Result<Vec<(String, usize)>, GrammarError> {
         let openers: &[&str] = match format {
             ToolFormat::Harmony => {
                 &["<|channel|>commentary to=functions.", "<|start|>assistant to=functions."]
@@ -252,7 +270,7 @@ impl Compiler<'_> {
         for opener in openers {
             let calls = self.calls(format, Tool::all(self.rules.tools, false)?, 0);
             stages.push(self.calls_after(&calls, opener)?);
-            markers.push((*opener, stages.len() - 1));
+            markers.push((opener.to_string(), stages.len() - 1));
         }
         Ok(markers)
     }
@@ -284,7 +302,7 @@ impl Compiler<'_> {
     /// The form, or calls where there are tools.
     fn form(&self, form: &Form, gap: bool) -> Result<Stage, GrammarError> {
         let mut lark = self.lark();
-        let mut start = lark.other(form.grammar()?);
+        let mut start = form.write(&mut lark)?;
         if let Some(format) = self.rules.format.tools.filter(|_| !self.is_harmony())
             && !self.rules.tools.is_empty()
         {
@@ -306,7 +324,8 @@ impl Compiler<'_> {
         Lark::new(self.vocabulary, markers)
     }
 
-    fn within(&self, grammar: TopLevelGrammar) -> Result<Stage, String> {
+    /// A stage under a grammar; why there is none is a sentence.
+    pub fn within(&self, grammar: TopLevelGrammar) -> Result<Stage, String> {
         let factory = self.vocabulary.factory.lock().unwrap_or_else(PoisonError::into_inner);
         let mut grammar = Matcher::new(factory.create_parser(grammar));
         drop(factory);
@@ -321,11 +340,17 @@ impl Compiler<'_> {
                 "NoExtensionBias" => "nothing fits it".into(),
                 _ => error,
             }),
-            _ => Ok(Stage::Within { grammar: Box::new(grammar), instead: None }),
+            _ => Ok(Stage::Within { grammar: Box::new(grammar), instead: None, then: None }),
         }
     }
 
-    fn watch(&self, markers: Vec<(&'static str, usize)>, may_end: bool) -> Stage {
+    /// Thoughts, up to their end.
+    fn thoughts(&self, then: usize, may_end: bool) -> Stage {
+        self.watch(vec![(THINK_END.into(), then)], may_end)
+    }
+
+    /// A stage up to markers.
+    pub fn watch(&self, markers: Vec<(String, usize)>, may_end: bool) -> Stage {
         let mut overshoots = Vec::new();
         let last: Vec<u8> =
             markers.iter().filter_map(|(marker, _)| marker.bytes().last()).collect();

@@ -18,6 +18,8 @@ use std::sync::{Arc, Mutex};
 const LEXER_FUEL: u64 = 4_000_000;
 /// States that a grammar's lexer may come to have, of up to 2 KiB each.
 const LEXER_STATES: usize = 50_000;
+/// A trie is no deeper; what is longer is never written under a grammar.
+const TOKEN_BYTES_MAX: usize = 1000;
 
 /// What all grammars of a tokenizer share.
 pub(super) struct Vocabulary {
@@ -47,15 +49,15 @@ impl Vocabulary {
                 false if bytes.contains(&TokTrie::SPECIAL_TOKEN_MARKER) => Vec::new(),
                 false => bytes.clone(),
             });
+            if bytes.len() > TOKEN_BYTES_MAX {
+                words.last_mut().expect("it was just pushed").clear();
+            }
             tokens.push(bytes);
         }
-        let info = TokRxInfo::new(size, INVALID_TOKEN);
-        let tokens_as_they_come = ApproximateTokEnv::new(TokTrie::from(&info, &words));
-        let environment: TokEnv = Arc::new(tokens_as_they_come);
-        let capabilities = InferenceCapabilities::default();
-        let slices = SlicedBiasComputer::general_slices();
-        let mut factory = ParserFactory::new(&environment, capabilities, &slices)
-            .map_err(|error| GrammarError::Tokenizer(sentence(error)))?;
+        // Tries have bounds that are asserted, and a vocabulary may come from anywhere.
+        let factory = std::panic::catch_unwind(|| factory(size, &words));
+        let mut factory = factory
+            .map_err(|_| GrammarError::Tokenizer("its vocabulary is too large".into()))??;
         factory.quiet();
         let limits = factory.limits_mut();
         limits.initial_lexer_fuel = LEXER_FUEL;
@@ -64,8 +66,23 @@ impl Vocabulary {
         Ok(Vocabulary { factory: Mutex::new(factory), workers: Workers::start(), tokens, markers })
     }
 
+    /// All markers that are tokens.
+    pub fn markers(&self) -> Vec<&str> {
+        self.markers.keys().map(String::as_str).filter(|marker| !marker.is_empty()).collect()
+    }
+
     /// The token that is this marker.
     pub fn marker(&self, text: &str) -> Option<u32> {
         self.markers.get(text).copied()
     }
+}
+
+fn factory(size: u32, words: &[Vec<u8>]) -> Result<ParserFactory, GrammarError> {
+    let info = TokRxInfo::new(size, INVALID_TOKEN);
+    let tokens_as_they_come = ApproximateTokEnv::new(TokTrie::from(&info, words));
+    let environment: TokEnv = Arc::new(tokens_as_they_come);
+    let capabilities = InferenceCapabilities::default();
+    let slices = SlicedBiasComputer::general_slices();
+    ParserFactory::new(&environment, capabilities, &slices)
+        .map_err(|error| GrammarError::Tokenizer(sentence(error)))
 }
