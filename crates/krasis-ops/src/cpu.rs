@@ -4,7 +4,7 @@ use crate::*;
 use bytemuck::Pod;
 use half::bf16;
 use krasis_core::{DType, Format, Lines};
-use krasis_cpu::floats::Floats;
+use krasis_cpu::floats::{Floats, dot_rows};
 use krasis_cpu::lines::{Matrix, Tokens};
 use krasis_cpu::{Arena, Inputs, Isa, Keep, Team, vector};
 use std::ops::Range;
@@ -85,22 +85,6 @@ pub(crate) struct Rows<'a> {
     scales: &'a [bf16],
 }
 
-/// Rows of a weight whose sums are collected before they are handed out.
-const TOGETHER: usize = 16;
-
-/// Hands out the sums of rows from `first` on and of x from number `i` on.
-fn tell<const N: usize>(
-    sums: &[[f32; N]],
-    i: &mut usize,
-    first: usize,
-    put: &mut impl FnMut(usize, usize, f32),
-) {
-    for (row, sums) in (first..).zip(sums) {
-        (*i..).zip(sums).for_each(|(i, &sum)| put(i, row, sum));
-    }
-    *i += N;
-}
-
 impl<'a> Rows<'a> {
     pub(crate) fn of(w: &Weight, inputs: &Inputs<'a>) -> Rows<'a> {
         let (data, scales) = (inputs.slice(w.data), inputs.slice(w.scales));
@@ -133,58 +117,18 @@ impl<'a> Rows<'a> {
         vector::decode_row(self.format, data, scales, out);
     }
 
-    /// `Σ row · x`.
-    pub(crate) fn dot(&self, row: usize, x: &[f32]) -> f32 {
-        if let Format::Lines(_) = self.format {
-            let mut decoded = vec![0.0; x.len()];
-            self.decode(row, &mut decoded);
-            return vector::dot(&decoded, x);
-        }
-        let (data, scales) = self.stored(row);
-        vector::dot_row(self.format, data, scales, x)
+    /// Whether rows of a matrix product are better decoded once than for every few vectors.
+    pub(crate) fn decode_first(&self) -> bool {
+        !matches!(self.format, Format::Float(DType::F32 | DType::Bf16))
     }
 
-    /// `Σ row · x` for each of some rows and x, in blocks of rows: `put(i, row, sum)`. Each row is read once
-    /// for up to four x.
-    pub(crate) fn dots(
-        &self,
-        rows: Range<usize>,
-        x: &[&[f32]],
-        mut put: impl FnMut(usize, usize, f32),
-    ) {
-        if let Format::Lines(_) = self.format {
-            return rows.for_each(|row| {
-                x.iter().enumerate().for_each(|(i, x)| put(i, row, self.dot(row, x)));
-            });
-        }
+    /// `out[i, row] = Σ row · x[i]`, for a few x. Each row is read once.
+    pub(crate) fn dots(&self, isa: Isa, rows: Range<usize>, x: &[&[f32]], out: &mut [f32]) {
         let bytes = self.format.row_bytes(self.cols) as usize;
         let scales = self.format.row_scales(self.cols) as usize;
-        for first in rows.clone().step_by(TOGETHER) {
-            let block = first..rows.end.min(first + TOGETHER);
-            let data = &self.data[block.start * bytes..block.end * bytes];
-            let scales = &self.scales[block.start * scales..block.end * scales];
-            let (fours, rest) = x.as_chunks::<4>();
-            let (twos, ones) = rest.as_chunks::<2>();
-            let mut i = 0;
-            for &x in fours {
-                let mut sums = [[0.0; 4]; TOGETHER];
-                let sums = &mut sums[..block.len()];
-                vector::dot_rows4(self.format, data, scales, x, sums);
-                tell(sums, &mut i, first, &mut put);
-            }
-            for &x in twos {
-                let mut sums = [[0.0; 2]; TOGETHER];
-                let sums = &mut sums[..block.len()];
-                vector::dot_rows2(self.format, data, scales, x, sums);
-                tell(sums, &mut i, first, &mut put);
-            }
-            for &x in ones {
-                let mut sums = [[0.0; 1]; TOGETHER];
-                let sums = &mut sums[..block.len()];
-                vector::dot_rows(self.format, data, scales, [x], sums);
-                tell(sums, &mut i, first, &mut put);
-            }
-        }
+        let data = &self.data[rows.start * bytes..rows.end * bytes];
+        let scales = &self.scales[rows.start * scales..rows.end * scales];
+        dot_rows(isa, self.format, data, scales, x, out);
     }
 
     fn stored(&self, row: usize) -> (&'a [u8], &'a [bf16]) {

@@ -1,5 +1,6 @@
 //! A vector register of floats, as a type.
 
+use crate::vector::total_plain;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
@@ -25,6 +26,10 @@ pub trait Lanes: Copy {
     /// The four words of 16 bytes of [`Lanes::COUNT`] rows that begin `stride` bytes apart: word `i` of
     /// all rows. Bytes, not floats, lie there.
     unsafe fn words(from: *const u8, stride: usize) -> [Self; 4];
+    /// [`Lanes::COUNT`] BF16 numbers from memory.
+    unsafe fn load_bf16(from: *const u8) -> Self;
+    /// The sums of eight rows of 32, each in the order of [`crate::vector::dot`].
+    unsafe fn totals(rows: [*const f32; 8]) -> [f32; 8];
     /// The BF16 numbers in the lower halves of words.
     unsafe fn lower_bf16(self) -> Self;
     /// Those in the upper halves.
@@ -67,6 +72,17 @@ impl Lanes for Plain {
         words
     }
     #[inline(always)]
+    unsafe fn load_bf16(from: *const u8) -> Plain {
+        // SAFETY: promised by the caller.
+        let stored = unsafe { from.cast::<[u16; 8]>().read_unaligned() };
+        stored.map(|x| f32::from_bits(u32::from(u16::from_le(x)) << 16))
+    }
+    #[inline(always)]
+    unsafe fn totals(rows: [*const f32; 8]) -> [f32; 8] {
+        // SAFETY: promised by the caller.
+        rows.map(|row| unsafe { total_plain(&*row.cast()) })
+    }
+    #[inline(always)]
     unsafe fn lower_bf16(self) -> Plain {
         self.map(|x| f32::from_bits(x.to_bits() << 16))
     }
@@ -83,7 +99,7 @@ macro_rules! lanes {
     (
         $register:ident, $count:literal, $rows:literal, $splat:ident, $load:ident, $store:ident, $madd:ident,
         $four_rows:ident, $low:ident, $high:ident, $low_pair:ident, $high_pair:ident,
-        $bits:ident, $floats:ident, $shift:ident, $and:ident, $all:ident
+        $bits:ident, $floats:ident, $shift:ident, $and:ident, $all:ident, $widened:ident, $totals:ident
     ) => {
         impl Lanes for $register {
             const COUNT: usize = $count;
@@ -128,6 +144,16 @@ macro_rules! lanes {
                 }
             }
             #[inline(always)]
+            unsafe fn load_bf16(from: *const u8) -> Self {
+                // SAFETY: promised by the caller.
+                unsafe { $floats($shift::<16>($widened(from))) }
+            }
+            #[inline(always)]
+            unsafe fn totals(rows: [*const f32; 8]) -> [f32; 8] {
+                // SAFETY: promised by the caller.
+                unsafe { $totals(rows) }
+            }
+            #[inline(always)]
             unsafe fn lower_bf16(self) -> Self {
                 // SAFETY: promised by the caller.
                 unsafe { $floats($shift::<16>($bits(self))) }
@@ -159,7 +185,9 @@ lanes!(
     _mm256_castsi256_ps,
     _mm256_slli_epi32,
     _mm256_and_si256,
-    _mm256_set1_epi32
+    _mm256_set1_epi32,
+    eight_widened,
+    totals_256
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -180,7 +208,9 @@ lanes!(
     _mm512_castsi512_ps,
     _mm512_slli_epi32,
     _mm512_and_si512,
-    _mm512_set1_epi32
+    _mm512_set1_epi32,
+    sixteen_widened,
+    totals_512
 );
 
 /// 16 bytes of rows 0 and 4.
@@ -210,6 +240,116 @@ unsafe fn four_rows_apart(from: *const u8, stride: usize) -> __m512i {
         let rows = _mm512_inserti32x4::<1>(rows, _mm_loadu_si128(from.add(4 * stride).cast()));
         let rows = _mm512_inserti32x4::<2>(rows, _mm_loadu_si128(from.add(8 * stride).cast()));
         _mm512_inserti32x4::<3>(rows, _mm_loadu_si128(from.add(12 * stride).cast()))
+    }
+}
+
+/// Eight 16-bit numbers as words.
+///
+/// # Safety
+/// They are there, and the machine has AVX2.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn eight_widened(from: *const u8) -> __m256i {
+    // SAFETY: promised by the caller.
+    unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())) }
+}
+
+/// Sixteen 16-bit numbers as words.
+///
+/// # Safety
+/// They are there, and the machine has AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn sixteen_widened(from: *const u8) -> __m512i {
+    // SAFETY: promised by the caller.
+    unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast())) }
+}
+
+/// [`Lanes::totals`]: 32 lanes become 16, 8, 4, 2 and 1, and rows share registers as they get shorter.
+///
+/// # Safety
+/// Rows of 32 are there, and the machine has AVX2.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn totals_256(rows: [*const f32; 8]) -> [f32; 8] {
+    // SAFETY: promised by the caller.
+    unsafe {
+        let zero = _mm256_setzero_ps();
+        let mut eights = [zero; 8];
+        for i in 0..8 {
+            let (a, b) = (_mm256_loadu_ps(rows[i]), _mm256_loadu_ps(rows[i].add(8)));
+            let (c, d) = (_mm256_loadu_ps(rows[i].add(16)), _mm256_loadu_ps(rows[i].add(24)));
+            eights[i] = _mm256_add_ps(_mm256_add_ps(a, c), _mm256_add_ps(b, d));
+        }
+        let mut fours = [zero; 4];
+        for i in 0..4 {
+            let (a, b) = (eights[i], eights[i + 4]);
+            fours[i] = _mm256_add_ps(
+                _mm256_permute2f128_ps::<0x20>(a, b),
+                _mm256_permute2f128_ps::<0x31>(a, b),
+            );
+        }
+        let mut twos = [zero; 2];
+        for i in 0..2 {
+            let (a, b) = (fours[2 * i], fours[2 * i + 1]);
+            twos[i] = _mm256_add_ps(
+                _mm256_shuffle_ps::<0b01_00_01_00>(a, b),
+                _mm256_shuffle_ps::<0b11_10_11_10>(a, b),
+            );
+        }
+        let ones = _mm256_add_ps(
+            _mm256_shuffle_ps::<0b10_00_10_00>(twos[0], twos[1]),
+            _mm256_shuffle_ps::<0b11_01_11_01>(twos[0], twos[1]),
+        );
+        let mut totals = [0.0; 8];
+        _mm256_storeu_ps(totals.as_mut_ptr(), ones);
+        totals
+    }
+}
+
+/// The same.
+///
+/// # Safety
+/// Rows of 32 are there, and the machine has AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn totals_512(rows: [*const f32; 8]) -> [f32; 8] {
+    // SAFETY: promised by the caller.
+    unsafe {
+        let zero = _mm512_setzero_ps();
+        let mut eights = [zero; 4];
+        for i in 0..4 {
+            let (a, b) = (rows[i], rows[i + 4]);
+            let a = _mm512_add_ps(_mm512_loadu_ps(a), _mm512_loadu_ps(a.add(16)));
+            let b = _mm512_add_ps(_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
+            eights[i] = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b),
+                _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b),
+            );
+        }
+        // Row 0 and 4 in halves, 1 and 5, and so on; then rows 0, 4, 1 and 5 in quarters.
+        let mut fours = [zero; 2];
+        for i in 0..2 {
+            let (a, b) = (eights[2 * i], eights[2 * i + 1]);
+            fours[i] = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
+                _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b),
+            );
+        }
+        let twos = _mm512_add_ps(
+            _mm512_shuffle_ps::<0b01_00_01_00>(fours[0], fours[1]),
+            _mm512_shuffle_ps::<0b11_10_11_10>(fours[0], fours[1]),
+        );
+        let ones = _mm512_add_ps(
+            _mm512_shuffle_ps::<0b10_00_10_00>(twos, twos),
+            _mm512_shuffle_ps::<0b11_01_11_01>(twos, twos),
+        );
+        // In quarters: rows 0 and 2, 4 and 6, 1 and 3, 5 and 7.
+        let order = _mm512_setr_epi32(0, 8, 1, 9, 4, 12, 5, 13, 0, 0, 0, 0, 0, 0, 0, 0);
+        let ones = _mm512_permutexvar_ps(order, ones);
+        let mut totals = [0.0; 8];
+        _mm256_storeu_ps(totals.as_mut_ptr(), _mm512_castps512_ps256(ones));
+        totals
     }
 }
 

@@ -5,15 +5,20 @@
 
 mod bf16;
 mod lanes;
+mod past;
 mod prefetch;
 mod product;
+mod rows;
 mod state;
+mod stored;
 mod transpose;
 
 pub use bf16::{BF16_INPUTS, bf16_rows};
 pub use lanes::Lanes;
+pub use past::{GROUP, Groups, add_mixed, add_scores};
 pub use prefetch::prefetch;
 pub use product::{Block, add_product};
+pub use rows::{X_TOGETHER, dot_rows};
 pub use state::{fade_and_add, recall};
 pub use transpose::{ROWS_TRANSPOSED, transpose};
 

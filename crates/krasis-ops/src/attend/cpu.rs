@@ -6,6 +6,8 @@
 //! part of 512 positions is a softmax of its own, and parts are merged in order. So tiles may be of
 //! any shape, and few rows with a long past may share its parts among the threads.
 //!
+//! A row by itself, with few heads, meets its past where it lies ([`super::few`]).
+//!
 //! Bound: 2 · (k + v dimensions) operations per query head and position, against peak. Decode reads
 //! each position once per tile; eight heads of 128 dimensions keep the multipliers busy for 4,100
 //! cycles with the 64 KiB of a block, which memory takes about as long to bring.
@@ -120,22 +122,22 @@ pub(crate) fn attend(
 
 /// Dimensions of a call.
 #[derive(Clone, Copy)]
-struct Sizes {
-    k_dim: usize,
-    v_dim: usize,
+pub(super) struct Sizes {
+    pub k_dim: usize,
+    pub v_dim: usize,
     v_width: usize,
 }
 
 /// A worker's memory, for one tile. Rows of a tile are `[token, head]`.
-struct Own<'a> {
+pub(super) struct Own<'a> {
     /// `[row, k]`, scaled.
-    queries: &'a mut [f32],
+    pub queries: &'a mut [f32],
     /// `[BLOCK / PAD, k, PAD]`.
-    keys: &'a mut [f32],
+    pub keys: &'a mut [f32],
     /// `[BLOCK, v]`.
-    values: &'a mut [f32],
+    pub values: &'a mut [f32],
     /// `[row, BLOCK]`.
-    scores: &'a mut [f32],
+    pub scores: &'a mut [f32],
     /// Vectors on their way from the cache.
     vectors: &'a mut [f32],
     /// Two states of all rows.
@@ -144,7 +146,7 @@ struct Own<'a> {
 
 impl Sizes {
     /// Floats of a row's softmax under way: the mix, its largest score, and the sum of its weights.
-    fn state(&self) -> usize {
+    pub fn state(&self) -> usize {
         self.v_width + 16
     }
 
@@ -178,11 +180,11 @@ impl Sizes {
 }
 
 /// What all tasks of a call share.
-struct Call<'a> {
-    isa: Isa,
-    keys: &'a [(Mat<Act>, &'a KvStore)],
-    values: &'a KvStore,
-    sizes: Sizes,
+pub(super) struct Call<'a> {
+    pub isa: Isa,
+    pub keys: &'a [(Mat<Act>, &'a KvStore)],
+    pub values: &'a KvStore,
+    pub sizes: Sizes,
     group: usize,
     scale: f32,
     pages: &'a [u32],
@@ -225,6 +227,10 @@ impl Call<'_> {
         let (head, k_dim) = (tile.kv_head as u32, self.sizes.k_dim);
         let past = Past { isa: self.isa, pages, head, k_dim, inputs: &self.inputs };
         let end = (self.positions[tile.rows.end - 1] as usize + 1).min((part + 1) * PART);
+        if self.is_few(tile) {
+            let state = &mut state[..tile.height() * stride];
+            return self.few(&past, part * PART..end, own, state);
+        }
         for first in (part * PART..end).step_by(BLOCK) {
             let positions = first..end.min(first + BLOCK);
             let mut above = 0;
@@ -262,7 +268,7 @@ impl Call<'_> {
 
     /// The first `count` positions of a block meet some rows of a tile.
     fn mix(&self, rows: Range<usize>, count: usize, own: &mut Own, state: &mut [f32]) {
-        let (k_dim, width, stride) = (self.sizes.k_dim, self.sizes.v_width, self.sizes.state());
+        let (k_dim, stride) = (self.sizes.k_dim, self.sizes.state());
         let queries = Block { data: &own.queries[rows.start * k_dim..], stride: k_dim };
         let scores = &mut own.scores[rows.start * BLOCK..rows.end * BLOCK];
         let states = &mut state[rows.start * stride..rows.end * stride];
@@ -272,18 +278,24 @@ impl Call<'_> {
             let size = (rows.len(), k_dim, PAD);
             add_product(self.isa, size, queries, keys, &mut scores[first..], BLOCK);
         }
-        for (scores, state) in scores.chunks_exact_mut(BLOCK).zip(states.chunks_exact_mut(stride)) {
-            let (mixed, rest) = state.split_at_mut(width);
+        self.weigh(scores, count, states);
+        let scores = Block { data: scores, stride: BLOCK };
+        let values = Block { data: own.values, stride: values_stride(self.sizes.v_dim) };
+        let size = (rows.len(), count, self.sizes.v_dim);
+        add_product(self.isa, size, scores, values, states, stride);
+    }
+
+    /// Scores of the first `count` positions of a block become weights.
+    pub fn weigh(&self, scores: &mut [f32], count: usize, states: &mut [f32]) {
+        let states = states.chunks_exact_mut(self.sizes.state());
+        for (scores, state) in scores.chunks_exact_mut(BLOCK).zip(states) {
+            let (mixed, rest) = state.split_at_mut(self.sizes.v_width);
             let [top, total, ..] = rest else { unreachable!("a state ends with both") };
             let factor = weigh(&mut scores[..count], top, total);
             if factor != 1.0 {
                 scale(mixed, factor);
             }
         }
-        let scores = Block { data: scores, stride: BLOCK };
-        let values = Block { data: own.values, stride: values_stride(self.sizes.v_dim) };
-        let size = (rows.len(), count, self.sizes.v_dim);
-        add_product(self.isa, size, scores, values, states, stride);
     }
 
     /// Writes what a tile's rows have mixed.

@@ -4,6 +4,7 @@
 //! already: append first, then attend.
 
 mod cpu;
+mod few;
 mod past;
 mod plan;
 
@@ -153,9 +154,15 @@ mod tests {
     #[test]
     fn a_row_does_not_know_its_company() {
         const PARTS: [(u32, u32); 4] = [(0, 70), (1020, 20), (500, 30), (639, 1)];
-        for (dtype, (heads, kv_heads)) in FORMATS.into_iter().zip([(8, 1), (6, 2), (1, 1), (4, 2)])
+        // Vectors that can be read where they lie, and others.
+        let dims = [(24, 40), (32, 48)];
+        let heads = [(8, 1), (6, 2), (1, 1), (4, 2)];
+        for (dtype, (heads, kv_heads), (k_dim, v_dim)) in FORMATS
+            .into_iter()
+            .zip(heads)
+            .flat_map(|(dtype, heads)| dims.map(|dims| (dtype, heads, dims)))
         {
-            let (k_dim, v_dim, rows) = (24, 40, 121);
+            let rows = 121;
             let mut case = Case::new(22);
             let (seqs, tokens) = case.seqs(&PARTS, 16);
             let k = case.store(tokens, kv_heads, k_dim, dtype, 16);

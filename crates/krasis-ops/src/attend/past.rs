@@ -1,16 +1,20 @@
 //! The past as products want it: a block of keys with positions side by side, a block of values with
 //! dimensions side by side, both as floats whatever the store's format.
 
+use super::plan::PART;
 use crate::step::KvStore;
 use bytemuck::cast_slice;
 use krasis_core::{DType, Format, KvDtype};
-use krasis_cpu::floats::{PAD, ROWS_TRANSPOSED, prefetch, transpose};
+use krasis_cpu::floats::{GROUP, PAD, ROWS_TRANSPOSED, prefetch, transpose};
 use krasis_cpu::vector::{decode_f8, decode_row};
 use krasis_cpu::{Inputs, Isa};
 use std::ops::Range;
 
 /// Positions that are read before any row meets them.
 pub(crate) const BLOCK: usize = 64;
+
+/// Groups of positions in a part.
+pub(crate) const PART_GROUPS: usize = PART / GROUP;
 
 /// Columns that a matrix of `cols` occupies.
 pub(crate) const fn padded(cols: usize) -> usize {
@@ -80,6 +84,26 @@ impl Past<'_> {
                 self.vector(&stored, position, to);
             }
         }
+    }
+
+    /// `to[j, i]` becomes element `i` at the `j`th position, without padding.
+    pub fn decode(&self, store: &KvStore, at: Range<usize>, to: &mut [f32]) {
+        let stored = self.stored(store);
+        for (position, to) in at.zip(to.chunks_exact_mut(store.dim as usize)) {
+            self.vector(&stored, position, to);
+        }
+    }
+
+    /// Where the vectors of every [`GROUP`] positions begin, whose first begins a part; behind the last,
+    /// that of the last again.
+    pub fn starts(&self, store: &KvStore, at: Range<usize>) -> [usize; PART_GROUPS] {
+        let bytes = (store.dim * store.dtype.bytes()) as usize;
+        let last = self.index(store, (at.end - 1) / GROUP * GROUP) * bytes;
+        let mut starts = [last; PART_GROUPS];
+        for (start, first) in starts.iter_mut().zip(at.step_by(GROUP)) {
+            *start = self.index(store, first) * bytes;
+        }
+        starts
     }
 
     /// Asks for the first positions of a block.

@@ -10,9 +10,9 @@ use crate::Paper;
 use crate::cpu::{Cpu, Rows};
 use crate::linear::products;
 use crate::route::Routes;
-use crate::silu_mul::silu;
 use krasis_core::{Act, Format, Mat};
 use krasis_cpu::Tiles;
+use krasis_cpu::vector::silu;
 
 /// Output rows of a task.
 const BLOCK: usize = 32;
@@ -93,7 +93,7 @@ fn all(d: &mut Cpu, x: Mat<Act>, groups: &Groups, bank: &Bank, inner: Mat<Act>, 
 fn gate_up(d: &mut Cpu, x: Mat<Act>, groups: &Groups, bank: &Bank, inner: Mat<Act>) {
     let inter = bank.inter as usize;
     let (inputs, all) = d.arena.write(inner.whole().floats());
-    let tiles = Tiles::new(all, inter);
+    let (isa, tiles) = (d.isa, Tiles::new(all, inter));
     let blocks = inter.div_ceil(BLOCK);
     d.team.split(groups.len() * blocks, 1, |tasks| {
         for task in tasks {
@@ -102,14 +102,18 @@ fn gate_up(d: &mut Cpu, x: Mat<Act>, groups: &Groups, bank: &Bank, inner: Mat<Ac
             let count = BLOCK.min(inter - first);
             let token = |i: usize| inputs.row(x, tokens[i]);
             let gate = Rows::of(&bank.gate(expert), &inputs);
-            products(&gate, first..first + count, x.cols, pairs.len(), token, |i, row, sum| {
+            let outputs = first..first + count;
+            products(isa, &gate, outputs.clone(), pairs.len(), token, |i, first, sums| {
+                let cols = first..first + sums.len();
                 // SAFETY: each task has its own pairs and columns, and tiles die at once.
-                *unsafe { tiles.cell(pairs[i] as usize, row) } = silu(sum);
+                silu(sums, unsafe { tiles.tile(pairs[i] as usize, cols) });
             });
             let up = Rows::of(&bank.up(expert), &inputs);
-            products(&up, first..first + count, x.cols, pairs.len(), token, |i, row, sum| {
+            products(isa, &up, outputs, pairs.len(), token, |i, first, sums| {
+                let cols = first..first + sums.len();
                 // SAFETY: as above.
-                *unsafe { tiles.cell(pairs[i] as usize, row) } *= sum;
+                let tile = unsafe { tiles.tile(pairs[i] as usize, cols) };
+                tile.iter_mut().zip(sums).for_each(|(gate, up)| *gate *= up);
             });
         }
     });
@@ -118,7 +122,7 @@ fn gate_up(d: &mut Cpu, x: Mat<Act>, groups: &Groups, bank: &Bank, inner: Mat<Ac
 fn down(d: &mut Cpu, inner: Mat<Act>, groups: &Groups, bank: &Bank, out: Mat<Act>) {
     let hidden = out.cols as usize;
     let (inputs, all) = d.arena.write(out.whole().floats());
-    let tiles = Tiles::new(all, hidden);
+    let (isa, tiles) = (d.isa, Tiles::new(all, hidden));
     let blocks = hidden.div_ceil(BLOCK);
     d.team.split(groups.len() * blocks, 1, |tasks| {
         for task in tasks {
@@ -127,9 +131,10 @@ fn down(d: &mut Cpu, inner: Mat<Act>, groups: &Groups, bank: &Bank, out: Mat<Act
             let down = Rows::of(&bank.down(expert), &inputs);
             let rows = first..hidden.min(first + BLOCK);
             let pair = |i: usize| inputs.row(inner, pairs[i]);
-            products(&down, rows, inner.cols, pairs.len(), pair, |i, row, sum| {
+            products(isa, &down, rows, pairs.len(), pair, |i, first, sums| {
+                let cols = first..first + sums.len();
                 // SAFETY: as above.
-                *unsafe { tiles.cell(pairs[i] as usize, row) } = sum;
+                unsafe { tiles.tile(pairs[i] as usize, cols) }.copy_from_slice(sums);
             });
         }
     });

@@ -1,16 +1,20 @@
-//! The product as tiles. Floats: a block of weight rows is decoded to f32 once, then meets every
-//! token row. Lines: activations become INT8 once, then the integer kernels do the rest.
+//! The product as tiles. Floats: a block of weight rows meets every token row, several at a time, as it
+//! lies or decoded to f32. Lines: activations become INT8 once, then the integer kernels do the rest.
 
 use crate::cpu::{Cpu, Rows, matrix_of, vector_of};
-use krasis_core::{Act, Format, Lines, Mat, Weight};
-use krasis_cpu::Tiles;
+use bytemuck::cast_slice;
+use krasis_core::{Act, DType, Format, Lines, Mat, Weight};
+use krasis_cpu::floats::{X_TOGETHER, dot_rows};
 use krasis_cpu::lines::{PANEL_BLOCKS, multiply};
-use krasis_cpu::vector::{dot, dot4};
+use krasis_cpu::{Isa, Tiles};
 use std::ops::Range;
 
-/// Weight rows decoded at a time: 16 rows of 4,096 inputs are 256 KiB, which a core's L2 holds
-/// while all token rows pass by.
-const BLOCK: usize = 16;
+/// Weight rows that all token rows pass by at a time. 32 rows of 4,096 inputs are 256 KiB of BF16, which
+/// a core's second cache holds meanwhile.
+const BLOCK: usize = 32;
+
+/// Outputs that stay on a thread: few vectors take whole tiles of rows.
+const UNIT: usize = 16;
 
 /// Bytes of lines below which waking a thread costs more than it saves.
 pub(crate) const LINE_BYTES_WORTH_A_THREAD: usize = 1 << 16;
@@ -27,20 +31,19 @@ pub(crate) fn cpu(d: &mut Cpu, x: Mat<Act>, w: &Weight, bias: Option<&Weight>, o
     let rows = Rows::of(w, &inputs);
     let bias = bias.map(|bias| vector_of(bias, &inputs));
     let tiles = Tiles::new(all, out.cols as usize);
-    let least = WORTH_A_THREAD.div_ceil(x.len().max(1));
-    d.team.split(w.rows as usize, least, |outputs| {
-        products(
-            &rows,
-            outputs,
-            x.cols,
-            x.rows as usize,
-            |row| inputs.row(x, row as u32),
-            |row, output, sum| {
-                // SAFETY: the ranges of `split` are disjoint, and tiles die at once.
-                let cell = unsafe { tiles.cell(row, output) };
-                *cell = sum + bias.map_or(0.0, |bias| bias[output]);
-            },
-        );
+    let outputs = w.rows as usize;
+    let least = WORTH_A_THREAD.div_ceil(UNIT * x.len().max(1));
+    d.team.split(outputs.div_ceil(UNIT), least, |units| {
+        let outputs = units.start * UNIT..outputs.min(units.end * UNIT);
+        let row = |row| inputs.row(x, row as u32);
+        products(d.isa, &rows, outputs, x.rows as usize, row, |row, first, sums| {
+            // SAFETY: the ranges of `split` are disjoint, and tiles die at once.
+            let tile = unsafe { tiles.tile(row, first..first + sums.len()) };
+            tile.copy_from_slice(sums);
+            if let Some(bias) = bias {
+                tile.iter_mut().zip(&bias[first..]).for_each(|(out, bias)| *out += bias);
+            }
+        });
     });
 }
 
@@ -76,43 +79,50 @@ fn in_lines(
     });
 }
 
-/// Rows for which a weight row is decoded again and again, in the first cache and without memory of
-/// its own, rather than once: as many sequences may decode without an allocation.
-const FEW: usize = 8;
+/// Vectors for which a row of integers is decoded again and again, in the first cache and without memory
+/// of its own, rather than once: as many sequences may decode without an allocation.
+const FEW: usize = X_TOGETHER;
 
-/// Hands `put(row, output, Σ x[row]·w[output])` for the given outputs of a weight and `count` rows.
+/// Hands `put(row, output, Σ x[row]·w[output..])` for the given outputs of a weight and `count` rows: the
+/// sums of up to [`BLOCK`] outputs at a time.
 pub(crate) fn products<'x>(
+    isa: Isa,
     w: &Rows,
     outputs: Range<usize>,
-    cols: u32,
     count: usize,
     x: impl Fn(usize) -> &'x [f32],
-    mut put: impl FnMut(usize, usize, f32),
+    mut put: impl FnMut(usize, usize, &[f32]),
 ) {
-    if count <= FEW {
-        let mut rows = [&[][..]; FEW];
-        (0..count).for_each(|i| rows[i] = x(i));
-        return w.dots(outputs, &rows[..count], put);
+    let (mut few, many): ([&[f32]; FEW], Vec<&[f32]>);
+    let rows = if count <= FEW {
+        few = [&[]; FEW];
+        few.iter_mut().zip(0..count).for_each(|(row, i)| *row = x(i));
+        &few[..count]
+    } else {
+        many = (0..count).map(x).collect();
+        &many[..]
+    };
+    let cols = rows.first().map_or(0, |row| row.len());
+    let mut decoded = vec![];
+    if count > FEW && w.decode_first() {
+        decoded.resize(BLOCK.min(outputs.len()) * cols, 0.0);
     }
-    let cols = cols as usize;
-    let mut decoded = vec![0.0; BLOCK.min(outputs.len()) * cols];
     for first in outputs.clone().step_by(BLOCK) {
         let block = first..outputs.end.min(first + BLOCK);
-        for (output, row) in block.clone().zip(decoded.chunks_exact_mut(cols)) {
+        for (output, row) in block.clone().zip(decoded.chunks_exact_mut(cols.max(1))) {
             w.decode(output, row);
         }
-        let mut row = 0;
-        while row + 4 <= count {
-            let four = [x(row), x(row + 1), x(row + 2), x(row + 3)];
-            for (output, w) in block.clone().zip(decoded.chunks_exact(cols)) {
-                let sums = dot4(w, four);
-                (0..4).for_each(|i| put(row + i, output, sums[i]));
+        for (chunk, x) in rows.chunks(X_TOGETHER).enumerate() {
+            let mut sums = [0.0; X_TOGETHER * BLOCK];
+            let sums = &mut sums[..x.len() * block.len()];
+            if decoded.is_empty() {
+                w.dots(isa, block.clone(), x, sums);
+            } else {
+                let data = cast_slice(&decoded[..block.len() * cols]);
+                dot_rows(isa, Format::Float(DType::F32), data, &[], x, sums);
             }
-            row += 4;
-        }
-        for row in row..count {
-            for (output, w) in block.clone().zip(decoded.chunks_exact(cols)) {
-                put(row, output, dot(w, x(row)));
+            for (row, sums) in (chunk * X_TOGETHER..).zip(sums.chunks_exact(block.len())) {
+                put(row, first, sums);
             }
         }
     }
