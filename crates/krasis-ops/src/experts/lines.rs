@@ -1,25 +1,24 @@
-//! Experts in line layout on the CPU. The blocks of all active experts are one list, cut into parts
-//! of equal cost, so that each thread walks few long stretches of memory.
+//! Experts in line layout on the CPU. The blocks of all active experts are one list ([`Runs`]), or one
+//! for each NUMA node, cut into parts of equal cost, so that each thread walks few long stretches of
+//! memory.
 
 mod few;
+mod runs;
 
 pub(crate) use few::Halves;
+pub(crate) use runs::Runs;
 pub(super) use few::{few, few_in_lines};
 
 use super::Bank;
 use super::groups::{Active, Groups};
 use crate::cpu::{Cpu, matrix_of};
-use crate::linear::LINE_BYTES_WORTH_A_THREAD;
 use krasis_core::lines::ROWS;
 use krasis_core::{Act, Lines, Mat};
-use krasis_cpu::lines::{PANEL_BLOCKS, Tokens, multiply};
+use krasis_cpu::lines::{Tokens, multiply};
 use krasis_cpu::vector::silu;
 use krasis_cpu::{Inputs, Isa, Team, Tiles};
+use runs::Blocks;
 use std::ops::Range;
-
-/// Tokens whose products take as long as reading the weights: a block of 4 KiB takes 760 cycles at
-/// 15 GB/s, and a token's products with it 64.
-const TOKENS_PER_READ: usize = 12;
 
 /// Everything that both products of a layer's pairs need.
 pub(super) struct Job<'a> {
@@ -79,18 +78,28 @@ impl<'a> Job<'a> {
         });
     }
 
-    /// All blocks of gate and up.
-    fn gate_up_list(&self, lines: Lines) -> List<'a> {
+    /// All blocks of gate and up. They are computed together, and go by where gate lies: up of the same
+    /// rows is a part of a page further, so that a sixth of both is read from another node at most. There
+    /// is room for so many active experts then.
+    fn gate_up_runs(&self, lines: Lines, experts: usize, runs: &mut Runs) {
         let Bank { gate_up, inter, .. } = self.bank;
-        let block_bytes = 2 * lines.block_bytes(gate_up.cols as usize);
-        List { groups: self.groups, blocks: (*inter as usize).div_ceil(ROWS), block_bytes }
+        let bytes = lines.block_bytes(gate_up.cols as usize);
+        let count = (*inter as usize).div_ceil(ROWS);
+        let blocks = Blocks { count, bytes, read: 2 * bytes };
+        let first = |expert| self.bank.gate(expert).data.start as usize;
+        runs.reserve(experts, self.inputs.homes(), blocks);
+        runs.fill(self.groups, self.inputs.homes(), blocks, first);
     }
 
     /// All blocks of down.
-    fn down_list(&self, lines: Lines) -> List<'a> {
+    fn down_runs(&self, lines: Lines, experts: usize, runs: &mut Runs) {
         let Bank { gate_up, inter, .. } = self.bank;
-        let block_bytes = lines.block_bytes(*inter as usize);
-        List { groups: self.groups, blocks: (gate_up.cols as usize).div_ceil(ROWS), block_bytes }
+        let bytes = lines.block_bytes(*inter as usize);
+        let count = (gate_up.cols as usize).div_ceil(ROWS);
+        let blocks = Blocks { count, bytes, read: bytes };
+        let first = |expert| self.bank.down(expert).data.start as usize;
+        runs.reserve(experts, self.inputs.homes(), blocks);
+        runs.fill(self.groups, self.inputs.homes(), blocks, first);
     }
 }
 
@@ -99,7 +108,7 @@ pub(super) fn gate_up(
     d: &mut Cpu,
     lines: Lines,
     x: Mat<Act>,
-    groups: &Groups,
+    (groups, runs): (&Groups, &mut Runs),
     bank: &Bank,
     inner: Mat<Act>,
 ) {
@@ -108,7 +117,8 @@ pub(super) fn gate_up(
     d.tokens.fill(isa, team, lines, x.cols as usize, x.rows as usize, |i| inputs.row(x, i as u32));
     let (tokens, tiles) = (&d.tokens, Tiles::new(all, bank.inter as usize));
     let job = Job { team, isa, inputs, groups, bank };
-    job.gate_up_list(lines).split(team, |active, blocks| {
+    job.gate_up_runs(lines, groups.len(), runs);
+    runs.split(&job, |active, blocks| {
         job.gate_up_blocks(lines, tokens, active, blocks, &tiles);
     });
 }
@@ -118,7 +128,7 @@ pub(super) fn down(
     d: &mut Cpu,
     lines: Lines,
     inner: Mat<Act>,
-    groups: &Groups,
+    (groups, runs): (&Groups, &mut Runs),
     bank: &Bank,
     out: Mat<Act>,
 ) {
@@ -128,88 +138,11 @@ pub(super) fn down(
     d.tokens.fill(isa, team, lines, cols, inner.rows as usize, |i| inputs.row(inner, i as u32));
     let (tokens, tiles) = (&d.tokens, Tiles::new(all, out.cols as usize));
     let job = Job { team, isa, inputs, groups, bank };
-    job.down_list(lines).split(team, |active, blocks| {
+    job.down_runs(lines, groups.len(), runs);
+    runs.split(&job, |active, blocks| {
         job.down_blocks(lines, (tokens, active.pairs), active, blocks, |pair, first, sums| {
             // SAFETY: each block of an expert is multiplied once, and tiles die at once.
             unsafe { tiles.tile(pair, first..first + sums.len()) }.copy_from_slice(sums);
         });
     });
-}
-
-/// The blocks of every active expert, one behind the other by what they cost.
-struct List<'a> {
-    groups: &'a Groups,
-    /// Blocks of an expert.
-    blocks: usize,
-    /// Bytes of each.
-    block_bytes: usize,
-}
-
-impl List<'_> {
-    /// Blocks that are multiplied together: several tokens share what is unpacked for a panel.
-    fn unit(active: &Active) -> usize {
-        if active.pairs.len() == 1 { 1 } else { PANEL_BLOCKS }
-    }
-
-    fn units(&self, active: &Active) -> usize {
-        self.blocks.div_ceil(Self::unit(active))
-    }
-
-    /// Of a unit, in bytes times [`TOKENS_PER_READ`].
-    fn cost(&self, active: &Active) -> usize {
-        Self::unit(active) * self.block_bytes * (TOKENS_PER_READ + active.pairs.len())
-    }
-
-    fn total(&self) -> usize {
-        self.groups.iter().map(|active| self.units(&active) * self.cost(&active)).sum()
-    }
-
-    /// Hands out what begins in a part of the costs: `work(index, active, blocks)`.
-    fn part(&self, part: Range<usize>, mut work: impl FnMut(usize, &Active, Range<usize>)) {
-        let mut start = 0;
-        for (index, active) in self.groups.iter().enumerate() {
-            // A unit belongs to the part in which it starts.
-            let (units, cost, unit) =
-                (self.units(&active), self.cost(&active), Self::unit(&active));
-            let from = |at: usize| units.min(at.saturating_sub(start).div_ceil(cost));
-            let (first, end) = (from(part.start) * unit, self.blocks.min(from(part.end) * unit));
-            if first < end {
-                work(index, &active, first..end);
-            }
-            start += units * cost;
-        }
-    }
-
-    /// Hands out all of it to a team, each block once, in runs: `work(active, blocks)`.
-    fn split(&self, team: &Team, work: impl Fn(&Active, Range<usize>) + Sync) {
-        team.split(self.total(), TOKENS_PER_READ * LINE_BYTES_WORTH_A_THREAD, |part| {
-            self.part(part, |_, active, blocks| work(active, blocks));
-        });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Mutex;
-
-    #[test]
-    fn every_block_of_every_expert_is_in_one_part() {
-        for threads in [1, 2, 5] {
-            for blocks in [1, 7, 8, 96, 250] {
-                let pairs = [1, 3, 200, 1, 1, 17];
-                let chosen: Vec<u32> =
-                    (0..).zip(pairs).flat_map(|(expert, pairs)| vec![expert; pairs]).collect();
-                let mut groups = Groups::default();
-                groups.sort(&chosen, 1, 6);
-                let seen = Mutex::new(vec![vec![0; blocks]; groups.len()]);
-                let list = List { groups: &groups, blocks, block_bytes: 1 << 13 };
-                list.split(&Team::new(Some(threads)), |active, blocks| {
-                    let mut seen = seen.lock().unwrap();
-                    blocks.for_each(|block| seen[active.expert as usize][block] += 1);
-                });
-                assert!(seen.into_inner().unwrap().iter().flatten().all(|&times| times == 1));
-            }
-        }
-    }
 }

@@ -1,10 +1,12 @@
 //! Both products of few pairs in one job of the team. A decode step waits for each job, and where the
 //! last threads are at work on gate and up, those before them can go on with experts that are through.
 
-use super::{Job, TOKENS_PER_READ};
+use super::Job;
+use super::runs::{Runs, TOKENS_PER_READ};
 use crate::experts::Bank;
 use crate::experts::groups::{Active, Groups};
 use crate::linear::LINE_BYTES_WORTH_A_THREAD;
+use krasis_core::lines::ROWS;
 use krasis_core::{Act, Format, Lines, Mat};
 use krasis_cpu::Tiles;
 use krasis_cpu::lines::Tokens;
@@ -60,20 +62,24 @@ pub(in crate::experts) fn few(
     job: &Job,
     lines: [Lines; 2],
     x: Mat<Act>,
-    (tokens, halves): (&mut Tokens, &mut Halves),
+    (tokens, halves, runs): (&mut Tokens, &mut Halves, &mut [Runs; 2]),
     inner: &mut [f32],
     put: impl Fn(usize, usize, &[f32]) + Sync,
 ) {
     let (cols, rows) = (x.cols as usize, x.rows as usize);
     tokens.fill(job.isa, job.team, lines[0], cols, rows, |i| job.inputs.row(x, i as u32));
     let tokens = &*tokens;
-    let [gate_up, down] = [job.gate_up_list(lines[0]), job.down_list(lines[1])];
     let inter = job.bank.inter as usize;
     // As many as ever for so many pairs, whoever is asked for.
     let most = (inner.len() / inter).min(job.bank.experts as usize);
+    let [gate_up, down] = runs;
+    job.gate_up_runs(lines[0], most, gate_up);
+    job.down_runs(lines[1], most, down);
+    let (gate_up, down) = (&*gate_up, &*down);
     halves.resize_with(most.max(halves.len()), Half::default);
+    let blocks = inter.div_ceil(ROWS);
     for half in &mut halves[..most] {
-        (half.left, half.ready) = (gate_up.blocks.into(), false.into());
+        (half.left, half.ready) = (blocks.into(), false.into());
         let tokens = half.inner.get_mut().expect("a thread that fails ends the program");
         tokens.reserve(rows.min(PAIRS_MAX), inter);
     }
@@ -101,20 +107,42 @@ pub(in crate::experts) fn few(
             job.down_blocks(lines[1], (&inner, inner.all()), active, blocks, &put);
         }
     };
-    let border = gate_up.total();
-    let all = border + down.total();
-    let part = |part: Range<usize>| {
+    let [up_totals, down_totals] = [gate_up.totals(), down.totals()];
+    let first = |list: usize, part: Range<usize>| {
         let _alarm = Alarm(&failed);
-        gate_up.part(part.start.min(border)..part.end.min(border), half_of);
-        down.part(part.start.max(border) - border..part.end.max(border) - border, rest_of);
+        gate_up.part(job.groups, list, part, half_of);
     };
+    let then = |list: usize, part: Range<usize>| {
+        let _alarm = Alarm(&failed);
+        down.part(job.groups, list, part, rest_of);
+    };
+    let all: usize = up_totals.iter().chain(down_totals).sum();
     if all < 2 * TOKENS_PER_READ * LINE_BYTES_WORTH_A_THREAD {
-        return part(0..all);
+        up_totals.iter().enumerate().for_each(|(list, &total)| first(list, 0..total));
+        down_totals.iter().enumerate().for_each(|(list, &total)| then(list, 0..total));
+        return;
     }
-    let shares = job.team.shares(all, TOKENS_PER_READ * PART_BYTES);
-    job.team.run(|_| {
-        while let Some(range) = shares.take() {
-            part(range);
+    let least = TOKENS_PER_READ * PART_BYTES;
+    if let [border] = *up_totals {
+        // One list of both, whose parts get shorter but once.
+        let shares = job.team.shares(all, least);
+        return job.team.run(|_| {
+            while let Some(Range { start, end }) = shares.take() {
+                first(0, start.min(border)..end.min(border));
+                then(0, start.max(border) - border..end.max(border) - border);
+            }
+        });
+    }
+    let [up_shares, down_shares] =
+        [up_totals, down_totals].map(|totals| job.team.shares_by_node(totals, least));
+    job.team.run(|worker| {
+        let own = job.team.place_of(worker, job.inputs.homes());
+        // Nobody waits for gate and up of a node before somebody is at work on them.
+        while let Some((list, part)) = up_shares.take(own) {
+            first(list, part);
+        }
+        while let Some((list, part)) = down_shares.take(own) {
+            then(list, part);
         }
     });
 }
