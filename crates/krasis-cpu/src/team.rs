@@ -33,7 +33,7 @@ pub struct Team {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     handles: Vec<Thread>,
-    /// The NUMA node of each thread, where it stays on one.
+    /// The NUMA node of each thread that stays on one.
     nodes: Vec<Option<u32>>,
 }
 
@@ -101,7 +101,8 @@ impl Team {
             })
             .collect();
         let handles = workers.iter().map(|worker| worker.thread().clone()).collect();
-        let stays = |worker: usize| cores.get(worker).filter(|_| threads <= cores.len())?.node;
+        let pinned = |worker: &usize| *worker > 0 && threads <= cores.len();
+        let stays = |worker| Some(worker).filter(pinned).and_then(|worker| cores[worker].node);
         Team { shared, workers, handles, nodes: (0..threads).map(stays).collect() }
     }
 
@@ -196,9 +197,11 @@ impl Team {
         NodeShares { lists: std::array::from_fn(shares), nodes: items.len() }
     }
 
-    /// Whose list a thread begins with, if memory lies on these nodes. Threads that float take turns.
+    /// Whose list the calling thread begins with, which is this worker, if memory lies on these nodes.
+    /// Threads that stay nowhere are asked where they are.
     pub fn place_of(&self, worker: usize, homes: &Homes) -> usize {
-        homes.place_of(self.nodes[worker]).unwrap_or(worker % homes.nodes().max(1))
+        let node = self.nodes[worker].or_else(affinity::node);
+        homes.place_of(node).unwrap_or(worker % homes.nodes().max(1))
     }
 
     /// Waits within a job for what another of its threads is about to do.
@@ -403,8 +406,7 @@ mod tests {
             let homes = Homes::find(&kernel, 0, 16 * PIECE, &numbers).unwrap().unwrap();
             let places: Vec<usize> =
                 (0..threads).map(|worker| team.place_of(worker, &homes)).collect();
-            let wanted: Vec<usize> =
-                (0..threads).map(|worker| worker % nodes as usize).collect();
+            let wanted: Vec<usize> = (0..threads).map(|worker| worker % nodes as usize).collect();
             assert_eq!(places, wanted);
             let items = vec![50; nodes as usize];
             let seen = Mutex::new(vec![vec![0; 50]; nodes as usize]);

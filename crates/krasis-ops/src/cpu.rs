@@ -20,8 +20,8 @@ pub struct Cpu {
     pub(crate) tokens: Tokens,
     /// Who chose which expert; kept because a decode step allocates nothing.
     pub(crate) groups: experts::Groups,
-    /// Where the blocks of those lie, for both products.
-    pub(crate) runs: [experts::Runs; 2],
+    /// Where the blocks of those lie, in each matrix.
+    pub(crate) runs: [experts::Runs; 3],
     /// What is between both products of experts, kept for the same reason.
     pub(crate) halves: experts::Halves,
     /// Each thread's own memory while an operation runs, kept for the same reason.

@@ -75,7 +75,7 @@ pub(crate) fn cpu_to(
 }
 
 /// The pairs by expert, and lists to be filled.
-fn sorted(d: &mut Cpu, routes: Routes, bank: &Bank) -> (Groups, [Runs; 2]) {
+fn sorted(d: &mut Cpu, routes: Routes, bank: &Bank) -> (Groups, [Runs; 3]) {
     let mut groups = std::mem::take(&mut d.groups);
     groups.sort(d.arena.slice(routes.experts.whole()), routes.experts.cols, bank.experts);
     (groups, std::mem::take(&mut d.runs))
@@ -85,7 +85,7 @@ fn sorted(d: &mut Cpu, routes: Routes, bank: &Bank) -> (Groups, [Runs; 2]) {
 fn all(
     d: &mut Cpu,
     x: Mat<Act>,
-    (groups, [up_runs, down_runs]): (&Groups, &mut [Runs; 2]),
+    (groups, [up_runs, _, down_runs]): (&Groups, &mut [Runs; 3]),
     bank: &Bank,
     inner: Mat<Act>,
     out: Mat<Act>,
@@ -143,4 +143,54 @@ fn down(d: &mut Cpu, inner: Mat<Act>, groups: &Groups, bank: &Bank, out: Mat<Act
             });
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::experts::Bank;
+    use crate::testing::Case;
+    use crate::{Cpu, Memory, Ops, Routes};
+    use krasis_core::lines::{Bits, Lines};
+    use krasis_core::{Format, Mat};
+    use krasis_cpu::nodes::fake::FakeKernel;
+    use krasis_cpu::{Kernel, Placement, Team};
+    use std::sync::Arc;
+
+    /// Experts on three pages and more, whose gate and up lie on different ones.
+    #[test]
+    fn several_nodes_compute_what_one_does() {
+        let format = Format::Lines(Lines::new(Bits::Four, 128).unwrap());
+        let (experts, inter, hidden, top_k) = (8, 512, 1024, 3);
+        for rows in [1, 3, 40] {
+            let mut case = Case::new(5);
+            let x = case.act(rows, hidden);
+            let bank = Bank {
+                gate_up: case.weight(experts * 2 * inter, hidden, format),
+                down: case.weight(experts * hidden, inter, format),
+                experts,
+                inter,
+            };
+            let chosen: Vec<u32> = (0..rows * top_k).map(|i| (i * i + i / 3) % experts).collect();
+            let routes = Routes {
+                experts: Mat::new(case.u32s(&chosen), rows, top_k),
+                weights: case.random_floats(rows, top_k),
+            };
+            let (inner, out) = (case.blank(rows * top_k, inter), case.blank(rows * top_k, hidden));
+            let run = |nodes: u32| {
+                let mut arena = case.arena();
+                let kernel: Arc<dyn Kernel> = Arc::new(FakeKernel::large_pages());
+                arena.place(&Placement::Interleave((0..nodes).collect()), &kernel).unwrap();
+                arena.settle().unwrap();
+                assert_eq!(arena.homes().nodes(), if nodes == 1 { 0 } else { nodes as usize });
+                let mut cpu = Cpu::new(arena, Team::new(Some(3)));
+                // Lists are kept from one call to the next.
+                cpu.experts(x, routes, &bank, inner, out);
+                cpu.experts(x, routes, &bank, inner, out);
+                cpu.download_act(out)
+            };
+            let wanted = run(1);
+            assert!(wanted.iter().all(|number| number.is_finite()));
+            assert!(run(2) == wanted && run(4) == wanted, "{rows} rows");
+        }
+    }
 }

@@ -6,8 +6,8 @@ mod few;
 mod runs;
 
 pub(crate) use few::Halves;
-pub(crate) use runs::Runs;
 pub(super) use few::{few, few_in_lines};
+pub(crate) use runs::Runs;
 
 use super::Bank;
 use super::groups::{Active, Groups};
@@ -34,7 +34,16 @@ pub(super) struct Job<'a> {
     pub bank: &'a Bank,
 }
 
-impl<'a> Job<'a> {
+/// A matrix of an expert, or two that are computed together.
+#[derive(Clone, Copy)]
+enum Part {
+    GateUp,
+    Gate,
+    Up,
+    Down,
+}
+
+impl Job<'_> {
     /// `inner = silu(gate · x) · (up · x)` for some blocks of an expert, in rows of `inner` by pair.
     fn gate_up_blocks(
         &self,
@@ -44,21 +53,59 @@ impl<'a> Job<'a> {
         blocks: Range<usize>,
         inner: &Tiles<f32>,
     ) {
-        let (isa, bank) = (self.isa, self.bank);
-        let tile = |i: usize, row: usize, sums: usize| {
-            // The last block may hold rows of padding.
-            let cols = row..(bank.inter as usize).min(row + sums);
-            // SAFETY: each block of an expert is multiplied once, and tiles die at once.
-            unsafe { inner.tile(active.pairs[i] as usize, cols) }
-        };
-        let gate = matrix_of(lines, &bank.gate(active.expert), &self.inputs);
-        multiply(isa, &gate, blocks.clone(), tokens, active.tokens, |i, row, sums| {
-            silu(sums, tile(i, row, sums.len()));
+        self.gate_blocks(lines, tokens, active, blocks.clone(), inner);
+        self.up_blocks(lines, tokens, active, blocks, inner, |out, sums| {
+            out.iter_mut().zip(sums).for_each(|(out, sum)| *out *= sum);
         });
-        let up = matrix_of(lines, &bank.up(active.expert), &self.inputs);
-        multiply(isa, &up, blocks, tokens, active.tokens, |i, row, sums| {
-            tile(i, row, sums.len()).iter_mut().zip(sums).for_each(|(out, sum)| *out *= sum);
+    }
+
+    /// `silu(gate · x)` alone, in rows of `to`.
+    fn gate_blocks(
+        &self,
+        lines: Lines,
+        tokens: &Tokens,
+        active: &Active,
+        blocks: Range<usize>,
+        to: &Tiles<f32>,
+    ) {
+        let gate = matrix_of(lines, &self.bank.gate(active.expert), &self.inputs);
+        multiply(self.isa, &gate, blocks, tokens, active.tokens, |i, row, sums| {
+            // SAFETY: each block of gate is multiplied once, and tiles die at once.
+            silu(sums, unsafe { self.tile(to, active.pairs[i], row, sums) });
         });
+    }
+
+    /// `put(rows of to, up · x)`.
+    fn up_blocks(
+        &self,
+        lines: Lines,
+        tokens: &Tokens,
+        active: &Active,
+        blocks: Range<usize>,
+        to: &Tiles<f32>,
+        put: impl Fn(&mut [f32], &[f32]),
+    ) {
+        let up = matrix_of(lines, &self.bank.up(active.expert), &self.inputs);
+        multiply(self.isa, &up, blocks, tokens, active.tokens, |i, row, sums| {
+            // SAFETY: each block of up is multiplied once, and tiles die at once.
+            put(unsafe { self.tile(to, active.pairs[i], row, sums) }, sums);
+        });
+    }
+
+    /// Where sums from a row of gate or up on go. The last block may hold rows of padding.
+    ///
+    /// # Safety
+    /// No other live tile overlaps it.
+    unsafe fn tile<'t>(
+        &self,
+        to: &'t Tiles<f32>,
+        pair: u32,
+        row: usize,
+        sums: &[f32],
+    ) -> &'t mut [f32] {
+        let cols = row..(self.bank.inter as usize).min(row + sums.len());
+        // SAFETY: promised by the caller.
+        unsafe { to.tile(pair as usize, cols) }
     }
 
     /// `down · inner` for some blocks of an expert, handed out as `put(pair, first output, sums)`; `rows`
@@ -78,28 +125,27 @@ impl<'a> Job<'a> {
         });
     }
 
-    /// All blocks of gate and up. They are computed together, and go by where gate lies: up of the same
-    /// rows is a part of a page further, so that a sixth of both is read from another node at most. There
-    /// is room for so many active experts then.
-    fn gate_up_runs(&self, lines: Lines, experts: usize, runs: &mut Runs) {
+    /// Lists all blocks of a part, with room for so many active experts. What is computed together goes by
+    /// where gate lies.
+    fn list(&self, lines: Lines, part: Part, experts: usize, runs: &mut Runs) {
         let Bank { gate_up, inter, .. } = self.bank;
-        let bytes = lines.block_bytes(gate_up.cols as usize);
-        let count = (*inter as usize).div_ceil(ROWS);
-        let blocks = Blocks { count, bytes, read: 2 * bytes };
-        let first = |expert| self.bank.gate(expert).data.start as usize;
-        runs.reserve(experts, self.inputs.homes(), blocks);
-        runs.fill(self.groups, self.inputs.homes(), blocks, first);
-    }
-
-    /// All blocks of down.
-    fn down_runs(&self, lines: Lines, experts: usize, runs: &mut Runs) {
-        let Bank { gate_up, inter, .. } = self.bank;
-        let bytes = lines.block_bytes(*inter as usize);
-        let count = (gate_up.cols as usize).div_ceil(ROWS);
-        let blocks = Blocks { count, bytes, read: bytes };
-        let first = |expert| self.bank.down(expert).data.start as usize;
-        runs.reserve(experts, self.inputs.homes(), blocks);
-        runs.fill(self.groups, self.inputs.homes(), blocks, first);
+        let (cols, rows) = match part {
+            Part::Down => (*inter, gate_up.cols),
+            Part::GateUp | Part::Gate | Part::Up => (gate_up.cols, *inter),
+        };
+        let bytes = lines.block_bytes(cols as usize);
+        let read = if matches!(part, Part::GateUp) { 2 * bytes } else { bytes };
+        let blocks = Blocks { count: (rows as usize).div_ceil(ROWS), bytes, read };
+        let homes = self.inputs.homes();
+        runs.reserve(experts, homes, blocks);
+        runs.fill(self.groups, homes, blocks, |expert| {
+            let weight = match part {
+                Part::GateUp | Part::Gate => self.bank.gate(expert),
+                Part::Up => self.bank.up(expert),
+                Part::Down => self.bank.down(expert),
+            };
+            weight.data.start as usize
+        });
     }
 }
 
@@ -117,7 +163,7 @@ pub(super) fn gate_up(
     d.tokens.fill(isa, team, lines, x.cols as usize, x.rows as usize, |i| inputs.row(x, i as u32));
     let (tokens, tiles) = (&d.tokens, Tiles::new(all, bank.inter as usize));
     let job = Job { team, isa, inputs, groups, bank };
-    job.gate_up_runs(lines, groups.len(), runs);
+    job.list(lines, Part::GateUp, groups.len(), runs);
     runs.split(&job, |active, blocks| {
         job.gate_up_blocks(lines, tokens, active, blocks, &tiles);
     });
@@ -138,7 +184,7 @@ pub(super) fn down(
     d.tokens.fill(isa, team, lines, cols, inner.rows as usize, |i| inputs.row(inner, i as u32));
     let (tokens, tiles) = (&d.tokens, Tiles::new(all, out.cols as usize));
     let job = Job { team, isa, inputs, groups, bank };
-    job.down_runs(lines, groups.len(), runs);
+    job.list(lines, Part::Down, groups.len(), runs);
     runs.split(&job, |active, blocks| {
         job.down_blocks(lines, (tokens, active.pairs), active, blocks, |pair, first, sums| {
             // SAFETY: each block of an expert is multiplied once, and tiles die at once.

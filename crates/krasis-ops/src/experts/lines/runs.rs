@@ -98,6 +98,11 @@ impl Runs {
         self.runs.reserve((experts * (pieces + 1)).saturating_sub(self.runs.len()));
     }
 
+    /// What all runs cost together.
+    pub(super) fn sum(&self) -> usize {
+        self.totals.iter().sum()
+    }
+
     /// What the runs of each list cost together.
     pub(super) fn totals(&self) -> &[usize] {
         &self.totals
