@@ -188,10 +188,10 @@ impl<D: Ops + Memory> Engine<D> {
         let Engine { runner, level, census, .. } = self;
         let asked = census.experts.get().map(|experts| &**experts);
         asked.is_some_and(|asked| {
-            let ranks = runner.ranks.iter_mut();
-            ranks.fold(false, |more, rank| {
-                more || level.next(&mut rank.device, &rank.experts, rank.network.before, asked)
-            })
+            runner
+                .ranks
+                .iter_mut()
+                .any(|rank| level.next(&mut rank.device, &rank.experts, rank.network.before, asked))
         })
     }
 

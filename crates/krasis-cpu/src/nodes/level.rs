@@ -149,7 +149,7 @@ mod tests {
     fn no_more_are_moved_than_wanted() {
         let of: Vec<u8> = (0..64).map(|piece| piece % 2).collect();
         let homes = Homes { nodes: vec![0, 1], of };
-        let heat = |i: usize| f64::from(i % 2 == 0);
+        let heat = |i: usize| f64::from(i.is_multiple_of(2));
         let read = |i: usize| Read { bytes: i * PIECE..(i + 1) * PIECE, heat: heat(i) };
         assert_eq!(homes.swaps(&(0..64).map(read).collect::<Vec<_>>(), 3).len(), 3);
     }

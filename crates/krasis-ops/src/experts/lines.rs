@@ -71,7 +71,7 @@ impl Job<'_> {
         let gate = matrix_of(lines, &self.bank.gate(active.expert), &self.inputs);
         multiply(self.isa, &gate, blocks, tokens, active.tokens, |i, row, sums| {
             // SAFETY: each block of gate is multiplied once, and tiles die at once.
-            silu(sums, unsafe { self.tile(to, active.pairs[i], row, sums) });
+            silu(sums, unsafe { to.tile(active.pairs[i] as usize, self.cols(row, sums)) });
         });
     }
 
@@ -88,24 +88,13 @@ impl Job<'_> {
         let up = matrix_of(lines, &self.bank.up(active.expert), &self.inputs);
         multiply(self.isa, &up, blocks, tokens, active.tokens, |i, row, sums| {
             // SAFETY: each block of up is multiplied once, and tiles die at once.
-            put(unsafe { self.tile(to, active.pairs[i], row, sums) }, sums);
+            put(unsafe { to.tile(active.pairs[i] as usize, self.cols(row, sums)) }, sums);
         });
     }
 
     /// Where sums from a row of gate or up on go. The last block may hold rows of padding.
-    ///
-    /// # Safety
-    /// No other live tile overlaps it.
-    unsafe fn tile<'t>(
-        &self,
-        to: &'t Tiles<f32>,
-        pair: u32,
-        row: usize,
-        sums: &[f32],
-    ) -> &'t mut [f32] {
-        let cols = row..(self.bank.inter as usize).min(row + sums.len());
-        // SAFETY: promised by the caller.
-        unsafe { to.tile(pair as usize, cols) }
+    fn cols(&self, row: usize, sums: &[f32]) -> Range<usize> {
+        row..(self.bank.inter as usize).min(row + sums.len())
     }
 
     /// `down · inner` for some blocks of an expert, handed out as `put(pair, first output, sums)`; `rows`

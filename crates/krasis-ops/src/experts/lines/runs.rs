@@ -65,7 +65,9 @@ impl Runs {
         first: impl Fn(u32) -> usize,
     ) {
         let Runs { runs, lists, totals } = self;
-        (runs.clear(), lists.clear(), totals.clear());
+        runs.clear();
+        lists.clear();
+        totals.clear();
         for node in 0..homes.nodes().max(1) {
             let mut total = 0;
             for (index, active) in groups.iter().enumerate() {
