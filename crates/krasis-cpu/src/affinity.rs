@@ -27,6 +27,15 @@ pub fn stay_on(cpu: u32) {
     unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) };
 }
 
+/// The NUMA node that the calling thread is on right now, if the kernel says so.
+pub fn node() -> Option<u32> {
+    let (mut cpu, mut node) = (0u32, 0u32);
+    let none = std::ptr::null_mut::<u8>();
+    // SAFETY: the kernel writes two numbers, and nothing through the third pointer, which it ignores.
+    let refused = unsafe { libc::syscall(libc::SYS_getcpu, &mut cpu, &mut node, none) };
+    (refused == 0).then_some(node)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

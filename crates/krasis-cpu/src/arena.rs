@@ -4,9 +4,11 @@
 //! inside, is aligned, and that what is read does not overlap what is being written.
 
 use crate::lent::{Lent, Loans};
+use crate::nodes::{Homes, Kernel, Read};
 use crate::pages::{Pages, Placement};
 use bytemuck::Pod;
 use krasis_core::{Act, Bytes, Layout, Mat, Slot};
+use std::io;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -31,6 +33,14 @@ pub struct Arena {
     pages: Arc<Pages>,
     bytes: usize,
     loans: Loans,
+    spread: Option<Spread>,
+    homes: Homes,
+}
+
+/// Nodes that an arena's pages take turns on.
+struct Spread {
+    nodes: Vec<u32>,
+    kernel: Arc<dyn Kernel>,
 }
 
 /// Keeps an arena's memory where it is after the arena is gone: for those who read it beside the
@@ -56,13 +66,45 @@ impl Arena {
         let refused = OutOfMemory { wanted };
         let bytes = usize::try_from(wanted.0).map_err(|_| refused)?;
         let pages = Pages::new(bytes).ok_or(refused)?;
-        Ok(Arena { pages: Arc::new(pages), bytes, loans: Loans::default() })
+        let (pages, homes) = (Arc::new(pages), Homes::default());
+        Ok(Arena { pages, bytes, loans: Loans::default(), spread: None, homes })
     }
 
     /// Says on which NUMA nodes pages lie. Pages that have been written stay where they are, so this
-    /// comes first; a refusal leaves everything as it was.
-    pub fn place(&mut self, placement: &Placement) -> std::io::Result<()> {
-        Arc::get_mut(&mut self.pages).expect("nobody keeps an untouched arena").place(placement)
+    /// comes first; a refusal, as in many containers, leaves everything as it was.
+    pub fn place(&mut self, placement: &Placement, kernel: &Arc<dyn Kernel>) -> io::Result<()> {
+        if let Placement::Interleave(nodes) = placement {
+            kernel.interleave(self.pages.mapped(), nodes)?;
+            self.spread = Some(Spread { nodes: nodes.clone(), kernel: kernel.clone() });
+        }
+        Ok(())
+    }
+
+    /// Looks on which nodes the pages lie that have been written by now, for threads that shall take
+    /// those of their own first; nothing where pages do not take turns.
+    pub fn settle(&mut self) -> io::Result<()> {
+        if let Some(Spread { nodes, kernel }) = &self.spread {
+            let base = self.pages.base().as_ptr() as usize;
+            self.homes = Homes::find(&**kernel, base, self.bytes, nodes)?.unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Where its pages lie, if threads shall care.
+    pub fn homes(&self) -> &Homes {
+        &self.homes
+    }
+
+    /// Has pages that hold what is read at the same time change places, a few at most, so that all nodes
+    /// are asked for equally much; tells how many have moved. Nobody reads meanwhile.
+    pub fn level(&mut self, reads: &[Read], most: usize) -> io::Result<usize> {
+        let Some(Spread { kernel, .. }) = &self.spread else { return Ok(0) };
+        let base = self.pages.base().as_ptr() as usize;
+        let mut moved = 0;
+        for swap in self.homes.swaps(reads, most) {
+            moved += 2 * usize::from(self.homes.swap(&**kernel, base, swap)?);
+        }
+        Ok(moved)
     }
 
     /// Has the memory outlive the arena.
@@ -130,8 +172,8 @@ impl Arena {
         assert!(!overlap(&written[0], &written[1]), "an operation writes {a:?} and {b:?} at once");
         let first = written.each_ref().map(|range| range.start);
         let base = self.pages.base();
-        let (loans, life) = (&self.loans, PhantomData);
-        let inputs = Inputs { base, bytes: self.bytes, written, loans, life };
+        let (loans, homes, life) = (&self.loans, &self.homes, PhantomData);
+        let inputs = Inputs { base, bytes: self.bytes, written, loans, homes, life };
         // SAFETY: both ranges are inside the allocation, aligned and disjoint; `Inputs` refuses to
         // read either; `&mut self` excludes everybody else.
         unsafe {
@@ -169,6 +211,7 @@ pub struct Inputs<'a> {
     bytes: usize,
     written: [Range<usize>; 2],
     loans: &'a Loans,
+    homes: &'a Homes,
     life: PhantomData<&'a [u8]>,
 }
 
@@ -178,6 +221,11 @@ unsafe impl Sync for Inputs<'_> {}
 unsafe impl Send for Inputs<'_> {}
 
 impl<'a> Inputs<'a> {
+    /// Where the arena's pages lie, if threads shall care.
+    pub fn homes(&self) -> &'a Homes {
+        self.homes
+    }
+
     /// The elements of a slot that is not being written.
     pub fn slice<T: Pod>(&self, at: Slot<T>) -> &'a [T] {
         let range = range_in(self.bytes, at);

@@ -4,7 +4,7 @@
 //! begins with a walk through the page tables, and prefetches that miss the TLB are dropped: two
 //! cores decode 70 tokens a second of twelve layers of Qwen3-30B-A3B then, and 91 with 2 MiB.
 
-use std::io;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 /// On which NUMA nodes pages lie.
@@ -18,10 +18,7 @@ pub enum Placement {
 }
 
 /// A page of the second level, on x86-64 and on most ARM systems.
-const HUGE: usize = 2 << 20;
-
-/// Nodes that a mask has room for: as many as Linux can be built for.
-const NODES_MAX: u32 = 1024;
+pub(crate) const HUGE: usize = 2 << 20;
 
 /// One mapping, whole huge pages from a multiple of their size.
 pub(crate) struct Pages {
@@ -60,24 +57,10 @@ impl Pages {
         Some(Pages { base, mapped, mapped_bytes })
     }
 
-    /// Says where pages lie that nobody has touched yet. Containers often forbid this.
-    pub(crate) fn place(&mut self, placement: &Placement) -> io::Result<()> {
-        let nodes = match placement {
-            Placement::Anywhere => return Ok(()),
-            Placement::Interleave(nodes) => nodes,
-        };
-        let mut mask = [0u64; (NODES_MAX / 64) as usize];
-        for &node in nodes {
-            let word = mask.get_mut(node as usize / 64).ok_or(io::ErrorKind::InvalidInput)?;
-            *word |= 1 << (node % 64);
-        }
-        // SAFETY: the kernel reads as many bits of the mask as it has (it takes one less than it is
-        // told), and the mapping is ours; what its pages hold does not change.
-        let refused = unsafe {
-            let (from, mode) = (self.mapped.as_ptr(), libc::MPOL_INTERLEAVE);
-            libc::syscall(libc::SYS_mbind, from, self.mapped_bytes, mode, &mask, NODES_MAX + 1, 0)
-        };
-        if refused == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    /// All that was mapped.
+    pub(crate) fn mapped(&self) -> Range<usize> {
+        let first = self.mapped.as_ptr() as usize;
+        first..first + self.mapped_bytes
     }
 
     /// The first byte.
@@ -95,7 +78,8 @@ impl Drop for Pages {
 
 #[cfg(test)]
 mod tests {
-    use super::{HUGE, Pages, Placement};
+    use super::{HUGE, Pages};
+    use crate::nodes::{Kernel, System};
 
     #[test]
     fn pages_are_zero_and_aligned() {
@@ -128,10 +112,10 @@ mod tests {
     /// Node 0 is everywhere; where system calls are filtered, the refusal is all there is to see.
     #[test]
     fn pages_are_interleaved_where_the_system_allows_it() {
-        let mut pages = Pages::new(3 * HUGE).unwrap();
+        let pages = Pages::new(3 * HUGE).unwrap();
         let last = pages.base().as_ptr().wrapping_add(3 * HUGE - 1);
         assert!(policy(last).is_none_or(|mode| mode == 0));
-        match pages.place(&Placement::Interleave(vec![0])) {
+        match System.interleave(pages.mapped(), &[0]) {
             Ok(()) => assert_eq!(policy(last), Some(libc::MPOL_INTERLEAVE)),
             Err(error) => println!("refused: {error}"),
         }
@@ -139,10 +123,9 @@ mod tests {
 
     #[test]
     fn memory_is_usable_after_a_refusal() {
-        for nodes in [vec![], vec![900], vec![100_000]] {
-            let mut pages = Pages::new(1).unwrap();
-            assert!(pages.place(&Placement::Interleave(nodes.clone())).is_err(), "{nodes:?}");
-            assert!(pages.place(&Placement::Anywhere).is_ok());
+        for nodes in [&[][..], &[900], &[100_000]] {
+            let pages = Pages::new(1).unwrap();
+            assert!(System.interleave(pages.mapped(), nodes).is_err(), "{nodes:?}");
             // SAFETY: at least a byte was asked for, and it is ours alone.
             unsafe { pages.base().as_ptr().write(1) };
         }

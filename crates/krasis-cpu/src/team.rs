@@ -7,7 +7,9 @@
 //! requests.
 
 use crate::affinity;
+use crate::nodes::{Homes, NODES_MAX};
 use crate::tiles::Tiles;
+use krasis_machine::Core;
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::hint::spin_loop;
@@ -31,6 +33,8 @@ pub struct Team {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     handles: Vec<Thread>,
+    /// The NUMA node of each thread that stays on one.
+    nodes: Vec<Option<u32>>,
 }
 
 struct Shared {
@@ -62,7 +66,11 @@ impl Team {
     /// A team of `threads`, or of one per physical core that this process may use all the time. As long
     /// as each has a core of its own, workers stay on theirs; NUMA nodes take turns.
     pub fn new(threads: Option<usize>) -> Team {
-        let cores = affinity::cores();
+        Team::on(&affinity::cores(), threads)
+    }
+
+    /// The same with these cores, which may be those of a machine that a test has made up.
+    pub fn on(cores: &[Core], threads: Option<usize>) -> Team {
         let threads = threads.unwrap_or_else(affinity::threads).max(1);
         let shared = Arc::new(Shared {
             epoch: AtomicU32::new(0),
@@ -93,7 +101,9 @@ impl Team {
             })
             .collect();
         let handles = workers.iter().map(|worker| worker.thread().clone()).collect();
-        Team { shared, workers, handles }
+        let pinned = |worker: &usize| *worker > 0 && threads <= cores.len();
+        let stays = |worker| Some(worker).filter(pinned).and_then(|worker| cores[worker].node);
+        Team { shared, workers, handles, nodes: (0..threads).map(stays).collect() }
     }
 
     /// Threads in the team.
@@ -152,6 +162,46 @@ impl Team {
     /// The ranges of [`Self::split`], for a job in which threads do more than take them.
     pub fn shares(&self, items: usize, least: usize) -> Shares {
         Shares { next: AtomicUsize::new(0), items, least: least.max(1), parts: 2 * self.threads() }
+    }
+
+    /// The same for a list of items on each of the nodes that memory lies on: `work(node, range)`, and
+    /// whoever is free takes of its own node's list first.
+    pub fn split_by_node(
+        &self,
+        homes: &Homes,
+        items: &[usize],
+        least: usize,
+        work: impl Fn(usize, Range<usize>) + Sync,
+    ) {
+        if self.threads() == 1 || items.iter().sum::<usize>() < 2 * least.max(1) {
+            return items.iter().enumerate().for_each(|(node, &items)| work(node, 0..items));
+        }
+        let shares = self.shares_by_node(items, least);
+        self.run(|worker| {
+            let own = self.place_of(worker, homes);
+            while let Some((node, range)) = shares.take(own) {
+                work(node, range);
+            }
+        });
+    }
+
+    /// The ranges of [`Self::split_by_node`], for a job in which threads do more than take them.
+    pub fn shares_by_node(&self, items: &[usize], least: usize) -> NodeShares {
+        assert!(items.len() <= NODES_MAX, "lists of {} nodes", items.len());
+        // As long as nobody is late, each list has its own node's threads.
+        let parts = 2 * self.threads().div_ceil(items.len().max(1));
+        let shares = |node| {
+            let items = items.get(node).copied().unwrap_or(0);
+            Shares { next: AtomicUsize::new(0), items, least: least.max(1), parts }
+        };
+        NodeShares { lists: std::array::from_fn(shares), nodes: items.len() }
+    }
+
+    /// Whose list the calling thread begins with, which is this worker, if memory lies on these nodes.
+    /// Threads that stay nowhere are asked where they are.
+    pub fn place_of(&self, worker: usize, homes: &Homes) -> usize {
+        let node = self.nodes[worker].or_else(affinity::node);
+        homes.place_of(node).unwrap_or(worker % homes.nodes().max(1))
     }
 
     /// Waits within a job for what another of its threads is about to do.
@@ -230,6 +280,20 @@ impl Shares {
     }
 }
 
+/// Ranges of several lists, one for each NUMA node.
+pub struct NodeShares {
+    lists: [Shares; NODES_MAX],
+    nodes: usize,
+}
+
+impl NodeShares {
+    /// The next range and its list: of `own` as long as there are any, then of the others.
+    pub fn take(&self, own: usize) -> Option<(usize, Range<usize>)> {
+        let nodes = (0..self.nodes).map(|turn| (own + turn) % self.nodes);
+        nodes.map(|node| Some((node, self.lists[node].take()?))).find_map(|taken| taken)
+    }
+}
+
 impl Drop for Team {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
@@ -292,6 +356,8 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nodes::fake::FakeKernel;
+    use crate::nodes::{Kernel, PIECE};
     use std::time::Duration;
 
     #[test]
@@ -305,6 +371,50 @@ mod tests {
                 }
             });
             assert!(seen.iter().all(|n| n.load(Ordering::Relaxed) == 1), "{items} items");
+        }
+    }
+
+    #[test]
+    fn a_list_is_left_to_the_threads_of_its_node_as_long_as_they_have_any() {
+        let team = Team::new(Some(3));
+        for items in [&[7, 0, 100][..], &[0, 0], &[1, 1, 1, 1], &[1000]] {
+            for own in 0..items.len() {
+                let shares = team.shares_by_node(items, 2);
+                let taken: Vec<_> = std::iter::from_fn(|| shares.take(own)).collect();
+                let mut ends = vec![0; items.len()];
+                for (node, range) in &taken {
+                    assert_eq!(range.start, ends[*node]);
+                    ends[*node] = range.end;
+                }
+                assert_eq!(ends, items);
+                let others = taken.iter().position(|(node, _)| *node != own);
+                let first = others.unwrap_or(taken.len());
+                assert!(taken[first..].iter().all(|(node, _)| *node != own), "{taken:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn threads_know_their_nodes_on_machines_of_several() {
+        for (nodes, threads) in [(2, 8), (4, 8), (4, 3)] {
+            let core = |i| Core { cpu: 900 + i, node: Some(3 * (i % nodes)) };
+            let cores: Vec<Core> = (0..8).map(core).collect();
+            let team = Team::on(&cores, Some(threads));
+            let kernel = FakeKernel::large_pages();
+            let numbers: Vec<u32> = (0..nodes).map(|node| 3 * node).collect();
+            kernel.interleave(0..16 * PIECE, &numbers).unwrap();
+            let homes = Homes::find(&kernel, 0, 16 * PIECE, &numbers).unwrap().unwrap();
+            let places: Vec<usize> =
+                (0..threads).map(|worker| team.place_of(worker, &homes)).collect();
+            let wanted: Vec<usize> = (0..threads).map(|worker| worker % nodes as usize).collect();
+            assert_eq!(places, wanted);
+            let items = vec![50; nodes as usize];
+            let seen = Mutex::new(vec![vec![0; 50]; nodes as usize]);
+            team.split_by_node(&homes, &items, 1, |node, range| {
+                let mut seen = seen.lock().unwrap();
+                range.for_each(|item| seen[node][item] += 1);
+            });
+            assert!(seen.into_inner().unwrap().iter().flatten().all(|&times| times == 1));
         }
     }
 

@@ -196,6 +196,11 @@ impl ExpertCensus {
         (!self.asked.is_empty()).then_some(counts)
     }
 
+    /// How many tokens were routed to each expert of a layer; nothing where nobody looks.
+    pub(crate) fn asked_of(&self, layer: usize) -> impl ExactSizeIterator<Item = u64> {
+        self.asked.get(layer).map_or(&[][..], |experts| experts).iter().map(Census::read)
+    }
+
     /// Notes who was asked for in a layer. There is one writer, so nothing has to be locked.
     pub(crate) fn note(&self, layer: usize, chosen: &[u32]) {
         let layer = &self.asked[layer];

@@ -3,11 +3,11 @@
 use crate::error::StartError;
 use crate::options::{Activations, DeviceKind, Options, Residency, Shared};
 use crate::planner::{Card, Host, Site};
-use crate::preflight::Preflight;
+use crate::preflight::{Preflight, team};
 use crate::rehearsal::Rehearsal;
 use half::bf16;
 use krasis_core::{Bytes, KvDtype, Layout};
-use krasis_cpu::{Arena, OutOfMemory, Team};
+use krasis_cpu::{Arena, OutOfMemory};
 use krasis_cuda::driver::{self, Found};
 use krasis_cuda::gpu::Checking;
 use krasis_cuda::programs::Build;
@@ -91,7 +91,7 @@ impl<H: Home> Home for Watched<H> {
 
 /// The CPU with as many threads as the user wants.
 pub fn cpu(options: &Options) -> impl Home<Device = Cpu> {
-    in_host(options, |arena| Cpu::new(arena, Team::new(options.threads)))
+    in_host(options, |arena| Cpu::new(arena, team(options)))
 }
 
 /// The reference.

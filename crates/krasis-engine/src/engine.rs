@@ -6,7 +6,7 @@ use crate::census::{Census, ExpertCensus, LayersCensus};
 use crate::device::{self, Home, Watched, allocate};
 use crate::dummy::{self, Dummy};
 use crate::error::StartError;
-use crate::experts::{Asked, Away, AwayPlan, Experts, Overflow};
+use crate::experts::{Asked, Away, AwayPlan, Experts, Level, Overflow};
 use crate::handle::{Facts, Handle, Submission};
 use crate::kv::{self, Disk, Kind, Listed, Prefixes, Shape, Signature};
 use crate::load::{
@@ -17,7 +17,7 @@ use crate::options::{Activations, CacheUse, DeviceKind, Fault, Options};
 use crate::outlook::{Lookout, Outlook};
 use crate::plan::Plan;
 use crate::planner::{self, Candidate, Draft, Forecast, Host, Part, Proposal, Site, need_of};
-use crate::preflight::Preflight;
+use crate::preflight::{Preflight, team};
 use crate::rehearsal::Rehearsal;
 use crate::runner::{HostMemory, Rank, Runner};
 use crate::scheduler::{Limits, Scheduler};
@@ -255,6 +255,8 @@ pub struct Engine<D> {
     /// Of requests that name no seed: this plus their number.
     pub(crate) seeds: u64,
     pub(crate) census: Arc<Census>,
+    /// Has experts lie evenly on NUMA nodes.
+    pub(crate) level: Level,
     /// How it fails, in tests of what happens then.
     pub(crate) fault: Option<Fault>,
     /// What speed is held against, if anybody looks.
@@ -331,7 +333,7 @@ impl<D: Ops + Memory> Engine<D> {
         watch: &dyn Watch,
     ) -> Result<Loaded<D>, StartError> {
         parts.iter().for_each(|part| log(part, parts.len()));
-        let team = Team::new(options.threads);
+        let team = team(options);
         let find = |cache| match shelf {
             Some(shelf) if whole.banks_stay => {
                 shelf.demand(cache, whole, stock, &team, watch).map(Some)
@@ -348,6 +350,7 @@ impl<D: Ops + Memory> Engine<D> {
         let preflight = Preflight::new(site.host.machine, options);
         let need = need_of(&parts);
         let held = preflight.look(&need);
+        let own_first = preflight.own_first(&team);
         // Helpers come behind those that they help, of which there is one then.
         let layouts = parts.iter().map(|part| &part.plan.layout);
         let helpers = parts.iter().flat_map(|part| &part.plan.helpers);
@@ -414,6 +417,10 @@ impl<D: Ops + Memory> Engine<D> {
         };
         loading.log();
         preflight.compare(held, need.weights);
+        if own_first {
+            devices.iter_mut().try_for_each(|device| device.settle())?;
+            hosts.iter_mut().flatten().try_for_each(Arena::settle)?;
+        }
         let loaded = devices.into_iter().zip(hosts).zip(models);
         let loaded = loaded.map(|((device, host), model)| {
             let (helpers, overflow) = (std::mem::take(&mut helpers), overflow.take());
@@ -483,6 +490,7 @@ impl<D: Ops + Memory> Engine<D> {
             requests: 0,
             seeds,
             census: handle.census.clone(),
+            level: Level::default(),
             fault: options.fault,
             lookout: None,
         };
@@ -552,7 +560,7 @@ impl<D: Ops + Memory> Filled<D> {
         let banks = plan.placed.banks;
         let experts = match (plan.away, host, overflow) {
             (Some(plan), Some(arena), _) => {
-                let host = Cpu::new(arena, Team::new(options.threads));
+                let host = Cpu::new(arena, team(options));
                 let mut away = Away::new(plan, host, banks, census);
                 // A map is of all layers: parts of a model begin cold.
                 if let Some(map) = options.heat_map.as_ref().filter(|_| !several)

@@ -4,6 +4,8 @@ use crate::experts::{DecodeStrategy, HeatMap, PrefillStrategy};
 use crate::kv::PrefixOptions;
 use crate::outlook::Outlook;
 use krasis_core::{Bytes, KvDtype};
+use krasis_cpu::Kernel;
+use krasis_cpu::nodes::System;
 use krasis_cuda::gpu::Starts;
 use krasis_cuda::peer::Direct;
 use krasis_machine::Numa;
@@ -196,6 +198,8 @@ pub struct Options {
     pub numa: Numa,
     /// Below which folder the machine's `/proc` and `/sys` lie: `/`, or a test's.
     pub machine_root: PathBuf,
+    /// Who is asked about pages of memory: this machine's kernel, or a test's.
+    pub kernel: Arc<dyn Kernel>,
     /// Tokens that a sequence may hold; without a wish, what model and memory allow.
     pub context_max: Option<u32>,
     /// KV pages of 16 tokens for all sequences; without a wish, what memory allows.
@@ -244,8 +248,9 @@ impl Default for Options {
             cache_home: None,
             kv: None,
             threads: None,
-            numa: Numa::Interleave,
+            numa: Numa::Auto,
             machine_root: PathBuf::from("/"),
+            kernel: Arc::new(System),
             context_max: None,
             kv_pages: None,
             prefix: PrefixOptions::default(),

@@ -4,18 +4,21 @@
 use crate::error::StartError;
 use crate::options::Options;
 use krasis_core::Bytes;
-use krasis_cpu::{Arena, Placement};
+use krasis_cpu::nodes::{self, Rates};
+use krasis_cpu::{Arena, Kernel, Placement, Team};
 use krasis_machine::{Level, Machine, Need, Numa, Resident, Topology, What, check, process};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Differences below this are libraries, stacks and whole pages.
 const WORTH_A_WARNING: u64 = 256 << 20;
 
 /// Where the arena's pages shall lie.
 pub fn placement(topology: &Topology, numa: Numa) -> Placement {
-    match (numa, topology.interleaved()) {
-        (Numa::Interleave, Some(nodes)) => Placement::Interleave(nodes),
-        _ => Placement::Anywhere,
+    match topology.interleaved().filter(|_| numa != Numa::Off) {
+        Some(nodes) => Placement::Interleave(nodes),
+        None => Placement::Anywhere,
     }
 }
 
@@ -34,6 +37,18 @@ pub struct Preflight {
     machine_root: PathBuf,
     machine: Machine,
     placement: Placement,
+    numa: Numa,
+    kernel: Arc<dyn Kernel>,
+}
+
+/// Memory that is read to measure what nodes bring: more than most machines have of caches.
+const MEASURED_BYTES: u64 = 1 << 30;
+
+/// The threads that compute, on the cores of the machine whose files lie where options say.
+pub fn team(options: &Options) -> Team {
+    let topology = Topology::read(&options.machine_root);
+    let threads = options.threads.unwrap_or_else(krasis_cpu::affinity::threads);
+    Team::on(&topology.cores(), Some(threads))
 }
 
 /// What the process held before weights came; nothing where that cannot be read.
@@ -43,7 +58,33 @@ impl Preflight {
     /// Of a machine that has been read.
     pub fn new(machine: Machine, options: &Options) -> Preflight {
         let placement = placement(&machine.topology, options.numa);
-        Preflight { machine_root: options.machine_root.clone(), machine, placement }
+        let (machine_root, numa) = (options.machine_root.clone(), options.numa);
+        Preflight { machine_root, machine, placement, numa, kernel: options.kernel.clone() }
+    }
+
+    /// How fast a team reads memory that takes turns on nodes, and memory of its threads' own first;
+    /// nothing where there is nothing to choose.
+    pub fn measure(&self, team: &Team) -> Option<io::Result<Rates>> {
+        let Placement::Interleave(nodes) = &self.placement else { return None };
+        // Where memory is short, measuring must not take it.
+        let available = self.machine.available().unwrap_or_default();
+        let bytes = (available.0 / 8).min(MEASURED_BYTES) as usize;
+        (self.numa == Numa::Auto).then(|| nodes::measure(team, nodes, &self.kernel, bytes))
+    }
+
+    /// Whether threads shall read memory of their own node first, which is said in a line.
+    pub fn own_first(&self, team: &Team) -> bool {
+        match self.measure(team) {
+            None => self.numa == Numa::Local && self.placement != Placement::Anywhere,
+            Some(Ok(rates)) => {
+                tracing::info!("{}", sentence(&rates));
+                rates.own_is_faster()
+            }
+            Some(Err(error)) => {
+                tracing::info!("threads read whatever node's memory comes: {error}");
+                false
+            }
+        }
     }
 
     /// Below which folder the machine's files lie.
@@ -67,7 +108,7 @@ impl Preflight {
 
     /// Spreads an untouched arena. A container may forbid that, which costs speed alone.
     pub fn place(&self, mut arena: Arena) -> Arena {
-        match arena.place(&self.placement) {
+        match arena.place(&self.placement, &self.kernel) {
             Ok(()) if self.placement == Placement::Anywhere => {}
             Ok(()) => tracing::info!(placement = ?self.placement, "memory is spread"),
             Err(error) => tracing::warn!(
@@ -99,6 +140,17 @@ impl Preflight {
     }
 }
 
+/// What was measured, and what follows.
+pub fn sentence(rates: &Rates) -> String {
+    let Rates { in_turn, own_first } = rates;
+    let order = match rates.own_is_faster() {
+        true => "their own node's memory first",
+        false => "memory of whatever node comes",
+    };
+    let [in_turn, own] = [in_turn, own_first].map(|rate| rate / 1e9);
+    format!("threads read {order}: {own:.1} GB/s with their own first, {in_turn:.1} in turn")
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Placement, placement};
@@ -118,6 +170,8 @@ mod tests {
         };
         for (fake, numa, expected) in [
             (two, Numa::Interleave, Placement::Interleave(vec![0, 4])),
+            (two, Numa::Auto, Placement::Interleave(vec![0, 4])),
+            (two, Numa::Local, Placement::Interleave(vec![0, 4])),
             (two, Numa::Off, Placement::Anywhere),
             (Fake { cpus_allowed: "4-7", ..two }, Numa::Interleave, Placement::Anywhere),
             (Fake { mems_allowed: "0", ..two }, Numa::Interleave, Placement::Anywhere),

@@ -162,6 +162,12 @@ impl<D: Ops + Memory> Engine<D> {
                     Err(RecvTimeoutError::Timeout) => continue,
                     Err(RecvTimeoutError::Disconnected) => return false,
                 }
+            } else if self.level_experts() {
+                match submissions.try_recv() {
+                    Ok(submission) => submission,
+                    Err(TryRecvError::Empty) => continue,
+                    Err(TryRecvError::Disconnected) => return false,
+                }
             } else {
                 match submissions.recv() {
                     Ok(submission) => submission,
@@ -175,6 +181,18 @@ impl<D: Ops + Memory> Engine<D> {
             self.scheduler.count();
             self.census.queued.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+
+    /// Has the experts of a layer lie evenly on NUMA nodes; false if there is none left to look at.
+    fn level_experts(&mut self) -> bool {
+        let Engine { runner, level, census, .. } = self;
+        let asked = census.experts.get().map(|experts| &**experts);
+        asked.is_some_and(|asked| {
+            runner
+                .ranks
+                .iter_mut()
+                .any(|rank| level.next(&mut rank.device, &rank.experts, rank.network.before, asked))
+        })
     }
 
     /// Changes what was wished to be changed, if nobody is being answered.

@@ -27,8 +27,13 @@ pub struct Need {
 /// What is done about several NUMA nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Numa {
-    /// Pages take turns on them.
+    /// Pages take turns on them, and threads read those of their own node first where that is measured to
+    /// be faster.
     #[default]
+    Auto,
+    /// The same without measuring.
+    Local,
+    /// Pages take turns on them, and threads read what comes.
     Interleave,
     /// Pages lie where they are first written.
     Off,
@@ -238,11 +243,23 @@ fn numa(machine: &Machine, need: &Need) -> (Level, String) {
         return (Level::Ok, "memory and processors on one node".into());
     };
     match need.numa {
+        Numa::Auto => {
+            let sentence = format!(
+                "pages take turns on nodes {nodes:?}; whether threads read their own node's first is \
+                 measured at start"
+            );
+            (Level::Ok, sentence)
+        }
+        Numa::Local => {
+            let sentence =
+                format!("pages take turns on nodes {nodes:?}, threads read their own node's first");
+            (Level::Ok, sentence)
+        }
         Numa::Interleave => (Level::Ok, format!("pages take turns on nodes {nodes:?}")),
         Numa::Off => {
             let sentence = format!(
                 "there are {} NUMA nodes, but --numa off leaves pages where they are first written: \
-                 threads of one node wait for the other's memory; use --numa interleave, or \
+                 threads of one node wait for the other's memory; leave it out, or \
                  taskset to stay on one node",
                 nodes.len()
             );

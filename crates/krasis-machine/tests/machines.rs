@@ -206,7 +206,7 @@ fn what_is_wrong_is_said_with_its_remedy() {
         Need { numa: Numa::Off, ..Need::default() },
         What::Numa,
         Level::Warn,
-        &["2 NUMA nodes", "--numa interleave"],
+        &["2 NUMA nodes", "--numa off"],
     );
     finds(&two, Need { threads: Some(8), ..Need::default() }, What::Threads, Level::Ok, &["8"]);
     finds(

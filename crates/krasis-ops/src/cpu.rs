@@ -6,7 +6,9 @@ use half::bf16;
 use krasis_core::{DType, Format, Lines};
 use krasis_cpu::floats::{Floats, dot_rows};
 use krasis_cpu::lines::{Matrix, Tokens};
-use krasis_cpu::{Arena, Inputs, Isa, Keep, Team, vector};
+use krasis_cpu::nodes::Read;
+use krasis_cpu::{Arena, Homes, Inputs, Isa, Keep, Team, vector};
+use std::io;
 use std::ops::Range;
 
 /// Host memory and the threads that work on it.
@@ -18,6 +20,8 @@ pub struct Cpu {
     pub(crate) tokens: Tokens,
     /// Who chose which expert; kept because a decode step allocates nothing.
     pub(crate) groups: experts::Groups,
+    /// Where the blocks of those lie, in each matrix.
+    pub(crate) runs: [experts::Runs; 3],
     /// What is between both products of experts, kept for the same reason.
     pub(crate) halves: experts::Halves,
     /// Each thread's own memory while an operation runs, kept for the same reason.
@@ -40,6 +44,7 @@ impl Cpu {
             isa,
             tokens: Tokens::new(),
             groups: experts::Groups::default(),
+            runs: Default::default(),
             halves: experts::Halves::default(),
             workers: Floats::default(),
             desk: attend::Desk::default(),
@@ -177,6 +182,15 @@ impl Memory for Cpu {
             Room::There(lent) => self.arena.take_back(lent),
             Room::Apart(bytes) => self.upload(at, &bytes),
         }
+    }
+    fn homes(&self) -> Option<&Homes> {
+        Some(self.arena.homes())
+    }
+    fn settle(&mut self) -> io::Result<()> {
+        self.arena.settle()
+    }
+    fn level(&mut self, reads: &[Read], most: usize) -> io::Result<usize> {
+        self.arena.level(reads, most)
     }
     fn receive(
         &mut self,

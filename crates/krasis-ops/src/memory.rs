@@ -3,7 +3,9 @@
 use crate::ABSENT;
 use bytemuck::Pod;
 use krasis_core::{Act, Mat, Slot, from_a_page};
-use krasis_cpu::{Arena, Keep, Lent, Team, Tiles};
+use krasis_cpu::nodes::Read;
+use krasis_cpu::{Arena, Homes, Keep, Lent, Team, Tiles};
+use std::io;
 use std::ops::DerefMut;
 use std::sync::Mutex;
 
@@ -189,6 +191,23 @@ pub trait Memory {
     /// Operations from now on belong to this layer, or to none: for whoever asks where time goes, and for
     /// what is said if one fails.
     fn layer(&mut self, _layer: Option<u32>) {}
+
+    /// On which NUMA nodes its memory lies, if threads care.
+    fn homes(&self) -> Option<&Homes> {
+        None
+    }
+
+    /// Looks on which NUMA nodes the memory lies that has been filled by now: threads take that of their
+    /// own first.
+    fn settle(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Has pages that hold what is read at the same time change places, a few at most, so that all NUMA
+    /// nodes are asked for equally much; tells how many have moved.
+    fn level(&mut self, _reads: &[Read], _most: usize) -> io::Result<usize> {
+        Ok(0)
+    }
 
     /// Has `write` fill slots that lie one behind the other, `piece` bytes at a time: it is given the
     /// slot's index, the first byte in the slot and the bytes. Here they are uploaded in turn; host

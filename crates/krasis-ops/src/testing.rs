@@ -315,7 +315,7 @@ impl Case {
         StateStore { data: self.hold(&values), each }
     }
 
-    fn arena(&self) -> Arena {
+    pub(crate) fn arena(&self) -> Arena {
         let mut arena = Arena::new(&self.layout).unwrap();
         for Upload { start, bytes, .. } in &self.uploads {
             arena.slice_mut(Slot::<u8>::new(*start, bytes.len() as u64)).copy_from_slice(bytes);

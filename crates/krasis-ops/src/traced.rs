@@ -6,7 +6,9 @@
 
 use crate::*;
 use bytemuck::Pod;
-use krasis_cpu::Keep;
+use krasis_cpu::nodes::Read;
+use krasis_cpu::{Homes, Keep};
+use std::io;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -91,6 +93,15 @@ impl<D: Memory> Memory for Traced<D> {
     fn layer(&mut self, layer: Option<u32>) {
         self.layer = layer;
         self.device.layer(layer);
+    }
+    fn homes(&self) -> Option<&Homes> {
+        self.device.homes()
+    }
+    fn settle(&mut self) -> io::Result<()> {
+        self.device.settle()
+    }
+    fn level(&mut self, reads: &[Read], most: usize) -> io::Result<usize> {
+        self.device.level(reads, most)
     }
     fn lend(&mut self, at: Slot<u8>) -> Room {
         self.device.lend(at)

@@ -5,7 +5,9 @@ use crate::gpus::Gpus;
 use crate::options::ModelArguments;
 use clap::Args;
 use krasis_core::Bytes;
+use krasis_cpu::nodes::Rates;
 use krasis_engine::planner::{Host, Overflow, Site};
+use krasis_engine::preflight::{Preflight, sentence, team};
 use krasis_engine::{DeviceKind, Options, StartError, propose, propose_dummy};
 use krasis_machine::{Finding, Level, Machine, Need, What, check};
 use serde_json::{Value, json};
@@ -42,14 +44,16 @@ impl Doctor {
             findings.retain(|finding| finding.what != What::Memory);
             findings.insert(0, Finding { level, what: What::Memory, sentence });
         }
+        let nodes = nodes(&machine, &options);
         let gpus = Gpus::look();
         if self.json {
             let all: Vec<Value> = findings.iter().map(finding).collect();
             let report = json!({"machine": describe(&machine), "gpus": gpus.describe(),
-                                "need": needs(&need), "findings": all});
+                                "need": needs(&need), "findings": all,
+                                "node_reads": nodes.as_ref().map(node_reads)});
             println!("{report:#}");
         } else {
-            print(&machine, &gpus, &findings);
+            print(&machine, &gpus, nodes.as_ref(), &findings);
         }
         if let Some(error) = gpus.error.filter(|_| self.gpu) {
             return Err(Failure::new(Failure::GPU, error));
@@ -85,8 +89,32 @@ fn bare(options: &Options) -> Need {
     Need { threads: options.threads, numa: options.numa, ..Need::default() }
 }
 
-fn print(machine: &Machine, gpus: &Gpus, findings: &[Finding]) {
-    for (name, value) in facts(machine).into_iter().chain(gpus.facts()) {
+/// What is measured at start where there are several NUMA nodes.
+fn nodes(machine: &Machine, options: &Options) -> Option<std::io::Result<Rates>> {
+    machine.topology.interleaved()?;
+    Preflight::new(machine.clone(), options).measure(&team(options))
+}
+
+/// The same in bytes per second, or why it cannot be measured.
+fn node_reads(nodes: &std::io::Result<Rates>) -> Value {
+    match nodes {
+        Ok(rates) => json!({"in_turn": rates.in_turn, "own_first": rates.own_first,
+                            "own_is_faster": rates.own_is_faster()}),
+        Err(error) => json!({"error": error.to_string()}),
+    }
+}
+
+fn print(
+    machine: &Machine,
+    gpus: &Gpus,
+    nodes: Option<&std::io::Result<Rates>>,
+    findings: &[Finding],
+) {
+    let nodes = nodes.map(|nodes| match nodes {
+        Ok(rates) => ("node reads", sentence(rates)),
+        Err(error) => ("node reads", format!("could not be measured: {error}")),
+    });
+    for (name, value) in facts(machine).into_iter().chain(nodes).chain(gpus.facts()) {
         println!("{name:<12} {value}");
     }
     println!();

@@ -132,8 +132,9 @@ pub struct ModelArguments {
     /// [default: as many as make that faster]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     gpu_prefill_threshold: Option<u32>,
-    /// On machines of several NUMA nodes: memory on all in turn, or where it is first written
-    #[arg(long, value_name = "HOW", value_enum, default_value_t = NumaChoice::Interleave)]
+    /// On machines of several NUMA nodes: what is measured to be faster, each thread its own node's memory
+    /// first, whatever comes, or memory where it is first written
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = NumaChoice::Auto)]
     numa: NumaChoice,
     /// Go on when less than 5 % of memory is left
     #[arg(long)]
@@ -232,6 +233,8 @@ enum DecodeChoice {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum NumaChoice {
+    Auto,
+    Local,
     Interleave,
     Off,
 }
@@ -363,6 +366,8 @@ impl ModelArguments {
             },
             threads: self.threads(),
             numa: match self.numa {
+                NumaChoice::Auto => Numa::Auto,
+                NumaChoice::Local => Numa::Local,
                 NumaChoice::Interleave => Numa::Interleave,
                 NumaChoice::Off => Numa::Off,
             },

@@ -10,6 +10,7 @@ use clap::Args;
 use krasis_core::Bytes;
 use krasis_engine::planner::{Rule, Site, Time};
 use krasis_engine::{Options, PrefillStrategy, Proposal, device};
+use krasis_machine::Numa;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -112,7 +113,12 @@ fn lines(p: &Proposal, site: &Site) -> Vec<String> {
     if !p.nodes.is_empty() {
         let nodes: Vec<String> =
             p.nodes.iter().map(|(node, bytes)| format!("{node}: {bytes}")).collect();
-        lines.push(format!("NUMA nodes: {}", nodes.join(", ")));
+        let reads = match p.need.numa {
+            Numa::Auto => "threads read their own node's first if that measures faster at start",
+            Numa::Local => "threads read their own node's first",
+            Numa::Interleave | Numa::Off => "threads read what comes",
+        };
+        lines.push(format!("NUMA nodes: {}; {reads}", nodes.join(", ")));
     }
     lines.push(format!(
         "context: {} tokens, {} for all conversations together, as {:?}",

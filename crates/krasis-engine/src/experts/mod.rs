@@ -9,6 +9,7 @@
 
 mod away;
 mod heat;
+mod level;
 mod overflow;
 mod slots;
 mod strategy;
@@ -16,6 +17,7 @@ mod strategy;
 pub use away::helpers::{Chunk, Counter, HelperPlan, slots_for};
 pub use away::{Away, AwayPlan, Desk, Traffic};
 pub use heat::HeatMap;
+pub use level::Level;
 pub use overflow::{BankSections, Fault, Overflow, OverflowPlan, Volume};
 pub use strategy::{DecodeStrategy, PrefillStrategy, hot_slots, of_divisor};
 

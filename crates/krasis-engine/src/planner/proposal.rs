@@ -243,7 +243,7 @@ fn add(all: &mut Vec<(&'static str, Bytes)>, more: &[(&'static str, Bytes)]) {
 /// Pages take turns, so that nodes have equal parts.
 fn nodes(site: &Site, options: &Options, host: Bytes) -> Vec<(u32, Bytes)> {
     let spread = site.host.machine.topology.interleaved();
-    let nodes = spread.filter(|_| options.numa == Numa::Interleave).unwrap_or_default();
+    let nodes = spread.filter(|_| options.numa != Numa::Off).unwrap_or_default();
     let count = nodes.len().max(1) as u64;
     nodes.into_iter().map(|node| (node, Bytes(host.0 / count))).collect()
 }

@@ -17,7 +17,7 @@ use crate::silu_mul::silu;
 pub(crate) use cpu::{cpu, cpu_to};
 pub(crate) use groups::Groups;
 use krasis_core::{Act, Format, Mat, Slot, Weight};
-pub(crate) use lines::Halves;
+pub(crate) use lines::{Halves, Runs};
 
 /// In the place of an expert: this pair is somebody else's.
 pub const ABSENT: u32 = u32::MAX;

@@ -1,10 +1,12 @@
 //! Both products of few pairs in one job of the team. A decode step waits for each job, and where the
 //! last threads are at work on gate and up, those before them can go on with experts that are through.
 
-use super::{Job, TOKENS_PER_READ};
+use super::runs::{Runs, TOKENS_PER_READ};
+use super::{Job, Part};
 use crate::experts::Bank;
 use crate::experts::groups::{Active, Groups};
 use crate::linear::LINE_BYTES_WORTH_A_THREAD;
+use krasis_core::lines::ROWS;
 use krasis_core::{Act, Format, Lines, Mat};
 use krasis_cpu::Tiles;
 use krasis_cpu::lines::Tokens;
@@ -18,8 +20,14 @@ const PAIRS_MAX: usize = 8;
 /// The smallest part that is handed out: threads are awake, so it only has to outweigh being asked for.
 const PART_BYTES: usize = 1 << 14;
 
-/// What is between both products, for each expert; kept because a decode step allocates nothing.
-pub(crate) type Halves = Vec<Half>;
+/// What is between both products; kept because a decode step allocates nothing.
+#[derive(Default)]
+pub(crate) struct Halves {
+    /// Of each expert.
+    experts: Vec<Half>,
+    /// Rows of `up · x` by pair, where gate and up of the same rows lie on different nodes.
+    ups: Vec<f32>,
+}
 
 /// An expert's pairs between both products.
 #[derive(Default)]
@@ -60,36 +68,66 @@ pub(in crate::experts) fn few(
     job: &Job,
     lines: [Lines; 2],
     x: Mat<Act>,
-    (tokens, halves): (&mut Tokens, &mut Halves),
+    (tokens, halves, runs): (&mut Tokens, &mut Halves, &mut [Runs; 3]),
     inner: &mut [f32],
     put: impl Fn(usize, usize, &[f32]) + Sync,
 ) {
     let (cols, rows) = (x.cols as usize, x.rows as usize);
     tokens.fill(job.isa, job.team, lines[0], cols, rows, |i| job.inputs.row(x, i as u32));
     let tokens = &*tokens;
-    let [gate_up, down] = [job.gate_up_list(lines[0]), job.down_list(lines[1])];
     let inter = job.bank.inter as usize;
     // As many as ever for so many pairs, whoever is asked for.
     let most = (inner.len() / inter).min(job.bank.experts as usize);
-    halves.resize_with(most.max(halves.len()), Half::default);
-    for half in &mut halves[..most] {
-        (half.left, half.ready) = (gate_up.blocks.into(), false.into());
+    // On several nodes gate and up are computed apart, each where it lies.
+    let apart = job.inputs.homes().nodes() > 0;
+    let [gate, up, down] = runs;
+    job.list(lines[0], if apart { Part::Gate } else { Part::GateUp }, most, gate);
+    if apart {
+        job.list(lines[0], Part::Up, most, up);
+    }
+    job.list(lines[1], Part::Down, most, down);
+    let (gate, up, down) = (&*gate, &*up, &*down);
+    let Halves { experts, ups } = halves;
+    experts.resize_with(most.max(experts.len()), Half::default);
+    ups.resize(if apart { inner.len() } else { 0 }, 0.0);
+    let blocks = inter.div_ceil(ROWS) * if apart { 2 } else { 1 };
+    for half in &mut experts[..most] {
+        (half.left, half.ready) = (blocks.into(), false.into());
         let tokens = half.inner.get_mut().expect("a thread that fails ends the program");
         tokens.reserve(rows.min(PAIRS_MAX), inter);
     }
-    let (halves, tiles, failed) = (&halves[..], Tiles::new(inner, inter), AtomicBool::new(false));
-    let half_of = |index: usize, active: &Active, blocks: Range<usize>| {
-        let (half, count) = (&halves[index], blocks.len());
-        job.gate_up_blocks(lines[0], tokens, active, blocks, &tiles);
+    let (halves, failed) = (&experts[..], AtomicBool::new(false));
+    let (tiles, ups) = (Tiles::new(inner, inter), Tiles::new(ups, inter));
+    let through = |index: usize, active: &Active, count: usize| {
+        let half = &halves[index];
         // Whoever is last sees what the others have written.
         if half.left.fetch_sub(count, Ordering::AcqRel) == count {
             let mut to = half.inner.write().expect("a thread that fails says so");
+            for &pair in active.pairs.iter().filter(|_| apart) {
+                // SAFETY: nobody else is at these rows any more.
+                let [inner, up] =
+                    [&tiles, &ups].map(|of| unsafe { of.tile(pair as usize, 0..inter) });
+                inner.iter_mut().zip(up).for_each(|(inner, up)| *inner *= *up);
+            }
             // SAFETY: nobody writes these rows any more.
             let row = |i: usize| &*unsafe { tiles.tile(active.pairs[i] as usize, 0..inter) };
             to.fill(job.isa, job.team, lines[1], inter, active.pairs.len(), row);
             drop(to);
             half.ready.store(true, Ordering::Release);
         }
+    };
+    let gate_of = |index: usize, active: &Active, blocks: Range<usize>| {
+        let count = blocks.len();
+        match apart {
+            true => job.gate_blocks(lines[0], tokens, active, blocks, &tiles),
+            false => job.gate_up_blocks(lines[0], tokens, active, blocks, &tiles),
+        }
+        through(index, active, count);
+    };
+    let up_of = |index: usize, active: &Active, blocks: Range<usize>| {
+        let count = blocks.len();
+        job.up_blocks(lines[0], tokens, active, blocks, &ups, <[f32]>::copy_from_slice);
+        through(index, active, count);
     };
     let rest_of = |index: usize, active: &Active, blocks: Range<usize>| {
         let half = &halves[index];
@@ -101,20 +139,53 @@ pub(in crate::experts) fn few(
             job.down_blocks(lines[1], (&inner, inner.all()), active, blocks, &put);
         }
     };
-    let border = gate_up.total();
-    let all = border + down.total();
-    let part = |part: Range<usize>| {
+    let first = |list: usize, part: Range<usize>| {
         let _alarm = Alarm(&failed);
-        gate_up.part(part.start.min(border)..part.end.min(border), half_of);
-        down.part(part.start.max(border) - border..part.end.max(border) - border, rest_of);
+        gate.part(job.groups, list, part, gate_of);
     };
-    if all < 2 * TOKENS_PER_READ * LINE_BYTES_WORTH_A_THREAD {
-        return part(0..all);
-    }
-    let shares = job.team.shares(all, TOKENS_PER_READ * PART_BYTES);
-    job.team.run(|_| {
-        while let Some(range) = shares.take() {
-            part(range);
+    let then = |list: usize, part: Range<usize>| {
+        let _alarm = Alarm(&failed);
+        down.part(job.groups, list, part, rest_of);
+    };
+    let (sum, least) = (Runs::sum, TOKENS_PER_READ * PART_BYTES);
+    let small = 2 * TOKENS_PER_READ * LINE_BYTES_WORTH_A_THREAD;
+    if !apart {
+        // One list of both, whose parts get shorter but once.
+        let (border, all) = (sum(gate), sum(gate) + sum(down));
+        let part = |Range { start, end }: Range<usize>| {
+            first(0, start.min(border)..end.min(border));
+            then(0, start.max(border) - border..end.max(border) - border);
+        };
+        if all < small {
+            return part(0..all);
         }
-    });
+        let shares = job.team.shares(all, least);
+        return job.team.run(|_| {
+            while let Some(range) = shares.take() {
+                part(range);
+            }
+        });
+    }
+    let second = |list: usize, part: Range<usize>| {
+        let _alarm = Alarm(&failed);
+        up.part(job.groups, list, part, up_of);
+    };
+    let [gates, ups, downs] =
+        [gate, up, down].map(|runs| job.team.shares_by_node(runs.totals(), least));
+    let work = |own: usize| {
+        // Nobody waits for gate and up of a node before somebody is at work on them.
+        while let Some((list, part)) = gates.take(own) {
+            first(list, part);
+        }
+        while let Some((list, part)) = ups.take(own) {
+            second(list, part);
+        }
+        while let Some((list, part)) = downs.take(own) {
+            then(list, part);
+        }
+    };
+    match sum(gate) + sum(up) + sum(down) < small {
+        true => work(0),
+        false => job.team.run(|worker| work(job.team.place_of(worker, job.inputs.homes()))),
+    }
 }
