@@ -185,9 +185,12 @@ impl<A: Activation, M: Machine> Memory for Cuda<A, M> {
         self.machine.layer(layer);
     }
 
-    fn bring(&mut self, to: Slot<u8>, from: &[u8], keep: &Keep) {
-        assert!(from.len() as u64 <= to.len, "{} bytes for {to:?}", from.len());
-        self.machine.bring(to.start, from, keep);
+    fn bring<'a>(&mut self, pieces: impl Iterator<Item = (Slot<u8>, &'a [u8])>, keep: &Keep) {
+        let placed = pieces.map(|(to, from): (Slot<u8>, &[u8])| {
+            assert!(from.len() as u64 <= to.len, "{} bytes for {to:?}", from.len());
+            (to.start, from)
+        });
+        self.machine.bring(placed, keep);
     }
 
     fn brought(&mut self) {

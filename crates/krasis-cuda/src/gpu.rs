@@ -559,19 +559,25 @@ impl Machine for Gpu {
         self.in_turn = true;
     }
 
-    fn bring(&mut self, at: u64, bytes: &[u8], keep: &Keep) {
+    fn bring<'a>(&mut self, pieces: impl Iterator<Item = (u64, &'a [u8])>, keep: &Keep) {
         self.enter();
-        assert!(at + bytes.len() as u64 <= self.bytes, "a copy ends behind the arena");
         assert!(self.recording.is_none(), "a copy in the middle of a recording");
         // SAFETY: the stream is ours.
         let ordered = unsafe { self.beside.order(self.stream) };
         self.check("a copy from host memory", ordered.as_ref().map(drop).map_err(|error| *error));
         let begun = ordered.map(|stream| (stream, self.begin(stream)));
-        // SAFETY: inside the arena by the assertion; the rest is the caller's promise to `Memory`.
-        let copied = unsafe { self.beside.copy(self.arena + at, bytes, keep) };
+        let (mut bytes, mut copied) = (0, Ok(()));
+        for (at, piece) in pieces {
+            bytes += piece.len() as u64;
+            assert!(at + piece.len() as u64 <= self.bytes, "a copy ends behind the arena");
+            // SAFETY: inside the arena by the assertion; the rest is the caller's promise to `Memory`.
+            copied = copied.and_then(|()| unsafe { self.beside.add(self.arena + at, piece, keep) });
+        }
+        // SAFETY: the context is current.
+        let copied = copied.and_then(|()| unsafe { self.beside.send() });
         self.check("a copy from host memory", copied);
         if let Ok((stream, begun)) = begun {
-            self.end(begun, stream, ("bring", Track::Copies, bytes.len() as u64));
+            self.end(begun, stream, ("bring", Track::Copies, bytes));
         }
     }
 

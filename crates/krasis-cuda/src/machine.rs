@@ -129,9 +129,10 @@ pub trait Machine {
     fn replay(&mut self, recording: &Self::Recording, answer: &mut Answering);
     /// Queues a copy of `bytes` to `at` of the arena; `bytes` may change at once.
     fn write(&mut self, at: u64, bytes: &[u8]);
-    /// Queues a copy of `bytes`, which stay as they are, to `at`, behind the kernels that are queued but
-    /// beside those that come, until [`Machine::brought`]; `keep` keeps the bytes where they are.
-    fn bring(&mut self, at: u64, bytes: &[u8], keep: &Keep);
+    /// Queues copies of bytes, which stay as they are, each to its place in the arena, in any order, behind
+    /// the kernels that are queued but beside those that come, until [`Machine::brought`]; `keep` keeps the
+    /// bytes where they are.
+    fn bring<'a>(&mut self, pieces: impl Iterator<Item = (u64, &'a [u8])>, keep: &Keep);
     /// Has what is queued from now on wait for what was brought.
     fn brought(&mut self);
     /// Queues a copy of so many bytes from one place of the arena to another, which do not overlap.

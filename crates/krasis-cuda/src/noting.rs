@@ -39,7 +39,7 @@ impl Machine for Noting {
     fn recorded(&mut self) {}
     fn replay(&mut self, _recording: &(), _answer: &mut Answering) {}
     fn write(&mut self, _at: u64, _bytes: &[u8]) {}
-    fn bring(&mut self, _at: u64, _bytes: &[u8], _keep: &Keep) {}
+    fn bring<'a>(&mut self, _pieces: impl Iterator<Item = (u64, &'a [u8])>, _keep: &Keep) {}
     fn brought(&mut self) {}
     fn copy(&mut self, _from: u64, _to: u64, _bytes: u64) {}
     fn read_both(&mut self, first: (u64, &mut [u8]), second: (u64, &mut [u8])) {

@@ -101,12 +101,13 @@ pub trait Memory {
     }
     /// Copies numbers to activations that are whole rows, which are the first of `to`.
     fn upload_act(&mut self, to: Mat<Act>, values: &[f32]);
-    /// Copies host memory that stays as it is, and where it is as long as `_keep` lives. Operations
-    /// that were called before may still read what `to` held; those called after [`Self::brought`]
-    /// find what is new, and those in between must not look. So copies and operations that have
-    /// nothing to do with each other may run side by side, where a device can do that.
-    fn bring(&mut self, to: Slot<u8>, from: &[u8], _keep: &Keep) {
-        self.upload(to, from);
+    /// Copies pieces of host memory that stay as they are, and where they are as long as `_keep` lives,
+    /// each to its slot, in any order. Operations that were called before may still read what the slots
+    /// held; those called after [`Self::brought`] find what is new, and those in between must not look.
+    /// So copies and operations that have nothing to do with each other may run side by side, where a
+    /// device can do that.
+    fn bring<'a>(&mut self, pieces: impl Iterator<Item = (Slot<u8>, &'a [u8])>, _keep: &Keep) {
+        pieces.for_each(|(to, from)| self.upload(to, from));
     }
 
     /// Has operations from now on wait for what was brought.

@@ -35,8 +35,8 @@ struct Line([u8; 64]);
 pub struct Emulated {
     kernels: Arc<Kernels>,
     memory: Vec<Line>,
-    /// What is on its way to the arena.
-    coming: Vec<(u64, Vec<u8>)>,
+    /// What is on its way to the arena, by calls.
+    coming: Vec<Vec<(u64, Vec<u8>)>>,
     recording: Option<Vec<Recorded>>,
     /// The only kernels that may run, if not all.
     pub only: Option<HashSet<Kernel>>,
@@ -214,14 +214,18 @@ impl Machine for Emulated {
         }
     }
 
-    /// Later than anybody may rely on: until then there is nothing.
-    fn bring(&mut self, at: u64, bytes: &[u8], _keep: &Keep) {
-        self.write(at, &vec![0xff; bytes.len()]);
-        self.coming.push((at, bytes.to_vec()));
+    /// Later than anybody may rely on, and the last piece first: until then there is nothing.
+    fn bring<'a>(&mut self, pieces: impl Iterator<Item = (u64, &'a [u8])>, _keep: &Keep) {
+        let mut coming = Vec::new();
+        for (at, bytes) in pieces {
+            self.write(at, &vec![0xff; bytes.len()]);
+            coming.push((at, bytes.to_vec()));
+        }
+        self.coming.push(coming);
     }
 
     fn brought(&mut self) {
-        for (at, bytes) in std::mem::take(&mut self.coming) {
+        for (at, bytes) in std::mem::take(&mut self.coming).into_iter().flat_map(|of| of.into_iter().rev()) {
             self.write(at, &bytes);
         }
     }

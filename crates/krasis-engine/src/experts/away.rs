@@ -514,20 +514,20 @@ impl Away {
         self.moved |= !self.brought.is_empty();
     }
 
-    /// Copies what is brought to slots of a device, neighbours together.
+    /// Copies what is brought to slots of a device: neighbours together, and all of it at once, because a
+    /// bus that is given one piece at a time rests between them.
     fn copy_to<D: Memory>(&self, d: &mut D, pool: &Bank, layer: usize) {
         let Some(bank) = &self.banks[layer] else { return };
-        let mut rest = &self.brought[..];
-        while let Some(&(expert, slot)) = rest.first() {
-            let follows = |(i, &at): (u32, &(u32, u32))| at == (expert + i, slot + i);
-            let run = (0..).zip(rest).take_while(|&pair| follows(pair)).count();
-            let from = bank.slots(expert, run as u32);
-            let to = pool.slots(slot, run as u32);
-            for (from, to) in from.into_iter().zip(to).filter(|(from, _)| !from.is_empty()) {
-                d.bring(to, self.host.bytes(from), &self.keep);
-            }
-            rest = &rest[run..];
+        if self.brought.is_empty() {
+            return;
         }
+        let neighbours = |a: &(u32, u32), b: &(u32, u32)| (a.0 + 1, a.1 + 1) == *b;
+        let pieces = self.brought.chunk_by(neighbours).flat_map(|run| {
+            let ((expert, slot), count) = (run[0], run.len() as u32);
+            bank.slots(expert, count).into_iter().zip(pool.slots(slot, count))
+        });
+        let pieces = pieces.filter(|(from, _)| !from.is_empty());
+        d.bring(pieces.map(|(from, to)| (to, self.host.bytes(from))), &self.keep);
     }
 
     /// Waits for what is on its way, as far as anybody may ask for it.
