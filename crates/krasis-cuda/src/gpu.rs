@@ -5,7 +5,7 @@ use crate::beside::Beside;
 use crate::compile::{self, Cubin, Target};
 use crate::desk::Desk;
 use crate::driver::{self, Found, answer, failed};
-use crate::error::CudaError;
+use crate::error::{CudaError, Lost};
 use crate::machine::{Answering, Arg, Kernel, Limits, Machine, Shape, Taken};
 use crate::mail::{self, Mail, Part};
 use crate::peer::{Direct, End, Link, Verdict};
@@ -341,6 +341,9 @@ impl Gpu {
 
     fn check(&self, what: &str, answered: Result<(), DriverError>) {
         if let Err(error) = answered {
+            if driver::is_lost(error) {
+                Lost { gpu: self.name(), what: what.into(), answer: answer(error) }.raise();
+            }
             let name = |(kernel, layer): &(Kernel, Option<u32>)| {
                 let of = layer.map_or(String::new(), |layer| format!(" of layer {layer}"));
                 format!("{}/{}{of}", kernel.entry, kernel.variant)
@@ -471,6 +474,17 @@ impl Machine for Gpu {
         self.launch(mail::TO_HOST, mail::TO_HOST_SHAPE, &args);
     }
 
+    fn tell(&mut self, from: u64, words: u32) {
+        let recorded = self.recording.as_mut().expect("a recording has begun");
+        let number = recorded.asked.len();
+        let [to, sign] = desk_of(recorded).told_addresses(number).map(Arg::pointer);
+        recorded.told.resize(number, 0);
+        recorded.told.push(4 * words as usize);
+        let from = Arg::pointer(self.arena + from);
+        let args = [from, words.into(), from, 0.into(), to, sign, 1.into()];
+        self.launch(mail::TO_HOST, mail::TO_HOST_SHAPE, &args);
+    }
+
     fn take(&mut self, Taken { to, places, rows, row }: Taken) {
         let recorded = self.recording.as_mut().expect("a recording has begun");
         let number = recorded.asked.len() - 1;
@@ -501,9 +515,9 @@ impl Machine for Gpu {
         recording
     }
 
-    fn replay(&mut self, recording: &Recording, answer: &mut Answering) {
+    fn replay(&mut self, recording: &Recording, aide: &mut dyn Answering) {
         self.enter();
-        let Recorded { kernels, asked, desk, marks } = &recording.of;
+        let Recorded { kernels, asked, desk, marks, .. } = &recording.of;
         if self.timeline.is_some() {
             // The events of the last time are passed anew.
             // SAFETY: the stream is alive.
@@ -518,9 +532,8 @@ impl Machine for Gpu {
             // SAFETY: the stream is alive.
             self.check("a replay", unsafe { result::stream::synchronize(self.stream) });
         }
-        let mut answers =
-            desk.iter().filter(|_| !asked.is_empty()).map(|desk| Answers::new(desk, asked));
-        let answers = answers.next();
+        let desk = desk.as_ref().filter(|_| !asked.is_empty());
+        let answers = desk.map(|desk| Answers::new(desk, &recording.of));
         // The first of a graph waits for all that was queued before.
         self.in_turn = false;
         // SAFETY: both are alive.
@@ -530,7 +543,7 @@ impl Machine for Gpu {
             marks.iter().for_each(|mark| timeline.launched(*mark));
         }
         if let Some(mut answers) = answers {
-            let answered = answers.give(self.stream, answer);
+            let answered = answers.give(self.stream, aide);
             self.check("a question", answered);
         }
         if let Some(timeline) = &self.timeline {

@@ -15,9 +15,9 @@ use fixtures::{
 use half::bf16;
 use home::Here;
 use krasis_core::Bytes;
-use krasis_cuda::Activation;
+use krasis_cuda::{Activation, Lost};
 use krasis_engine::{
-    Census, DecodeStrategy, Engine, Loaded, Options, PrefillStrategy, Ranks, Request, Residency,
+    Census, DecodeStrategy, Engine, Event, Loaded, Options, PrefillStrategy, Ranks, Request, Residency,
     Shared,
 };
 
@@ -211,5 +211,42 @@ fn several_gpus_give_the_bits_of_one() {
         };
         let wanted = run(1);
         assert!(run(2) == wanted && run(3) == wanted, "{fixture}, {residency:?}");
+    }
+}
+
+/// A GPU that is lost in the middle of an answer: the engine's thread ends with a sentence, and whoever waits is
+/// left with what was said so far.
+#[test]
+fn a_lost_gpu_ends_the_thread_with_a_sentence() {
+    if !possible() {
+        return;
+    }
+    let kernels = Kernels::new::<f32>(LARGE);
+    let residency = Residency::Host {
+        prefill: PrefillStrategy::HcsPrefill,
+        decode: DecodeStrategy::HcsHybrid,
+    };
+    // While the prompt is read, and while tokens are written.
+    for launches in [20, 400] {
+        let mut home = Here::<f32>::new(kernels.clone());
+        home.launches_left = Some(launches);
+        let device_bytes = Some(Bytes(3 << 20));
+        let options =
+            Options { residency, device_bytes, context_max: Some(320), ..defaults() };
+        let Loaded { mut engine, handle, submissions, .. } =
+            Engine::load(&dir("qwen3_moe"), &options, home).unwrap();
+        let golden = Golden::of("qwen3_moe");
+        let (sender, events) = std::sync::mpsc::channel();
+        let heard = Box::new(move |event| drop(sender.send(event)));
+        let ticket = handle.submit(greedy(&golden.greedy_prompt, 24), heard).unwrap();
+        let serving = std::thread::spawn(move || engine.serve(&submissions));
+        let panic = serving.join().expect_err("it is lost");
+        let lost = panic.downcast_ref::<Lost>().expect("a sentence").to_string();
+        assert!(lost.starts_with("GPU 0 (emulated) is lost"), "{lost}");
+        // The thread is gone, so what waits for it is told that there will be no more.
+        let events: Vec<Event> = events.iter().collect();
+        let ended = events.iter().any(|event| matches!(event, Event::Done { .. }));
+        assert!(!ended && events.len() < 24, "{launches}: {} events", events.len());
+        drop(ticket);
     }
 }

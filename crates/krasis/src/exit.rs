@@ -1,6 +1,6 @@
 //! How the program ends: one table of exit codes, for scripts.
 
-use krasis_cuda::CudaError;
+use krasis_cuda::{CudaError, Lost};
 use krasis_engine::StartError;
 use krasis_server::GenerationError;
 use krasis_text::TextError;
@@ -129,17 +129,30 @@ static FAREWELL: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
 /// Clients are told within this time, or they are not.
 const FAREWELL_TIME: Duration = Duration::from_secs(4);
 
+/// The same where memory is short, and gets shorter.
+const SHORT_FAREWELL_TIME: Duration = Duration::from_millis(500);
+
 /// A panic of the main thread or of the engine's ends the process: a server without an engine
-/// would only look alive. A panic in one HTTP request ends that request.
+/// would only look alive. A panic in one HTTP request ends that request. A GPU that is lost is no panic to
+/// people: that is one sentence, and the code of a device that failed, also while a model is being loaded.
 pub fn on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        report(panic);
+        let code = match panic.payload().downcast_ref::<Lost>() {
+            Some(lost) => {
+                eprintln!("krasis: {lost}");
+                Failure::DEVICE.into()
+            }
+            None => {
+                report(panic);
+                Failure::PANIC
+            }
+        };
         let thread = std::thread::current();
         let engine = thread.name().is_some_and(|name| name.starts_with("krasis"));
         match FAREWELL.get() {
             Some(_) if engine => engine_is_lost(),
-            _ if engine || thread.name() == Some("main") => std::process::exit(Failure::PANIC),
+            _ if engine || thread.name() == Some("main") => std::process::exit(code),
             _ => {}
         }
     }));
@@ -154,20 +167,29 @@ pub fn on_engine_panic(tell: impl Fn() + Send + Sync + 'static) {
 
 /// Tells clients that there is no engine any more, and ends the process soon.
 pub fn engine_is_lost() {
-    if let Some(tell) = FAREWELL.get() {
-        tell();
-    }
-    let after = |time, end: fn()| {
+    leave(Failure::DEVICE.into(), FAREWELL_TIME);
+}
+
+/// The same because there is no memory any more.
+pub fn memory_is_out() {
+    leave(Failure::OUT_OF_MEMORY, SHORT_FAREWELL_TIME);
+}
+
+fn leave(code: i32, within: Duration) {
+    let Some(tell) = FAREWELL.get() else { std::process::exit(code) };
+    let after = |time, end: Box<dyn Fn() + Send>| {
         let dead = move || {
             std::thread::sleep(time);
             end();
         };
         std::thread::Builder::new().name("farewell".into()).spawn(dead)
     };
-    let exit = || std::process::exit(Failure::DEVICE.into());
+    // First of all, because telling may take what there is no more of.
+    let exits = after(within, Box::new(move || std::process::exit(code)));
     // A driver that hangs may keep a process from its end, which it wants to hear of.
-    let aborts = after(2 * FAREWELL_TIME, || std::process::abort());
-    if after(FAREWELL_TIME, exit).is_err() || aborts.is_err() {
-        exit();
+    let aborts = after(2 * within.max(FAREWELL_TIME), Box::new(|| std::process::abort()));
+    tell();
+    if exits.is_err() || aborts.is_err() {
+        std::process::exit(code);
     }
 }

@@ -96,6 +96,9 @@ pub struct Serve {
     /// Fail in this forward pass, for tests
     #[arg(long, value_name = "N", hide = true)]
     fault_at_step: Option<u64>,
+    /// Lose the device in this one
+    #[arg(long, value_name = "N", hide = true)]
+    lose_at_step: Option<u64>,
     /// Never come back from this one
     #[arg(long, value_name = "N", hide = true)]
     hang_at_step: Option<u64>,
@@ -126,6 +129,7 @@ impl Serve {
         let dir = self.model.folder()?;
         let (queue, sequences) = (self.queue_max, self.max_sequences);
         let fault = self.fault_at_step.map(Fault::Panic);
+        let fault = fault.or(self.lose_at_step.map(Fault::Lose));
         let fault = fault.or(self.hang_at_step.map(Fault::Hang));
         let wishes = move |options: &mut Options| {
             options.queue_max = queue.map_or(options.queue_max, |queue| queue as usize);
