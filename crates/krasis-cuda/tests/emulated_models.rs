@@ -17,8 +17,8 @@ use home::Here;
 use krasis_core::Bytes;
 use krasis_cuda::{Activation, Lost};
 use krasis_engine::{
-    Census, DecodeStrategy, Engine, Event, Loaded, Options, PrefillStrategy, Ranks, Request, Residency,
-    Shared,
+    Census, DecodeStrategy, Engine, Event, Loaded, Options, PrefillStrategy, Ranks, Request,
+    Residency, Shared,
 };
 
 fn each<A: Activation>(fixtures: &[&str], good: impl Fn(&Compared) -> bool) {
@@ -222,17 +222,14 @@ fn a_lost_gpu_ends_the_thread_with_a_sentence() {
         return;
     }
     let kernels = Kernels::new::<f32>(LARGE);
-    let residency = Residency::Host {
-        prefill: PrefillStrategy::HcsPrefill,
-        decode: DecodeStrategy::HcsHybrid,
-    };
+    let residency =
+        Residency::Host { prefill: PrefillStrategy::HcsPrefill, decode: DecodeStrategy::HcsHybrid };
     // While the prompt is read, and while tokens are written.
     for launches in [20, 400] {
         let mut home = Here::<f32>::new(kernels.clone());
         home.launches_left = Some(launches);
         let device_bytes = Some(Bytes(3 << 20));
-        let options =
-            Options { residency, device_bytes, context_max: Some(320), ..defaults() };
+        let options = Options { residency, device_bytes, context_max: Some(320), ..defaults() };
         let Loaded { mut engine, handle, submissions, .. } =
             Engine::load(&dir("qwen3_moe"), &options, home).unwrap();
         let golden = Golden::of("qwen3_moe");

@@ -70,12 +70,7 @@ impl Cpu {
 
     /// Reads weights of experts that may be asked for soon, as long as it is not `enough`, so that caches
     /// have them. The first ones come first.
-    pub fn bring_nearer(
-        &self,
-        bank: &Bank,
-        experts: &[u32],
-        enough: &(dyn Fn() -> bool + Sync),
-    ) {
+    pub fn bring_nearer(&self, bank: &Bank, experts: &[u32], enough: &(dyn Fn() -> bool + Sync)) {
         experts::bring_nearer(self, bank, experts, enough);
     }
 

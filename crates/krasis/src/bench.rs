@@ -186,8 +186,7 @@ fn brought(handle: &Handle) -> u64 {
 /// Pairs of tokens and experts in host memory that the device and the CPU have computed, and of the latter
 /// those that were guessed before.
 fn pairs(handle: &Handle) -> [u64; 3] {
-    let of = |of: &Arc<ExpertCensus>| {
-        [&of.on_the_device, &of.on_the_cpu, &of.guessed].map(Census::read)
-    };
+    let of =
+        |of: &Arc<ExpertCensus>| [&of.on_the_device, &of.on_the_cpu, &of.guessed].map(Census::read);
     handle.census.experts.get().map_or([0; 3], of)
 }

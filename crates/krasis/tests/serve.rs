@@ -280,7 +280,10 @@ fn a_device_that_is_lost_tells_its_clients_and_ends_with_75() {
     let last = reply.rsplit("data: ").next().unwrap();
     assert!(last.contains("\"error\"") && last.contains("engine_"), "{reply}");
     let line = server.says("is lost");
-    assert!(line.starts_with("krasis: GPU 0 is lost: the NVIDIA driver answered CUDA_ERROR"), "{line}");
+    assert!(
+        line.starts_with("krasis: GPU 0 is lost: the NVIDIA driver answered CUDA_ERROR"),
+        "{line}"
+    );
     assert_eq!(server.code(), Some(75));
 }
 

@@ -2,9 +2,9 @@
 //! Needs `g++` on an x86-64 machine; elsewhere the tests say that they were skipped.
 
 use krasis_core::Bytes;
-use krasis_cuda::{Activation, Lost};
 use krasis_cuda::machine::{Answering, Arg, Kernel, Limits, Machine, Shape, Taken};
 use krasis_cuda::programs::{Build, Signatures, builds};
+use krasis_cuda::{Activation, Lost};
 use krasis_ops::{ABSENT, Keep};
 use libloading::Library;
 use std::collections::hash_map::DefaultHasher;
@@ -175,7 +175,8 @@ impl Machine for Emulated {
         }
         match &mut self.launches_left {
             Some(0) => {
-                let (gpu, answer) = ("GPU 0 (emulated)".into(), "CUDA_ERROR_DEVICE_UNAVAILABLE".into());
+                let (gpu, answer) =
+                    ("GPU 0 (emulated)".into(), "CUDA_ERROR_DEVICE_UNAVAILABLE".into());
                 Lost { gpu, what: kernel.entry.into(), answer }.raise();
             }
             Some(left) => *left -= 1,
@@ -251,7 +252,9 @@ impl Machine for Emulated {
     }
 
     fn brought(&mut self) {
-        for (at, bytes) in std::mem::take(&mut self.coming).into_iter().flat_map(|of| of.into_iter().rev()) {
+        for (at, bytes) in
+            std::mem::take(&mut self.coming).into_iter().flat_map(|of| of.into_iter().rev())
+        {
             self.write(at, &bytes);
         }
     }

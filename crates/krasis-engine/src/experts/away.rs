@@ -593,7 +593,7 @@ impl Away {
 
     pub(super) fn end<D: Memory>(&mut self, d: &mut D) {
         let idle = !self.prompt && !self.open;
-        if idle && self.plan.hot > 0 && self.plan.decode == DecodeStrategy::HcsHybrid {
+        if idle && self.plan.decode == DecodeStrategy::HcsHybrid {
             self.swap(d);
         }
         if self.takes_groups() && self.plan.hot == 0 {

@@ -3,8 +3,8 @@
 //! itself, and it sums them in the same order, so nobody can tell how many there were.
 
 use super::Away;
-use crate::experts::{Work, guess};
 use crate::experts::slots::Slots;
+use crate::experts::{Work, guess};
 use krasis_core::{Act, Layout, Mat, Slot};
 use krasis_ops::{ABSENT, Bank, Memory, Ops, Routes};
 use std::ops::Range;

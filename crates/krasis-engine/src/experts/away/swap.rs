@@ -65,7 +65,8 @@ impl Away {
                 continue;
             }
             let hot = self.slots.all().filter(|&slot| self.slots.is_hot(slot));
-            let least = hot.map(|slot| (self.heat_in(slot), slot)).min_by(|a, b| a.0.total_cmp(&b.0));
+            let least =
+                hot.map(|slot| (self.heat_in(slot), slot)).min_by(|a, b| a.0.total_cmp(&b.0));
             match least {
                 Some((heat, least)) if heat < self.heat_in(slot) => {
                     self.slots.set_hot(least, false);
