@@ -72,7 +72,7 @@ const MUTANTS: &[Mutant] = &[
         AWAY,
         "        self.moved |= !self.brought.is_empty();\n",
         "",
-        LATE,
+        STRATEGIES,
     ),
     mutant(
         "the next layers take the slots of those at work",
@@ -158,6 +158,7 @@ const MUTANTS: &[Mutant] = &[
         "        }\n        result",
         OVERFLOW,
     ),
+    mutant("the device is not told of swaps", SWAP, "        self.moved = true;\n", "", LATE),
     mutant(
         "a slot is filled without a word",
         SWAP,

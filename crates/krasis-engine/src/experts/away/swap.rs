@@ -25,23 +25,32 @@ impl Away {
         }
         let mut coldest = std::mem::take(&mut self.coldest);
         self.coldest_slots(self.wanted.len(), &mut coldest);
-        let wanted = std::mem::take(&mut self.wanted);
-        // What the copies of a step wait for is no step's of few rows.
-        let pending = self.pending;
-        for (&(index, expert), &(cold, slot)) in wanted.iter().zip(&coldest) {
-            let heat = self.heat.of(index, expert);
-            if heat <= HOTTER * cold {
+        for (&(index, expert), &(cold, slot)) in self.wanted.iter().zip(&coldest) {
+            if self.heat.of(index, expert) <= HOTTER * cold {
                 break;
             }
             self.slots.put(slot, index, expert);
             self.coming.push(slot);
-            self.brought.clear();
-            self.brought.push((expert, slot));
-            self.copy(d, self.moe[index as usize]);
         }
-        self.pending = pending;
-        self.keep_hottest(&coldest);
-        (self.wanted, self.coldest) = (wanted, coldest);
+        self.coldest = coldest;
+        self.bring_coming(d);
+        self.keep_hottest();
+    }
+
+    /// Copies of any layers in one call: what they wait for is no step's of few rows, so they are not pending.
+    fn bring_coming<D: Memory>(&mut self, d: &mut D) {
+        if self.coming.is_empty() {
+            return;
+        }
+        let pieces = self.coming.iter().flat_map(|&slot| {
+            let (index, expert) = self.slots.holder(slot).expect("put there just now");
+            let bank = self.banks[self.moe[index as usize]].expect("a layer with experts");
+            bank.slots(expert, 1).into_iter().zip(self.plan.pool.slots(slot, 1))
+        });
+        let pieces = pieces.filter(|(from, _)| !from.is_empty());
+        d.bring(pieces.map(|(from, to)| (to, self.host.bytes(from))), &self.keep);
+        self.traffic.brought += self.coming.len() as u64;
+        self.moved = true;
     }
 
     /// So many slots, the coldest first, with their heat.
@@ -58,16 +67,16 @@ impl Away {
         }
     }
 
-    /// What came into a slot that prompts will need may be hotter than something that stays.
-    fn keep_hottest(&mut self, swapped: &[(f32, u32)]) {
-        for &(_, slot) in swapped.iter().filter(|&&(_, slot)| self.coming.contains(&slot)) {
+    /// What comes into a slot that prompts will need may be hotter than something that stays.
+    fn keep_hottest(&mut self) {
+        let coming = std::mem::take(&mut self.coming);
+        for &slot in &coming {
             if self.slots.is_hot(slot) {
                 continue;
             }
             let hot = self.slots.all().filter(|&slot| self.slots.is_hot(slot));
-            let least =
-                hot.map(|slot| (self.heat_in(slot), slot)).min_by(|a, b| a.0.total_cmp(&b.0));
-            match least {
+            let heats = hot.map(|slot| (self.heat_in(slot), slot));
+            match heats.min_by(|a, b| a.0.total_cmp(&b.0)) {
                 Some((heat, least)) if heat < self.heat_in(slot) => {
                     self.slots.set_hot(least, false);
                     self.slots.set_hot(slot, true);
@@ -75,5 +84,6 @@ impl Away {
                 _ => {}
             }
         }
+        self.coming = coming;
     }
 }
