@@ -257,17 +257,13 @@ struct Asked<'a, A, H> {
     activation: PhantomData<fn() -> A>,
 }
 
-fn put_routes(bytes: &[u8], to: &mut Vec<u32>) {
-    to.clear();
-    to.extend(bytes.as_chunks().0.iter().map(|route| u32::from_le_bytes(*route)));
-}
-
 impl<A: Activation, H: Aide> Answering for Asked<'_, A, H> {
     fn answer(&mut self, number: usize, question: &[u8], room: &mut [u8]) {
         let asked = &self.of[number];
         let (routes, x) = question.split_at(4 * asked.routes.len as usize);
         let (to, numbers) = self.aide.desk();
-        put_routes(routes, to);
+        to.clear();
+        to.extend(routes.as_chunks().0.iter().map(|route| u32::from_le_bytes(*route)));
         numbers.clear();
         A::decode(x, numbers);
         let bytes = A::BYTES as usize;
@@ -280,8 +276,10 @@ impl<A: Activation, H: Aide> Answering for Asked<'_, A, H> {
         self.aide.answer(asked.number, &Paper::new(&put));
     }
 
-    fn prepare(&mut self, number: usize, told: &[u8], asked: &(dyn Fn() -> bool + Sync)) {
-        put_routes(told, self.aide.desk().0);
+    fn prepare(&mut self, number: usize, told: &[u32], asked: &(dyn Fn() -> bool + Sync)) {
+        let (to, _) = self.aide.desk();
+        to.clear();
+        to.extend_from_slice(told);
         self.aide.prepare(self.of[number].number, asked);
     }
 }

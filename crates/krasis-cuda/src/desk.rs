@@ -55,8 +55,8 @@ impl Desk {
         [SIGNS, number * LINE, answer, (QUESTIONS + number) * LINE].map(|at| self.at(at) as u64)
     }
 
-    /// What is told of question `number` lies there. Two take turns: until a question is answered, the GPU may
-    /// tell of the next.
+    /// What is told of question `number` lies there. Two take turns: before a question is answered, the GPU tells
+    /// of the next.
     fn told_at(&self, number: usize) -> *mut u8 {
         self.at(SIGNS + self.room[1] + (1 + number % 2) * self.room[0])
     }
@@ -95,24 +95,31 @@ impl Desk {
         self.sign(number).load(Ordering::Acquire) != 0
     }
 
-    /// Waits until so many bytes are told of question `number`, and hands them out unless it is there as well.
+    /// Waits until so many words are told of question `number`, and takes them; false if it is there already.
     ///
     /// # Safety
     /// As for [`Self::wait`].
-    pub unsafe fn told(
+    pub unsafe fn take_told(
         &self,
         number: usize,
-        bytes: usize,
+        words: usize,
+        to: &mut Vec<u32>,
         stream: sys::CUstream,
-    ) -> Result<Option<&[u8]>, DriverError> {
-        assert!(bytes <= self.room[0], "more is told than the desk has room for");
+    ) -> Result<bool, DriverError> {
+        assert!(4 * words <= self.room[0], "more is told than the desk has room for");
         let told = || self.sign(2 * QUESTIONS + number).load(Ordering::Acquire) != 0;
         // SAFETY: promised by the caller.
         unsafe { until(|| told() || self.is_asked(number), stream)? };
-        // SAFETY: inside the allocation by the assertion. The GPU has written it, and does so again two
-        // questions later, when this one is answered.
-        let bytes = || unsafe { std::slice::from_raw_parts(self.told_at(number), bytes) };
-        Ok((!self.is_asked(number)).then(bytes))
+        if self.is_asked(number) {
+            return Ok(false);
+        }
+        let from = self.told_at(number).cast::<AtomicU32>();
+        to.clear();
+        // A GPU that has all experts of a layer waits for no answer, and may tell more meanwhile: words are
+        // whole then, and may be of a later layer.
+        // SAFETY: inside the allocation by the assertion, and aligned.
+        to.extend((0..words).map(|i| unsafe { &*from.add(i) }.load(Ordering::Relaxed)));
+        Ok(true)
     }
 
     /// A question that has come and room for its answer, so many bytes each.

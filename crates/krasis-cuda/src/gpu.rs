@@ -479,7 +479,7 @@ impl Machine for Gpu {
         let number = recorded.asked.len();
         let [to, sign] = desk_of(recorded).told_addresses(number).map(Arg::pointer);
         recorded.told.resize(number, 0);
-        recorded.told.push(4 * words as usize);
+        recorded.told.push(words as usize);
         let from = Arg::pointer(self.arena + from);
         let args = [from, words.into(), from, 0.into(), to, sign, 1.into()];
         self.launch(mail::TO_HOST, mail::TO_HOST_SHAPE, &args);

@@ -102,7 +102,7 @@ pub trait Answering {
     /// Question `number` is there, with room for its answer.
     fn answer(&mut self, number: usize, question: &[u8], room: &mut [u8]);
     /// What was told of question `number` is there, and some time until it is `asked`.
-    fn prepare(&mut self, number: usize, told: &[u8], asked: &(dyn Fn() -> bool + Sync));
+    fn prepare(&mut self, number: usize, told: &[u32], asked: &(dyn Fn() -> bool + Sync));
 }
 
 /// Memory of one arena and a queue of kernels over it. Work is done in order; only

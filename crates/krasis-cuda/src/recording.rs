@@ -16,7 +16,7 @@ pub struct Recorded {
     pub marks: Vec<Mark>,
     /// Bytes of each question and of its answer.
     pub asked: Vec<[usize; 2]>,
-    /// Bytes that are told before each question, as far as any are.
+    /// Words that are told before each question, as far as any are.
     pub told: Vec<usize>,
     /// Where they are asked, if any is.
     pub desk: Option<Arc<Mutex<Desk>>>,
@@ -57,6 +57,8 @@ pub struct Answers<'a> {
     desk: MutexGuard<'a, Desk>,
     asked: &'a [[usize; 2]],
     told: &'a [usize],
+    /// What was told last.
+    words: Vec<u32>,
     given: usize,
 }
 
@@ -65,7 +67,7 @@ impl<'a> Answers<'a> {
     pub fn new(desk: &'a Mutex<Desk>, of: &'a Recorded) -> Answers<'a> {
         let desk = desk.lock().unwrap_or_else(PoisonError::into_inner);
         desk.clear(of.asked.len());
-        Answers { desk, asked: &of.asked, told: &of.told, given: 0 }
+        Answers { desk, asked: &of.asked, told: &of.told, words: Vec::new(), given: 0 }
     }
 
     /// Gives all of them, each when it is asked for.
@@ -76,11 +78,11 @@ impl<'a> Answers<'a> {
     ) -> Result<(), DriverError> {
         while self.given < self.asked.len() {
             let (number, desk) = (self.given, &*self.desk);
-            if let Some(&bytes) = self.told.get(number).filter(|&&bytes| bytes > 0)
+            if let Some(&words) = self.told.get(number).filter(|&&words| words > 0)
                 // SAFETY: the stream of a GPU that is alive.
-                && let Some(told) = unsafe { desk.told(number, bytes, stream)? }
+                && unsafe { desk.take_told(number, words, &mut self.words, stream)? }
             {
-                aide.prepare(number, told, &|| desk.is_asked(number));
+                aide.prepare(number, &self.words, &|| desk.is_asked(number));
             }
             // SAFETY: as above.
             unsafe { desk.wait(number, stream)? };

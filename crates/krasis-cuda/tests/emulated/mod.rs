@@ -217,7 +217,10 @@ impl Machine for Emulated {
         for recorded in recording {
             match recorded {
                 Recorded::Launch(kernel, shape, args) => self.launch(*kernel, *shape, args),
-                Recorded::Tell(at, words) => told = Some(self.bytes(*at, 4 * words)),
+                Recorded::Tell(at, words) => {
+                    let bytes = self.bytes(*at, 4 * words);
+                    told = Some(bytemuck::pod_collect_to_vec::<u8, u32>(&bytes));
+                }
                 Recorded::Ask(parts) => {
                     if let Some(told) = told.take() {
                         let looks = AtomicUsize::new(number % 3 * 40);
