@@ -219,7 +219,8 @@ impl Machine for Emulated {
                 Recorded::Launch(kernel, shape, args) => self.launch(*kernel, *shape, args),
                 Recorded::Tell(at, words) => {
                     let bytes = self.bytes(*at, 4 * words);
-                    told = Some(bytemuck::pod_collect_to_vec::<u8, u32>(&bytes));
+                    let words = bytes.as_chunks().0.iter().copied().map(u32::from_le_bytes);
+                    told = Some(words.collect::<Vec<u32>>());
                 }
                 Recorded::Ask(parts) => {
                     if let Some(told) = told.take() {
