@@ -105,8 +105,9 @@ impl<D: Ops + Memory> Runner<D> {
                 (0..groups).for_each(|group| rank.group(group, input, (0, *rows_max), host));
             }
         }
-        ranks[last].hand_out(0, &chosen.scales[..heard], host, &mut hear);
+        // While devices are at work on what is waited for then.
         ranks.iter_mut().for_each(|rank| rank.experts.end(&mut rank.device));
+        ranks[last].hand_out(0, &chosen.scales[..heard], host, &mut hear);
         self.logits_from(heard, chosen, 0, &mut hear);
     }
 

@@ -6,6 +6,7 @@ use krasis_server::GenerationError;
 use krasis_text::TextError;
 use std::process::ExitCode;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 /// The table in `--help`.
@@ -126,6 +127,9 @@ impl From<StartError> for Failure {
 /// Who is told that the engine has panicked, once a server answers with it.
 static FAREWELL: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
 
+/// With what the process is about to end.
+static LEAVING: AtomicI32 = AtomicI32::new(0);
+
 /// Clients are told within this time, or they are not.
 const FAREWELL_TIME: Duration = Duration::from_secs(4);
 
@@ -175,7 +179,22 @@ pub fn memory_is_out() {
     leave(Failure::OUT_OF_MEMORY, SHORT_FAREWELL_TIME);
 }
 
+/// Why a server is over that was told so: whoever ends the process first says the same.
+pub fn failed() -> Failure {
+    match LEAVING.load(Ordering::Relaxed) {
+        Failure::OUT_OF_MEMORY => Failure::say(
+            Failure::OUT_OF_MEMORY as u8,
+            "the server has ended because memory ran out",
+        ),
+        _ => Failure::say(
+            Failure::DEVICE,
+            "the engine has failed: start again, or let --supervise do it",
+        ),
+    }
+}
+
 fn leave(code: i32, within: Duration) {
+    LEAVING.store(code, Ordering::Relaxed);
     let Some(tell) = FAREWELL.get() else { std::process::exit(code) };
     let after = |time, end: Box<dyn Fn() + Send>| {
         let dead = move || {

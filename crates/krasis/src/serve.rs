@@ -195,10 +195,7 @@ impl Serve {
         };
         tokio::select! {
             result = &mut server => match app.stage() {
-                Stage::Over(Over::Failed) => Err(Failure::say(
-                    Failure::DEVICE,
-                    "the engine has failed: start again, or let --supervise do it",
-                )),
+                Stage::Over(Over::Failed) => Err(exit::failed()),
                 _ => network(result),
             },
             failure = ready => failure,

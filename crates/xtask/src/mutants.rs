@@ -180,14 +180,12 @@ impl Mutant {
 /// Makes those whose name has `words` in it, all without any.
 pub fn mutants(root: &Path, target: &Path, words: &str) -> Result<ExitCode> {
     let tree = target.join("mutants");
-    let git = |arguments: &[&str]| Command::new("git").current_dir(root).args(arguments).status();
+    let git = |arguments: &[&str]| Command::new("git").current_dir(root).args(arguments).output();
     let path = tree.to_str().context("a folder whose name is text")?;
     // What an interrupted run has left.
     let _ = git(&["worktree", "remove", "--force", path]);
-    ensure!(
-        git(&["worktree", "add", "--detach", path, "HEAD"])?.success(),
-        "git makes no worktree"
-    );
+    let made = git(&["worktree", "add", "--detach", path, "HEAD"])?;
+    ensure!(made.status.success(), "no worktree: {}", String::from_utf8_lossy(&made.stderr));
     let mut unnoticed = 0;
     for mutant in MUTANTS.iter().filter(|mutant| mutant.name.contains(words)) {
         let file = tree.join(mutant.file);
