@@ -1,7 +1,7 @@
 //! The device: slots of an arena on a machine, and a workspace behind them.
 
 use crate::activation::Activation;
-use crate::machine::{Arg, Kernel, Machine, Shape, Taken};
+use crate::machine::{Answering, Arg, Kernel, Machine, Shape, Taken};
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use krasis_core::{Act, Bytes, Layout, Mat, Slot, Weight};
 use krasis_ops::{Aide, Keep, Memory, Paper, Question, Tiles};
@@ -151,9 +151,8 @@ impl<A: Activation, M: Machine> Memory for Cuda<A, M> {
             let asked = self.asking.take().expect("nothing is recorded in a recording");
             (self.machine.recorded(), asked)
         });
-        self.machine.replay(&repeated.0, &mut |number, question, room| {
-            answer::<A, H>(&repeated.1[number], question, aide, room);
-        });
+        let mut asked = Asked::<A, H> { of: &repeated.1, aide, activation: PhantomData };
+        self.machine.replay(&repeated.0, &mut asked);
         self.repeated.insert(key, Some(repeated));
     }
 
@@ -172,6 +171,12 @@ impl<A: Activation, M: Machine> Memory for Cuda<A, M> {
         self.download_with_act(routes, to, x, numbers);
     }
 
+    fn foretell(&mut self, routes: Slot<u32>) {
+        if self.asking.is_some() {
+            self.machine.tell(routes.start, routes.len as u32);
+        }
+    }
+
     fn answered<H: Aide>(&mut self, aide: &mut H, question: &Question) {
         let Question { places, out, .. } = *question;
         if self.asking.is_none() {
@@ -185,9 +190,12 @@ impl<A: Activation, M: Machine> Memory for Cuda<A, M> {
         self.machine.layer(layer);
     }
 
-    fn bring(&mut self, to: Slot<u8>, from: &[u8], keep: &Keep) {
-        assert!(from.len() as u64 <= to.len, "{} bytes for {to:?}", from.len());
-        self.machine.bring(to.start, from, keep);
+    fn bring<'a>(&mut self, pieces: impl Iterator<Item = (Slot<u8>, &'a [u8])>, keep: &Keep) {
+        let placed = pieces.map(|(to, from): (Slot<u8>, &[u8])| {
+            assert!(from.len() as u64 <= to.len, "{} bytes for {to:?}", from.len());
+            (to.start, from)
+        });
+        self.machine.bring(placed, keep);
     }
 
     fn brought(&mut self) {
@@ -242,25 +250,36 @@ impl<A: Activation, M: Machine> Memory for Cuda<A, M> {
     }
 }
 
-/// Has `aide` answer what a recording asks, in the machine's activations.
-fn answer<A: Activation, H: Aide>(
-    asked: &Question,
-    question: &[u8],
-    aide: &mut H,
-    room: &mut [u8],
-) {
-    let (routes, x) = question.split_at(4 * asked.routes.len as usize);
-    let (to, numbers) = aide.desk();
-    to.clear();
-    to.extend(routes.as_chunks().0.iter().map(|route| u32::from_le_bytes(*route)));
-    numbers.clear();
-    A::decode(x, numbers);
-    let bytes = A::BYTES as usize;
-    let tiles = Tiles::new(room, asked.out.cols as usize * bytes);
-    let put = |row: usize, first: usize, numbers: &[f32]| {
-        let cells = first * bytes..(first + numbers.len()) * bytes;
-        // SAFETY: who writes promises to be alone; tiles die at once.
-        A::encode(numbers, unsafe { tiles.tile(row, cells) });
-    };
-    aide.answer(asked.number, &Paper::new(&put));
+/// An aide who is asked in the machine's activations.
+struct Asked<'a, A, H> {
+    of: &'a [Question],
+    aide: &'a mut H,
+    activation: PhantomData<fn() -> A>,
+}
+
+impl<A: Activation, H: Aide> Answering for Asked<'_, A, H> {
+    fn answer(&mut self, number: usize, question: &[u8], room: &mut [u8]) {
+        let asked = &self.of[number];
+        let (routes, x) = question.split_at(4 * asked.routes.len as usize);
+        let (to, numbers) = self.aide.desk();
+        to.clear();
+        to.extend(routes.as_chunks().0.iter().map(|route| u32::from_le_bytes(*route)));
+        numbers.clear();
+        A::decode(x, numbers);
+        let bytes = A::BYTES as usize;
+        let tiles = Tiles::new(room, asked.out.cols as usize * bytes);
+        let put = |row: usize, first: usize, numbers: &[f32]| {
+            let cells = first * bytes..(first + numbers.len()) * bytes;
+            // SAFETY: who writes promises to be alone; tiles die at once.
+            A::encode(numbers, unsafe { tiles.tile(row, cells) });
+        };
+        self.aide.answer(asked.number, &Paper::new(&put));
+    }
+
+    fn prepare(&mut self, number: usize, told: &[u32], asked: &(dyn Fn() -> bool + Sync)) {
+        let (to, _) = self.aide.desk();
+        to.clear();
+        to.extend_from_slice(told);
+        self.aide.prepare(self.of[number].number, asked);
+    }
 }

@@ -55,6 +55,23 @@ pub(crate) fn answer(error: DriverError) -> String {
     format!("{:?}, {}", error.0, meaning.unwrap_or_default())
 }
 
+/// Whether the driver says that a GPU is gone, or that its memory cannot be trusted, whatever it was asked for.
+pub(crate) fn is_lost(DriverError(answer): DriverError) -> bool {
+    use sys::CUresult::*;
+    matches!(
+        answer,
+        CUDA_ERROR_DEVICE_UNAVAILABLE
+            | CUDA_ERROR_NO_DEVICE
+            | CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUDA_ERROR_CONTAINED
+            | CUDA_ERROR_SYSTEM_NOT_READY
+            | CUDA_ERROR_EXTERNAL_DEVICE
+            // The answer for one that has fallen off the bus.
+            | CUDA_ERROR_UNKNOWN
+    )
+}
+
 /// Opens the driver; its version as 1000 · major + 10 · minor.
 pub fn open() -> Result<i32, CudaError> {
     // SAFETY: loads a library and asks for nothing.
@@ -188,7 +205,25 @@ fn link(root: &Path, device: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::link;
+    use super::{is_lost, link};
+    use cudarc::driver::result::DriverError;
+    use cudarc::driver::sys::CUresult::*;
+
+    /// Faults of ours are no excuse.
+    #[test]
+    fn what_kernels_do_wrong_is_no_lost_gpu() {
+        for (answer, lost) in [
+            (CUDA_ERROR_DEVICE_UNAVAILABLE, true),
+            (CUDA_ERROR_ECC_UNCORRECTABLE, true),
+            (CUDA_ERROR_UNKNOWN, true),
+            (CUDA_ERROR_ILLEGAL_ADDRESS, false),
+            (CUDA_ERROR_LAUNCH_FAILED, false),
+            (CUDA_ERROR_OUT_OF_MEMORY, false),
+            (CUDA_ERROR_INVALID_VALUE, false),
+        ] {
+            assert_eq!(is_lost(DriverError(answer)), lost, "{answer:?}");
+        }
+    }
 
     #[test]
     fn a_link_is_as_fast_as_its_lanes() {

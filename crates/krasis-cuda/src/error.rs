@@ -119,3 +119,26 @@ impl CudaError {
         }
     }
 }
+
+/// What a panic carries when a GPU is lost: nothing here is a fault of ours, so it is told to people as it
+/// stands. Another process may do better.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{gpu} is lost: the NVIDIA driver answered {answer} to {what}. The system's log (`dmesg`, Xid) says why; \
+     the next start may have it back (krasis serve --supervise makes one), if not `nvidia-smi --gpu-reset`"
+)]
+pub struct Lost {
+    /// Its name.
+    pub gpu: String,
+    /// What it was asked for.
+    pub what: String,
+    /// The driver's answer.
+    pub answer: String,
+}
+
+impl Lost {
+    /// Ends the thread with it: nothing that it had on the GPU is left.
+    pub fn raise(self) -> ! {
+        std::panic::panic_any(self)
+    }
+}

@@ -5,7 +5,7 @@ use crate::beside::Beside;
 use crate::compile::{self, Cubin, Target};
 use crate::desk::Desk;
 use crate::driver::{self, Found, answer, failed};
-use crate::error::CudaError;
+use crate::error::{CudaError, Lost};
 use crate::machine::{Answering, Arg, Kernel, Limits, Machine, Shape, Taken};
 use crate::mail::{self, Mail, Part};
 use crate::peer::{Direct, End, Link, Verdict};
@@ -350,6 +350,9 @@ impl Gpu {
 
     fn check(&self, what: &str, answered: Result<(), DriverError>) {
         if let Err(error) = answered {
+            if driver::is_lost(error) {
+                Lost { gpu: self.name(), what: what.into(), answer: answer(error) }.raise();
+            }
             let name = |(kernel, layer): &(Kernel, Option<u32>)| {
                 let of = layer.map_or(String::new(), |layer| format!(" of layer {layer}"));
                 format!("{}/{}{of}", kernel.entry, kernel.variant)
@@ -480,6 +483,17 @@ impl Machine for Gpu {
         self.launch(mail::TO_HOST, mail::TO_HOST_SHAPE, &args);
     }
 
+    fn tell(&mut self, from: u64, words: u32) {
+        let recorded = self.recording.as_mut().expect("a recording has begun");
+        let number = recorded.asked.len();
+        let [to, sign] = desk_of(recorded).told_addresses(number).map(Arg::pointer);
+        recorded.told.resize(number, 0);
+        recorded.told.push(words as usize);
+        let from = Arg::pointer(self.arena + from);
+        let args = [from, words.into(), from, 0.into(), to, sign, 1.into()];
+        self.launch(mail::TO_HOST, mail::TO_HOST_SHAPE, &args);
+    }
+
     fn take(&mut self, Taken { to, places, rows, row }: Taken) {
         let recorded = self.recording.as_mut().expect("a recording has begun");
         let number = recorded.asked.len() - 1;
@@ -510,9 +524,9 @@ impl Machine for Gpu {
         recording
     }
 
-    fn replay(&mut self, recording: &Recording, answer: &mut Answering) {
+    fn replay(&mut self, recording: &Recording, aide: &mut dyn Answering) {
         self.enter();
-        let Recorded { kernels, asked, desk, marks } = &recording.of;
+        let Recorded { kernels, asked, desk, marks, .. } = &recording.of;
         if self.timeline.is_some() {
             // The events of the last time are passed anew.
             // SAFETY: the stream is alive.
@@ -527,9 +541,8 @@ impl Machine for Gpu {
             // SAFETY: the stream is alive.
             self.check("a replay", unsafe { result::stream::synchronize(self.stream) });
         }
-        let mut answers =
-            desk.iter().filter(|_| !asked.is_empty()).map(|desk| Answers::new(desk, asked));
-        let answers = answers.next();
+        let desk = desk.as_ref().filter(|_| !asked.is_empty());
+        let answers = desk.map(|desk| Answers::new(desk, &recording.of));
         // The first of a graph waits for all that was queued before.
         self.in_turn = false;
         // SAFETY: both are alive.
@@ -539,7 +552,7 @@ impl Machine for Gpu {
             marks.iter().for_each(|mark| timeline.launched(*mark));
         }
         if let Some(mut answers) = answers {
-            let answered = answers.give(self.stream, answer);
+            let answered = answers.give(self.stream, aide);
             self.check("a question", answered);
         }
         if let Some(timeline) = &self.timeline {
@@ -568,19 +581,25 @@ impl Machine for Gpu {
         self.in_turn = true;
     }
 
-    fn bring(&mut self, at: u64, bytes: &[u8], keep: &Keep) {
+    fn bring<'a>(&mut self, pieces: impl Iterator<Item = (u64, &'a [u8])>, keep: &Keep) {
         self.enter();
-        assert!(at + bytes.len() as u64 <= self.bytes, "a copy ends behind the arena");
         assert!(self.recording.is_none(), "a copy in the middle of a recording");
         // SAFETY: the stream is ours.
         let ordered = unsafe { self.beside.order(self.stream) };
         self.check("a copy from host memory", ordered.as_ref().map(drop).map_err(|error| *error));
         let begun = ordered.map(|stream| (stream, self.begin(stream)));
-        // SAFETY: inside the arena by the assertion; the rest is the caller's promise to `Memory`.
-        let copied = unsafe { self.beside.copy(self.arena + at, bytes, keep) };
+        let (mut bytes, mut copied) = (0, Ok(()));
+        for (at, piece) in pieces {
+            bytes += piece.len() as u64;
+            assert!(at + piece.len() as u64 <= self.bytes, "a copy ends behind the arena");
+            // SAFETY: inside the arena by the assertion; the rest is the caller's promise to `Memory`.
+            copied = copied.and_then(|()| unsafe { self.beside.add(self.arena + at, piece, keep) });
+        }
+        // SAFETY: the context is current.
+        let copied = copied.and_then(|()| unsafe { self.beside.send() });
         self.check("a copy from host memory", copied);
         if let Ok((stream, begun)) = begun {
-            self.end(begun, stream, ("bring", Track::Copies, bytes.len() as u64));
+            self.end(begun, stream, ("bring", Track::Copies, bytes));
         }
     }
 

@@ -30,7 +30,7 @@ mod vector;
 
 pub use activation::Activation;
 pub use cuda::{Cuda, WORKSPACE_BYTES};
-pub use error::CudaError;
+pub use error::{CudaError, Lost};
 pub use gpu::Gpu;
 pub use machine::{Arg, Kernel, Limits, Machine};
 pub use noting::Noting;

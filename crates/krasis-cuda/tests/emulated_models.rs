@@ -15,10 +15,10 @@ use fixtures::{
 use half::bf16;
 use home::Here;
 use krasis_core::Bytes;
-use krasis_cuda::Activation;
+use krasis_cuda::{Activation, Lost};
 use krasis_engine::{
-    Census, DecodeStrategy, Engine, Loaded, Options, PrefillStrategy, Ranks, Request, Residency,
-    Shared,
+    Census, DecodeStrategy, Engine, Event, Loaded, Options, PrefillStrategy, Ranks, Request,
+    Residency, Shared,
 };
 
 fn each<A: Activation>(fixtures: &[&str], good: impl Fn(&Compared) -> bool) {
@@ -62,26 +62,29 @@ fn bf16_activations_stay_near() {
     each::<bf16>(&["deepseek_v2", "qwen3_next"], |got| got.mean < 0.3);
 }
 
-/// Experts in host memory, brought by copies that come as late as they may: until they are waited for
-/// there is nothing but NaN.
-#[test]
-fn experts_are_waited_for() {
-    let with = |prefill, decode| Options {
+/// Experts in host memory, and room on the device for about half of them.
+fn half_away(prefill: PrefillStrategy, decode: DecodeStrategy) -> Options {
+    Options {
         residency: Residency::Host { prefill, decode },
         prompt_rows: Some(12),
         prefill_chunk: 48,
         pass_tokens: 120,
         context_max: Some(320),
+        device_bytes: Some(Bytes(3 << 20)),
         ..defaults()
-    };
+    }
+}
+
+/// Experts in host memory, brought by copies that come as late as they may: until they are waited for
+/// there is nothing but NaN.
+#[test]
+fn experts_are_waited_for() {
     use {DecodeStrategy as D, PrefillStrategy as P};
-    // Room for about half of the experts.
-    let some = |options: Options| Options { device_bytes: Some(Bytes(3 << 20)), ..options };
     each_with::<f32>(
         &[
-            ("qwen3_moe", some(with(P::HcsPrefill, D::HcsHybrid))),
-            ("qwen3_next", some(with(P::LayerGrouped(3), D::PureCpu))),
-            ("deepseek_v2_lite", some(with(P::ActiveOnly, D::Lru))),
+            ("qwen3_moe", half_away(P::HcsPrefill, D::HcsHybrid)),
+            ("qwen3_next", half_away(P::LayerGrouped(3), D::PureCpu)),
+            ("deepseek_v2_lite", half_away(P::ActiveOnly, D::Lru)),
         ],
         |got| got.mean < 1e-3 && got.worst < 2e-2 && got.same == 24,
     );
@@ -102,15 +105,7 @@ fn whoever_writes_beside_a_prompt_meets_nothing_that_is_on_its_way() {
         ("qwen3_moe", P::LayerGrouped(3), D::Lru),
         ("deepseek_v2_lite", P::LayerGrouped(2), D::Compact),
     ] {
-        let options = Options {
-            residency: Residency::Host { prefill, decode },
-            prompt_rows: Some(12),
-            prefill_chunk: 48,
-            pass_tokens: 120,
-            context_max: Some(320),
-            device_bytes: Some(Bytes(3 << 20)),
-            ..defaults()
-        };
+        let options = half_away(prefill, decode);
         let home = Here::<f32>::new(kernels.clone());
         let Loaded { mut engine, handle, submissions, .. } =
             Engine::load(&dir(fixture), &options, home).unwrap();
@@ -141,18 +136,7 @@ fn strategies_change_under_recordings() {
     if !possible() {
         return;
     }
-    let options = Options {
-        residency: Residency::Host {
-            prefill: PrefillStrategy::HcsPrefill,
-            decode: DecodeStrategy::HcsHybrid,
-        },
-        prompt_rows: Some(12),
-        prefill_chunk: 48,
-        pass_tokens: 120,
-        context_max: Some(320),
-        device_bytes: Some(Bytes(3 << 20)),
-        ..defaults()
-    };
+    let options = half_away(PrefillStrategy::HcsPrefill, DecodeStrategy::HcsHybrid);
     let home = Here::<f32>::new(Kernels::new::<f32>(LARGE));
     let Loaded { mut engine, handle, submissions, .. } =
         Engine::load(&dir("qwen3_moe"), &options, home).unwrap();
@@ -212,4 +196,64 @@ fn several_gpus_give_the_bits_of_one() {
         let wanted = run(1);
         assert!(run(2) == wanted && run(3) == wanted, "{fixture}, {residency:?}");
     }
+}
+
+/// A GPU that is lost in the middle of an answer: the engine's thread ends with a sentence, and whoever waits is
+/// left with what was said so far.
+#[test]
+fn a_lost_gpu_ends_the_thread_with_a_sentence() {
+    if !possible() {
+        return;
+    }
+    let kernels = Kernels::new::<f32>(LARGE);
+    let options = half_away(PrefillStrategy::HcsPrefill, DecodeStrategy::HcsHybrid);
+    // While the prompt is read, and while tokens are written.
+    for launches in [20, 400] {
+        let mut home = Here::<f32>::new(kernels.clone());
+        home.launches_left = Some(launches);
+        let Loaded { mut engine, handle, submissions, .. } =
+            Engine::load(&dir("qwen3_moe"), &options, home).unwrap();
+        let golden = Golden::of("qwen3_moe");
+        let (sender, events) = std::sync::mpsc::channel();
+        let heard = Box::new(move |event| drop(sender.send(event)));
+        let ticket = handle.submit(greedy(&golden.greedy_prompt, 24), heard).unwrap();
+        let serving = std::thread::spawn(move || engine.serve(&submissions));
+        let panic = serving.join().expect_err("it is lost");
+        let lost = panic.downcast_ref::<Lost>().expect("a sentence").to_string();
+        assert!(lost.starts_with("GPU 0 (emulated) is lost"), "{lost}");
+        // The thread is gone, so what waits for it is told that there will be no more.
+        let events: Vec<Event> = events.iter().collect();
+        let ended = events.iter().any(|event| matches!(event, Event::Done { .. }));
+        assert!(!ended && events.len() < 24, "{launches}: {} events", events.len());
+        drop(ticket);
+    }
+}
+
+/// What the CPU will be asked is guessed in steps that are replayed, and more often than by chance.
+#[test]
+fn the_next_layers_experts_are_guessed() {
+    if !possible() {
+        return;
+    }
+    let options = half_away(PrefillStrategy::HcsPrefill, DecodeStrategy::PureCpu);
+    let home = Here::<f32>::new(Kernels::new::<f32>(LARGE));
+    let Loaded { mut engine, handle, submissions, .. } =
+        Engine::load(&dir("qwen3_moe"), &options, home).unwrap();
+    let serving = std::thread::spawn(move || engine.serve(&submissions));
+    let golden = Golden::of("qwen3_moe");
+    let experts = handle.census.experts.get().unwrap().clone();
+    let counts = || [&experts.on_the_cpu, &experts.guessed].map(Census::read);
+    // Until all is recorded.
+    let one = |tokens| answer(&handle, greedy(&golden.tokens[..3], tokens)).tokens.len();
+    one(4);
+    let before = counts();
+    let written = one(60);
+    let now = counts();
+    drop(handle);
+    serving.join().unwrap();
+    let [cpu, guessed] = [0, 1].map(|i| (now[i] - before[i]) as f64);
+    println!("{written} tokens, {cpu} pairs of which {guessed} were guessed");
+    // Three of eight in each of three layers, of which nobody guesses the first.
+    let chance = 3.0 / 8.0 * 2.0 / 3.0;
+    assert!(guessed > 1.5 * chance * cpu && guessed <= cpu, "{guessed} of {cpu}");
 }

@@ -52,6 +52,14 @@ fn prompts_do_not_mind_company() {
 }
 
 #[test]
+fn scattered_pieces_arrive() {
+    if possible() {
+        let kernels = Kernels::new::<bf16>(LARGE);
+        common::scattered_pieces_arrive::<bf16, _>(Emulated::new(Bytes(ARENA_BYTES), &kernels));
+    }
+}
+
+#[test]
 fn copies_come_between_kernels() {
     if possible() {
         let kernels = Kernels::new::<bf16>(LARGE);

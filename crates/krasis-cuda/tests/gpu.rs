@@ -98,6 +98,13 @@ fn a_timeline_names_kernels_with_their_layers() {
 }
 
 #[test]
+fn scattered_pieces_arrive() {
+    if let Some(gpu) = opened::<bf16>(Checking::Reads) {
+        common::scattered_pieces_arrive::<bf16, _>(gpu);
+    }
+}
+
+#[test]
 fn copies_come_between_kernels() {
     if let Some(gpu) = opened::<bf16>(Checking::Reads) {
         copies_are_made_in_turn::<bf16, _>(gpu);

@@ -86,6 +86,8 @@ pub struct ExpertCensus {
     pub on_the_device: AtomicU64,
     /// Those that the CPU computed.
     pub on_the_cpu: AtomicU64,
+    /// Those of them whose experts were guessed a layer before.
+    pub guessed: AtomicU64,
     /// `[layer][expert]`, nothing for dense layers; empty where nobody looks.
     asked: Vec<Vec<AtomicU64>>,
 }
@@ -157,6 +159,7 @@ impl ExpertCensus {
             brought: AtomicU64::new(0),
             on_the_device: AtomicU64::new(0),
             on_the_cpu: AtomicU64::new(0),
+            guessed: AtomicU64::new(0),
             asked: experts.map(|n| (0..n).map(|_| AtomicU64::new(0)).collect()).collect(),
         }
     }
@@ -219,9 +222,10 @@ impl ExpertCensus {
 
     /// What was copied and computed where, up to now.
     pub(crate) fn moved(&self, traffic: Traffic) {
-        let Traffic { brought, on_the_device, on_the_cpu, .. } = traffic;
+        let Traffic { brought, on_the_device, on_the_cpu, guessed, .. } = traffic;
         self.brought.store(brought, Ordering::Relaxed);
         self.on_the_device.store(on_the_device, Ordering::Relaxed);
         self.on_the_cpu.store(on_the_cpu, Ordering::Relaxed);
+        self.guessed.store(guessed, Ordering::Relaxed);
     }
 }

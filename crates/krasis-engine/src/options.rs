@@ -96,8 +96,10 @@ pub enum Residency {
 /// How the engine's thread fails, in the forward pass of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It panics, as on a device that is lost.
+    /// It panics, as it does where something is wrong with the program.
     Panic(u64),
+    /// Its GPU is lost.
+    Lose(u64),
     /// It never comes back, as from a device that hangs.
     Hang(u64),
 }

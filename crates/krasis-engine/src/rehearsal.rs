@@ -6,8 +6,7 @@ use crate::network::Network;
 use crate::plan::Plan;
 use crate::step::{LOGIT_ROWS, Places};
 use krasis_core::Layout;
-use krasis_model::blocks::{self, Step, moe};
-use krasis_model::{Buffers, Ffn};
+use krasis_model::blocks;
 use krasis_ops::{KEYS_TOGETHER, Memory, Ops, PROMPT_ROWS, Prompts};
 
 /// Rows of prompts: on both sides of every number at which a device may take another kernel. One that is
@@ -61,8 +60,8 @@ impl<'a> Rehearsal<'a> {
         }
         for (index, (layer, cache)) in model.layers.iter().zip(&network.caches).enumerate() {
             blocks::before_experts(d, layer, model.eps, cache, &step, &b);
-            if let Ffn::Moe(m) = &layer.ffn {
-                self.experts(d, index, m, &step, &b);
+            if let Some(work) = network.work(index, &step, &b) {
+                self.experts(d, index, &work);
             }
             blocks::after_experts(d, model, index, &b);
         }
@@ -71,15 +70,8 @@ impl<'a> Rehearsal<'a> {
         }
     }
 
-    fn experts<D: Ops>(
-        &self,
-        d: &mut D,
-        layer: usize,
-        m: &krasis_model::Moe<krasis_core::Weight>,
-        step: &Step,
-        b: &Buffers,
-    ) {
-        let (plan, routes) = (self.plan, moe::routes(m, b));
+    fn experts<D: Ops>(&self, d: &mut D, layer: usize, work: &Work) {
+        let (plan, routes) = (self.plan, work.routes);
         let bank = match &plan.away {
             Some(away) => {
                 d.place(routes.experts, away.tables, away.counts, routes.experts.whole());
@@ -87,14 +79,15 @@ impl<'a> Rehearsal<'a> {
             }
             None => plan.placed.banks[layer].as_ref(),
         };
-        let pairs = step.rows * m.routing.top_k;
-        let (inner, out) =
-            (b.pair_inner.mat(pairs, m.experts.inter), b.pairs.mat(pairs, b.normed.cols));
         if let Some(bank) = bank {
-            d.experts(b.normed, routes, bank, inner, out);
+            d.experts(work.x, routes, bank, work.inner, work.out);
         }
-        for helper in plan.away.iter().flat_map(|away| &away.helpers) {
-            helper.rehearse(d, &Work { x: b.normed, routes, inner, out });
+        let Some(away) = &plan.away else { return };
+        if let Some((next, guess)) = work.next.zip(away.guess)
+            && work.x.rows <= guess.experts.rows
+        {
+            next.guess(d, guess, work.x.rows);
         }
+        away.helpers.iter().for_each(|helper| helper.rehearse(d, work));
     }
 }

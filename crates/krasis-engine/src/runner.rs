@@ -13,7 +13,7 @@ use std::time::Instant;
 
 /// Decoded rows up to which a device remembers what comes between the experts of two layers, if those
 /// are asked for from outside: each number of rows takes memory for all layers.
-const ROWS_REMEMBERED: u32 = 8;
+pub(crate) const ROWS_REMEMBERED: u32 = 8;
 
 /// Rows of decode steps that are run before anybody waits for them: one of an answer alone, and those of
 /// a few together.
@@ -105,8 +105,9 @@ impl<D: Ops + Memory> Runner<D> {
                 (0..groups).for_each(|group| rank.group(group, input, (0, *rows_max), host));
             }
         }
-        ranks[last].hand_out(0, &chosen.scales[..heard], host, &mut hear);
+        // While devices are at work on what is waited for then.
         ranks.iter_mut().for_each(|rank| rank.experts.end(&mut rank.device));
+        ranks[last].hand_out(0, &chosen.scales[..heard], host, &mut hear);
         self.logits_from(heard, chosen, 0, &mut hear);
     }
 

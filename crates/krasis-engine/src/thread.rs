@@ -10,6 +10,7 @@ use crate::outlook::{Lookout, Verdict};
 use crate::runner::Runner;
 use crate::sample::Known;
 use crate::sequence::Sequence;
+use krasis_cuda::Lost;
 use krasis_ops::{Memory, Ops};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
@@ -139,6 +140,10 @@ impl<D: Ops + Memory> Engine<D> {
         let step = self.census.steps.fetch_add(1, Ordering::Relaxed);
         match self.fault {
             Some(Fault::Panic(at)) if at == step => panic!("step {step} fails, as it is wished"),
+            Some(Fault::Lose(at)) if at == step => {
+                let (gpu, answer) = ("GPU 0".into(), "CUDA_ERROR_DEVICE_UNAVAILABLE".into());
+                Lost { gpu, what: format!("step {step}"), answer }.raise()
+            }
             Some(Fault::Hang(at)) if at == step => loop {
                 std::thread::park();
             },

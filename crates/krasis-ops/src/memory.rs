@@ -35,6 +35,9 @@ pub trait Aide {
     /// Writes the answer to what lies there, and tells for each row [`ABSENT`] if it says nothing: those
     /// are the device's own.
     fn answer(&mut self, number: usize, paper: &Paper) -> &[u32];
+    /// What question `number` may be about was foretold and lies there, where routes are put. There is time
+    /// to get ready for it until it is `asked`; it may turn out to be about something else.
+    fn prepare(&mut self, _number: usize, _asked: &(dyn Fn() -> bool + Sync)) {}
 }
 
 /// Where an answer is written: rows for a device, which several threads may fill.
@@ -103,12 +106,13 @@ pub trait Memory {
     }
     /// Copies numbers to activations that are whole rows, which are the first of `to`.
     fn upload_act(&mut self, to: Mat<Act>, values: &[f32]);
-    /// Copies host memory that stays as it is, and where it is as long as `_keep` lives. Operations
-    /// that were called before may still read what `to` held; those called after [`Self::brought`]
-    /// find what is new, and those in between must not look. So copies and operations that have
-    /// nothing to do with each other may run side by side, where a device can do that.
-    fn bring(&mut self, to: Slot<u8>, from: &[u8], _keep: &Keep) {
-        self.upload(to, from);
+    /// Copies pieces of host memory that stay as they are, and where they are as long as `_keep` lives,
+    /// each to its slot, in any order. Operations that were called before may still read what the slots
+    /// held; those called after [`Self::brought`] find what is new, and those in between must not look.
+    /// So copies and operations that have nothing to do with each other may run side by side, where a
+    /// device can do that.
+    fn bring<'a>(&mut self, pieces: impl Iterator<Item = (Slot<u8>, &'a [u8])>, _keep: &Keep) {
+        pieces.for_each(|(to, from)| self.upload(to, from));
     }
 
     /// Has operations from now on wait for what was brought.
@@ -172,6 +176,10 @@ pub trait Memory {
         let (routes, x) = aide.desk();
         self.download_with_act(question.routes, routes, question.x, x);
     }
+
+    /// Foretells what the next question may be about: what `routes` hold here. A device that does not wait
+    /// for its questions while they are answered keeps that to itself.
+    fn foretell(&mut self, _routes: Slot<u32>) {}
 
     /// From here on the rows of `out` that were asked for are there.
     fn answered<H: Aide>(&mut self, aide: &mut H, question: &Question) {

@@ -84,8 +84,10 @@ impl<D: Memory> Memory for Traced<D> {
     ) {
         self.time("download", from.rows, |d| d.download_with_act(at, to, from, numbers));
     }
-    fn bring(&mut self, to: Slot<u8>, from: &[u8], keep: &Keep) {
-        self.time("bring", from.len() as u32, |d| d.bring(to, from, keep));
+    fn bring<'a>(&mut self, pieces: impl Iterator<Item = (Slot<u8>, &'a [u8])>, keep: &Keep) {
+        let pieces: Vec<_> = pieces.collect();
+        let bytes: usize = pieces.iter().map(|(_, from)| from.len()).sum();
+        self.time("bring", bytes as u32, |d| d.bring(pieces.into_iter(), keep));
     }
     fn brought(&mut self) {
         self.device.brought();

@@ -1,11 +1,12 @@
 //! How the program ends: one table of exit codes, for scripts.
 
-use krasis_cuda::CudaError;
+use krasis_cuda::{CudaError, Lost};
 use krasis_engine::StartError;
 use krasis_server::GenerationError;
 use krasis_text::TextError;
 use std::process::ExitCode;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 /// The table in `--help`.
@@ -126,20 +127,36 @@ impl From<StartError> for Failure {
 /// Who is told that the engine has panicked, once a server answers with it.
 static FAREWELL: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
 
+/// With what the process is about to end.
+static LEAVING: AtomicI32 = AtomicI32::new(0);
+
 /// Clients are told within this time, or they are not.
 const FAREWELL_TIME: Duration = Duration::from_secs(4);
 
+/// The same where memory is short, and gets shorter.
+const SHORT_FAREWELL_TIME: Duration = Duration::from_millis(500);
+
 /// A panic of the main thread or of the engine's ends the process: a server without an engine
-/// would only look alive. A panic in one HTTP request ends that request.
+/// would only look alive. A panic in one HTTP request ends that request. A GPU that is lost is no panic to
+/// people: that is one sentence, and the code of a device that failed, also while a model is being loaded.
 pub fn on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        report(panic);
+        let code = match panic.payload().downcast_ref::<Lost>() {
+            Some(lost) => {
+                eprintln!("krasis: {lost}");
+                Failure::DEVICE.into()
+            }
+            None => {
+                report(panic);
+                Failure::PANIC
+            }
+        };
         let thread = std::thread::current();
         let engine = thread.name().is_some_and(|name| name.starts_with("krasis"));
         match FAREWELL.get() {
             Some(_) if engine => engine_is_lost(),
-            _ if engine || thread.name() == Some("main") => std::process::exit(Failure::PANIC),
+            _ if engine || thread.name() == Some("main") => std::process::exit(code),
             _ => {}
         }
     }));
@@ -154,20 +171,44 @@ pub fn on_engine_panic(tell: impl Fn() + Send + Sync + 'static) {
 
 /// Tells clients that there is no engine any more, and ends the process soon.
 pub fn engine_is_lost() {
-    if let Some(tell) = FAREWELL.get() {
-        tell();
+    leave(Failure::DEVICE.into(), FAREWELL_TIME);
+}
+
+/// The same because there is no memory any more.
+pub fn memory_is_out() {
+    leave(Failure::OUT_OF_MEMORY, SHORT_FAREWELL_TIME);
+}
+
+/// Why a server is over that was told so: whoever ends the process first says the same.
+pub fn failed() -> Failure {
+    match LEAVING.load(Ordering::Relaxed) {
+        Failure::OUT_OF_MEMORY => Failure::say(
+            Failure::OUT_OF_MEMORY as u8,
+            "the server has ended because memory ran out",
+        ),
+        _ => Failure::say(
+            Failure::DEVICE,
+            "the engine has failed: start again, or let --supervise do it",
+        ),
     }
-    let after = |time, end: fn()| {
+}
+
+fn leave(code: i32, within: Duration) {
+    LEAVING.store(code, Ordering::Relaxed);
+    let Some(tell) = FAREWELL.get() else { std::process::exit(code) };
+    let after = |time, end: Box<dyn Fn() + Send>| {
         let dead = move || {
             std::thread::sleep(time);
             end();
         };
         std::thread::Builder::new().name("farewell".into()).spawn(dead)
     };
-    let exit = || std::process::exit(Failure::DEVICE.into());
+    // First of all, because telling may take what there is no more of.
+    let exits = after(within, Box::new(move || std::process::exit(code)));
     // A driver that hangs may keep a process from its end, which it wants to hear of.
-    let aborts = after(2 * FAREWELL_TIME, || std::process::abort());
-    if after(FAREWELL_TIME, exit).is_err() || aborts.is_err() {
-        exit();
+    let aborts = after(2 * within.max(FAREWELL_TIME), Box::new(|| std::process::abort()));
+    tell();
+    if exits.is_err() || aborts.is_err() {
+        std::process::exit(code);
     }
 }

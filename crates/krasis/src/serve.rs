@@ -102,6 +102,9 @@ pub struct Serve {
     /// Fail in this forward pass, for tests
     #[arg(long, value_name = "N", hide = true)]
     fault_at_step: Option<u64>,
+    /// Lose the device in this one
+    #[arg(long, value_name = "N", hide = true)]
+    lose_at_step: Option<u64>,
     /// Never come back from this one
     #[arg(long, value_name = "N", hide = true)]
     hang_at_step: Option<u64>,
@@ -132,6 +135,7 @@ impl Serve {
         let dir = self.model.folder()?;
         let (queue, sequences) = (self.queue_max, self.max_sequences);
         let fault = self.fault_at_step.map(Fault::Panic);
+        let fault = fault.or(self.lose_at_step.map(Fault::Lose));
         let fault = fault.or(self.hang_at_step.map(Fault::Hang));
         let wishes = move |options: &mut Options| {
             options.queue_max = queue.map_or(options.queue_max, |queue| queue as usize);
@@ -204,10 +208,7 @@ impl Serve {
         };
         tokio::select! {
             result = &mut server => match app.stage() {
-                Stage::Over(Over::Failed) => Err(Failure::say(
-                    Failure::DEVICE,
-                    "the engine has failed: start again, or let --supervise do it",
-                )),
+                Stage::Over(Over::Failed) => Err(exit::failed()),
                 _ => network(result),
             },
             failure = ready => failure,

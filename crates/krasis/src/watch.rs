@@ -1,6 +1,6 @@
-//! The watch over memory that this program keeps while it has a model.
+//! The watch over memory that this program keeps while it has a model: while it is loaded, too.
 
-use crate::exit::Failure;
+use crate::exit::{self, Failure};
 use crate::options::ModelArguments;
 use krasis_machine::watchdog::EVERY;
 use krasis_machine::{Memory, Watchdog};
@@ -15,7 +15,7 @@ pub fn memory(model: &ModelArguments) -> Result<Option<Watchdog>, Failure> {
     let poll = move || Memory::read(&root);
     let watchdog = Watchdog::start(EVERY, poll, |shortage| {
         eprintln!("krasis: {shortage}; --no-memory-watchdog turns this watch off");
-        std::process::exit(Failure::OUT_OF_MEMORY);
+        exit::memory_is_out();
     });
     Ok(Some(watchdog.map_err(anyhow::Error::from)?))
 }

@@ -3,6 +3,7 @@
 mod common;
 
 use common::{krasis, tiny};
+use krasis_machine::fake::{Fake, FakeNode, meminfo, put};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -270,6 +271,22 @@ fn a_failing_engine_tells_its_clients_and_ends_with_75() {
     assert_eq!(server.code(), Some(75));
 }
 
+/// A sentence in place of a panic's report, and readiness ends before the process does.
+#[test]
+fn a_device_that_is_lost_tells_its_clients_and_ends_with_75() {
+    let server = Served::start(&["--lose-at-step", "20"]);
+    let reply = server.ask(TEXT, "", &prompt(100, true));
+    assert!(reply.starts_with("HTTP/1.1 200") && !reply.contains("[DONE]"), "{reply}");
+    let last = reply.rsplit("data: ").next().unwrap();
+    assert!(last.contains("\"error\"") && last.contains("engine_"), "{reply}");
+    let line = server.says("is lost");
+    assert!(
+        line.starts_with("krasis: GPU 0 is lost: the NVIDIA driver answered CUDA_ERROR"),
+        "{line}"
+    );
+    assert_eq!(server.code(), Some(75));
+}
+
 #[test]
 fn an_engine_that_hangs_is_given_up() {
     let server = Served::start(&["--hang-at-step", "20", "--hang-timeout", "10"]);
@@ -285,15 +302,44 @@ fn an_engine_that_hangs_is_given_up() {
     assert_eq!(server.code(), Some(75));
 }
 
+/// Others take the memory while somebody waits for an answer.
+#[test]
+fn memory_that_runs_out_is_told_before_the_end() {
+    let root = tempfile::tempdir().unwrap();
+    let node = FakeNode { number: 0, cpus: "0-3", mib: 8_000 };
+    let machine = Fake {
+        online: "0-3",
+        cpus_allowed: "0-3",
+        mems_allowed: "0",
+        cores: &["0,2", "1,3"],
+        nodes: &[node],
+        mib: (8_000, 6_000),
+    };
+    machine.write(root.path()).unwrap();
+    let folder = root.path().to_str().unwrap();
+    let server = Served::start(&["--machine-root", folder, "--hang-at-step", "20"]);
+    let waiting = server.send(TEXT, "", &prompt(100, true));
+    eventually("it runs", || server.status()["requests"]["running"] == 1);
+    put(root.path(), "proc/meminfo", &meminfo(8_000, 300)).unwrap();
+    let reply = rest(waiting);
+    assert!(reply.starts_with("HTTP/1.1 200") && !reply.contains("[DONE]"), "{reply}");
+    let last = reply.rsplit("data: ").next().unwrap();
+    assert!(last.contains("\"error\""), "{reply}");
+    server.says("only 300.00 MiB of 7.81 GiB");
+    assert_eq!(server.code(), Some(137));
+}
+
 #[test]
 fn a_model_that_cannot_answer_is_never_ready() {
     let model = tiny();
     let dir = model.path().to_str().unwrap();
-    let arguments = ["serve", "--port", "0", "--no-cache", "--fault-at-step", "0"];
-    let output = krasis(&[&arguments[..], &["--model-path", dir]].concat()).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(75), "{said}");
-    assert!(!said.contains("ready on"), "{said}");
+    for fault in ["--fault-at-step", "--lose-at-step"] {
+        let arguments = ["serve", "--port", "0", "--no-cache", fault, "0"];
+        let output = krasis(&[&arguments[..], &["--model-path", dir]].concat()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(75), "{said}");
+        assert!(!said.contains("ready on"), "{said}");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ const RUN: &str = include_str!("gpu_run.sh");
 /// Builds, strips and collects.
 pub fn gpu_pack(root: &Path) -> Result<ExitCode> {
     let tests = ["test", "--no-run", "-p", "krasis-cuda", "-p", "krasis-engine", "--test", "gpu"];
-    let [vector, delta, attention] = ["vector", "delta", "attention"]
+    let [vector, delta, attention, copies] = ["vector", "delta", "attention", "copies"]
         .map(|name| ["build", "-p", "krasis-cuda", "--example", name]);
     let folder = root.join(".gpu");
     fs::create_dir_all(&folder)?;
@@ -22,6 +22,7 @@ pub fn gpu_pack(root: &Path) -> Result<ExitCode> {
         (executable(&vector, "crates/krasis-cuda/")?, "vector"),
         (executable(&delta, "crates/krasis-cuda/")?, "delta"),
         (executable(&attention, "crates/krasis-cuda/")?, "attention"),
+        (executable(&copies, "crates/krasis-cuda/")?, "copies"),
     ] {
         let file = folder.join(name);
         let packed = folder.join(format!("{name}.gz"));

@@ -31,6 +31,7 @@ part ops-bf16 .gpu/ops in_bf16 --nocapture
 part repeats .gpu/ops repeated --nocapture
 part delta-nets .gpu/ops delta_nets --nocapture
 part prompts .gpu/ops prompts_do_not --nocapture
+part copies .gpu/ops pieces --nocapture
 part timeline .gpu/ops timeline --nocapture
 part models-f32 .gpu/models f32_activations --nocapture
 part models-bf16 .gpu/models bf16_activations --nocapture
@@ -42,6 +43,7 @@ if [ "${1:-}" = bench ]; then
     part bench-vector .gpu/vector
     part bench-delta .gpu/delta
     part bench-attention .gpu/attention
+    part bench-copies .gpu/copies
     for bits in 16 4; do
         part "bench-$bits" .gpu/krasis bench --model-path fixtures/configs/Qwen3-30B-A3B.json \
             --load-format dummy --cpu-expert-bits "$bits" --device cuda

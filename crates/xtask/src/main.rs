@@ -1,6 +1,7 @@
 //! Automation of the repository: `cargo xt tidy` checks its rules, `cargo xt readme` prints the
-//! commands that its README promises, `cargo xt kernels` compiles the GPU's kernels, and
-//! `cargo xt gpu-pack` collects what a GPU machine needs to test them.
+//! commands that its README promises, `cargo xt kernels` compiles the GPU's kernels,
+//! `cargo xt gpu-pack` collects what a GPU machine needs to test them, and `cargo xt mutants` makes mistakes
+//! that tests must notice.
 #![forbid(unsafe_code)]
 
 mod docs;
@@ -8,6 +9,7 @@ mod gpu_pack;
 mod kernels;
 mod layers;
 mod mask;
+mod mutants;
 mod source;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -47,8 +49,13 @@ fn main() -> Result<ExitCode> {
             let target = metadata["target_directory"].as_str().context("cargo names a folder")?;
             kernels::kernels(Path::new(target))
         }
+        Some("mutants") => {
+            let target = metadata["target_directory"].as_str().context("cargo names a folder")?;
+            let words = std::env::args().nth(2).unwrap_or_default();
+            mutants::mutants(Path::new(root), Path::new(target), &words)
+        }
         Some("gpu-pack") => gpu_pack::gpu_pack(Path::new(root)),
-        _ => bail!("say `cargo xt tidy`, `readme`, `kernels` or `gpu-pack`"),
+        _ => bail!("say `cargo xt tidy`, `readme`, `kernels`, `mutants` or `gpu-pack`"),
     }
 }
 

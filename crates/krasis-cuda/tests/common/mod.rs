@@ -2,6 +2,7 @@
 
 use half::bf16;
 use krasis_core::{Act, DType, Format, Mat, Slot};
+use krasis_cpu::Arena;
 use krasis_cuda::{Activation, Cuda, Machine, WORKSPACE_BYTES};
 use krasis_ops::testing::{Case, Judge, all};
 use krasis_ops::{
@@ -361,4 +362,40 @@ pub fn copies_are_made_in_turn<A: Activation, M: Machine>(machine: M) {
     }
     assert!(device.download(bytes(kept)) == wanted, "what was copied");
     assert!(device.download(bytes(out)) != wanted, "what was written again");
+}
+
+/// Pieces of any length from anywhere in host memory, few and many, short and long; what lies between them
+/// stays as it was.
+pub fn scattered_pieces_arrive<A: Activation, M: Machine>(machine: M) {
+    let mut case = Case::new(28);
+    let all = case.layout.slot::<u8>(24 << 20);
+    let mut host = Arena::new(&case.layout).unwrap();
+    let keep = host.keep();
+    host.slice_mut(all).chunks_mut(8).for_each(|to| {
+        let bytes = case.bits().to_le_bytes();
+        to.copy_from_slice(&bytes[..to.len()]);
+    });
+    let mut device = device_with::<A, M>(&case, machine);
+    for (pieces, most) in [(1, 100), (3, 9 << 20), (500, 20_000), (40, 500_000)] {
+        device.upload(all, &vec![0xff_u8; all.len as usize]);
+        let (mut at, mut wanted) = (0, vec![0xff; all.len as usize]);
+        let mut slots = Vec::new();
+        for piece in 0..2 * pieces {
+            let len = 1 + case.bits() % (most / 2) + most / 4;
+            if at + len > all.len {
+                break;
+            }
+            if piece % 2 == 0 {
+                let slot = Slot::<u8>::new(all.start + at, len);
+                slots.push(slot);
+                let range = at as usize..(at + len) as usize;
+                wanted[range].copy_from_slice(host.slice(slot));
+            }
+            at += len;
+        }
+        slots.reverse();
+        device.bring(slots.iter().map(|slot| (*slot, host.slice(*slot))), &keep);
+        device.brought();
+        assert!(device.download(all) == wanted, "{pieces} pieces of up to {most} bytes");
+    }
 }

@@ -15,12 +15,14 @@ use std::sync::Arc;
 pub struct Here<A> {
     kernels: Arc<Kernels>,
     foreseen: HashSet<Kernel>,
+    /// Launches after which the first device is lost, if it is to be.
+    pub launches_left: Option<u32>,
     activation: PhantomData<fn() -> A>,
 }
 
 impl<A> Here<A> {
     pub fn new(kernels: Arc<Kernels>) -> Here<A> {
-        Here { kernels, foreseen: HashSet::new(), activation: PhantomData }
+        Here { kernels, foreseen: HashSet::new(), launches_left: None, activation: PhantomData }
     }
 }
 
@@ -50,6 +52,7 @@ impl<A: Activation> Home for Here<A> {
             let bytes = Cuda::<A, Emulated>::arena_bytes(plan);
             let mut machine = Emulated::new(bytes, &self.kernels);
             machine.only = Some(self.foreseen.clone());
+            machine.launches_left = self.launches_left;
             Cuda::new(plan, machine)
         };
         Ok(plans.iter().map(device).collect())

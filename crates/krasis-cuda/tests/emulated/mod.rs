@@ -2,9 +2,9 @@
 //! Needs `g++` on an x86-64 machine; elsewhere the tests say that they were skipped.
 
 use krasis_core::Bytes;
-use krasis_cuda::Activation;
 use krasis_cuda::machine::{Answering, Arg, Kernel, Limits, Machine, Shape, Taken};
 use krasis_cuda::programs::{Build, Signatures, builds};
+use krasis_cuda::{Activation, Lost};
 use krasis_ops::{ABSENT, Keep};
 use libloading::Library;
 use std::collections::hash_map::DefaultHasher;
@@ -13,6 +13,8 @@ use std::ffi::c_void;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
 type Entry = unsafe extern "C" fn(*const u32, u32, u32, *const *mut c_void);
@@ -35,9 +37,11 @@ struct Line([u8; 64]);
 pub struct Emulated {
     kernels: Arc<Kernels>,
     memory: Vec<Line>,
-    /// What is on its way to the arena.
-    coming: Vec<(u64, Vec<u8>)>,
+    /// What is on its way to the arena, by calls.
+    coming: Vec<Vec<(u64, Vec<u8>)>>,
     recording: Option<Vec<Recorded>>,
+    /// Launches after which it is lost, if it is to be.
+    pub launches_left: Option<u32>,
     /// The only kernels that may run, if not all.
     pub only: Option<HashSet<Kernel>>,
 }
@@ -48,6 +52,7 @@ pub enum Recorded {
     Launch(Kernel, Shape, Vec<Arg>),
     /// Where a question lies, and how many words it has there.
     Ask([(u64, u32); 2]),
+    Tell(u64, u32),
     Take(Taken),
 }
 
@@ -140,7 +145,8 @@ impl Emulated {
     pub fn new(bytes: Bytes, kernels: &Arc<Kernels>) -> Emulated {
         let memory = vec![Line([0xff; 64]); bytes.0.div_ceil(64) as usize];
         let kernels = kernels.clone();
-        Emulated { kernels, memory, coming: Vec::new(), recording: None, only: None }
+        let (coming, recording, launches_left, only) = (Vec::new(), None, None, None);
+        Emulated { kernels, memory, coming, recording, launches_left, only }
     }
 
     fn bytes(&self, at: u64, len: u32) -> Vec<u8> {
@@ -167,6 +173,15 @@ impl Machine for Emulated {
         if let Some(recording) = &mut self.recording {
             return recording.push(Recorded::Launch(kernel, shape, args.to_vec()));
         }
+        match &mut self.launches_left {
+            Some(0) => {
+                let (gpu, answer) =
+                    ("GPU 0 (emulated)".into(), "CUDA_ERROR_DEVICE_UNAVAILABLE".into());
+                Lost { gpu, what: kernel.entry.into(), answer }.raise();
+            }
+            Some(left) => *left -= 1,
+            None => {}
+        }
         let mut places = [std::ptr::null_mut::<c_void>(); 24];
         places.iter_mut().zip(args).for_each(|(place, arg)| *place = arg.place());
         let entry = self.kernels.entries[&kernel];
@@ -183,6 +198,10 @@ impl Machine for Emulated {
         self.recording.as_mut().unwrap().push(Recorded::Ask([first, second]));
     }
 
+    fn tell(&mut self, from: u64, words: u32) {
+        self.recording.as_mut().unwrap().push(Recorded::Tell(from, words));
+    }
+
     fn take(&mut self, answer: Taken) {
         self.recording.as_mut().unwrap().push(Recorded::Take(answer));
     }
@@ -191,18 +210,30 @@ impl Machine for Emulated {
         self.recording.take().expect("a recording has begun")
     }
 
-    /// Who is asked answers as late as may be, of what was there when it was asked.
-    fn replay(&mut self, recording: &Vec<Recorded>, answer: &mut Answering) {
-        let (mut question, mut number) = (Vec::new(), 0);
+    /// Who is asked answers as late as may be, of what was there when it was asked. Questions that were told
+    /// of come at once, or after some looks.
+    fn replay(&mut self, recording: &Vec<Recorded>, aide: &mut dyn Answering) {
+        let (mut question, mut number, mut told) = (Vec::new(), 0, None);
         for recorded in recording {
             match recorded {
                 Recorded::Launch(kernel, shape, args) => self.launch(*kernel, *shape, args),
+                Recorded::Tell(at, words) => {
+                    let bytes = self.bytes(*at, 4 * words);
+                    let words = bytes.as_chunks().0.iter().copied().map(u32::from_le_bytes);
+                    told = Some(words.collect::<Vec<u32>>());
+                }
                 Recorded::Ask(parts) => {
+                    if let Some(told) = told.take() {
+                        let looks = AtomicUsize::new(number % 3 * 40);
+                        let left = |n: usize| n.checked_sub(1);
+                        let asked = || looks.fetch_update(Relaxed, Relaxed, left).is_err();
+                        aide.prepare(number, &told, &asked);
+                    }
                     question = parts.map(|(at, words)| self.bytes(at, 4 * words)).concat();
                 }
                 Recorded::Take(Taken { to, places, rows, row }) => {
                     let mut room = vec![0xff; (rows * row) as usize];
-                    answer(number, &question, &mut room);
+                    aide.answer(number, &question, &mut room);
                     number += 1;
                     for (at, bytes) in (0..).zip(room.chunks_exact(*row as usize)) {
                         if self.bytes(places + 4 * at, 4) == ABSENT.to_le_bytes() {
@@ -214,14 +245,20 @@ impl Machine for Emulated {
         }
     }
 
-    /// Later than anybody may rely on: until then there is nothing.
-    fn bring(&mut self, at: u64, bytes: &[u8], _keep: &Keep) {
-        self.write(at, &vec![0xff; bytes.len()]);
-        self.coming.push((at, bytes.to_vec()));
+    /// Later than anybody may rely on, and the last piece first: until then there is nothing.
+    fn bring<'a>(&mut self, pieces: impl Iterator<Item = (u64, &'a [u8])>, _keep: &Keep) {
+        let mut coming = Vec::new();
+        for (at, bytes) in pieces {
+            self.write(at, &vec![0xff; bytes.len()]);
+            coming.push((at, bytes.to_vec()));
+        }
+        self.coming.push(coming);
     }
 
     fn brought(&mut self) {
-        for (at, bytes) in std::mem::take(&mut self.coming) {
+        for (at, bytes) in
+            std::mem::take(&mut self.coming).into_iter().flat_map(|of| of.into_iter().rev())
+        {
             self.write(at, &bytes);
         }
     }

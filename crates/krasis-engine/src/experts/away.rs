@@ -1,6 +1,7 @@
 //! Experts in host memory, and the slots of the device that hold some of them.
 
 pub(super) mod helpers;
+mod swap;
 mod together;
 
 use self::helpers::{Counter, Helper, HelperPlan, Whose};
@@ -39,6 +40,9 @@ pub struct AwayPlan {
     pub hot: u32,
     /// Host memory for what the CPU computes.
     pub desk: Desk,
+    /// `[rows, top_k]` on the device, for few rows: where the next layer's routes are guessed, if that is
+    /// worth anything.
+    pub guess: Option<Routes>,
     /// What this device has for others that help with prompts.
     pub counters: Vec<Counter>,
     /// All that there is for them.
@@ -85,6 +89,8 @@ pub struct Traffic {
     pub on_the_device: u64,
     /// Those that the CPU has computed.
     pub on_the_cpu: u64,
+    /// Those of them whose experts were guessed a layer before.
+    pub guessed: u64,
 }
 
 /// Of several devices.
@@ -95,6 +101,7 @@ impl std::iter::Sum for Traffic {
             brought: sum.brought + one.brought,
             on_the_device: sum.on_the_device + one.on_the_device,
             on_the_cpu: sum.on_the_cpu + one.on_the_cpu,
+            guessed: sum.guessed + one.guessed,
         })
     }
 }
@@ -126,7 +133,17 @@ pub struct Away {
     left: Vec<u32>,
     /// Experts on their way, with their slots.
     brought: Vec<(u32, u32)>,
+    /// Slots whose experts are on their way while steps of few rows do without them.
+    coming: Vec<u32>,
+    /// Who the CPU had to compute in the step at work: layer and expert.
+    wanted: Vec<(u32, u32)>,
+    /// Slots to be given to others, with their heat; kept because a decode step allocates nothing.
+    coldest: Vec<(f32, u32)>,
     numbers: Vec<f32>,
+    /// The slots of all experts, as the device is told.
+    told: Vec<u32>,
+    /// Experts that the next question may be about and that the CPU would compute.
+    guessed: Vec<u32>,
     traffic: Traffic,
     census: LayersCensus,
 }
@@ -154,7 +171,12 @@ impl Away {
             moved: true,
             left: Vec::new(),
             brought: Vec::new(),
+            coming: Vec::new(),
+            wanted: Vec::new(),
+            coldest: Vec::new(),
             numbers: Vec::new(),
+            told: Vec::new(),
+            guessed: Vec::new(),
             traffic: Traffic { experts: u64::from(moe * experts), ..Traffic::default() },
             plan,
             keep: host.keep(),
@@ -249,7 +271,8 @@ impl Away {
     ) -> Range<usize> {
         if !self.takes_groups() {
             // Whatever is found in a slot is used.
-            self.pending |= self.open && !self.plan.decode.asks_the_cpu();
+            let coming = self.open || !self.coming.is_empty();
+            self.pending |= coming && !self.asks_the_cpu();
             if self.asks_the_cpu() {
                 self.receive(d);
                 self.tell(d);
@@ -514,27 +537,34 @@ impl Away {
         self.moved |= !self.brought.is_empty();
     }
 
-    /// Copies what is brought to slots of a device, neighbours together.
+    /// Copies what is brought to slots of a device: neighbours together, and all of it at once, because a
+    /// bus that is given one piece at a time rests between them.
     fn copy_to<D: Memory>(&self, d: &mut D, pool: &Bank, layer: usize) {
         let Some(bank) = &self.banks[layer] else { return };
-        let mut rest = &self.brought[..];
-        while let Some(&(expert, slot)) = rest.first() {
-            let follows = |(i, &at): (u32, &(u32, u32))| at == (expert + i, slot + i);
-            let run = (0..).zip(rest).take_while(|&pair| follows(pair)).count();
-            let from = bank.slots(expert, run as u32);
-            let to = pool.slots(slot, run as u32);
-            for (from, to) in from.into_iter().zip(to).filter(|(from, _)| !from.is_empty()) {
-                d.bring(to, self.host.bytes(from), &self.keep);
-            }
-            rest = &rest[run..];
+        if self.brought.is_empty() {
+            return;
         }
+        let neighbours = |a: &(u32, u32), b: &(u32, u32)| (a.0 + 1, a.1 + 1) == *b;
+        let pieces = self.brought.chunk_by(neighbours).flat_map(|run| {
+            let ((expert, slot), count) = (run[0], run.len() as u32);
+            bank.slots(expert, count).into_iter().zip(pool.slots(slot, count))
+        });
+        let pieces = pieces.filter(|(from, _)| !from.is_empty());
+        d.bring(pieces.map(|(from, to)| (to, self.host.bytes(from))), &self.keep);
     }
 
     /// Waits for what is on its way, as far as anybody may ask for it.
     fn receive<D: Memory>(&mut self, d: &mut D) {
         if std::mem::take(&mut self.pending) {
-            d.brought();
+            self.arrive(d);
         }
+    }
+
+    /// From here on all that was brought is there.
+    fn arrive<D: Memory>(&mut self, d: &mut D) {
+        d.brought();
+        self.moved |= !self.coming.is_empty();
+        self.coming.clear();
     }
 
     /// Keeps the hottest experts of a layer that are here, in the place of colder ones.
@@ -561,38 +591,15 @@ impl Away {
         }
     }
 
-    /// The hot slot that is the least so.
-    fn coldest(&self) -> Option<(u32, f32)> {
-        let hot = self.slots.all().filter(|&slot| self.slots.is_hot(slot));
-        hot.map(|slot| (slot, self.heat_in(slot))).min_by(|a, b| a.1.total_cmp(&b.1))
-    }
-
     pub(super) fn end<D: Memory>(&mut self, d: &mut D) {
         let idle = !self.prompt && !self.open;
-        if self.plan.hot > 0 && idle && self.plan.decode == DecodeStrategy::HcsHybrid {
-            self.swap_one(d);
+        if idle && self.plan.decode == DecodeStrategy::HcsHybrid {
+            self.swap(d);
         }
         if self.takes_groups() && self.plan.hot == 0 {
             self.hear_counts(d, 0..self.groups_of_slots());
         }
+        self.wanted.clear();
         self.heat.cool();
-    }
-
-    /// Brings the hottest expert that is not here in the place of the coldest that is kept. One for
-    /// each step of few rows: the bus is idle then.
-    fn swap_one<D: Memory>(&mut self, d: &mut D) {
-        let Some((slot, coldest)) = self.coldest() else { return };
-        let away = |layer, expert| self.slots.find(layer, expert).is_none();
-        let Some((index, expert, heat)) = self.heat.hottest(away) else { return };
-        if heat <= HOTTER * coldest {
-            return;
-        }
-        let has = |layer: &usize| self.banks[*layer].is_some() && self.before[*layer] == index;
-        let layer = (0..self.banks.len()).find(has).expect("heat is of layers with experts");
-        self.slots.put(slot, index, expert);
-        self.brought.clear();
-        self.brought.push((expert, slot));
-        self.moved = true;
-        self.copy(d, layer);
     }
 }

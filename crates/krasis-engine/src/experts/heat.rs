@@ -74,21 +74,6 @@ impl Heat {
     pub fn of(&self, layer: u32, expert: u32) -> f32 {
         self.heat[layer as usize * self.experts + expert as usize]
     }
-
-    /// The hottest expert of those that `counts`: its layer, its number, its heat.
-    pub fn hottest(&self, counts: impl Fn(u32, u32) -> bool) -> Option<(u32, u32, f32)> {
-        let all =
-            self.heat.iter().enumerate().map(|(key, &heat)| {
-                ((key / self.experts) as u32, (key % self.experts) as u32, heat)
-            });
-        let mut best: Option<(u32, u32, f32)> = None;
-        for (layer, expert, heat) in all {
-            if heat > best.map_or(0.0, |(.., heat)| heat) && counts(layer, expert) {
-                best = Some((layer, expert, heat));
-            }
-        }
-        best
-    }
 }
 
 #[cfg(test)]
@@ -121,15 +106,13 @@ mod tests {
     #[test]
     fn the_recent_past_counts_most() {
         let mut heat = Heat::new(2, 3);
-        assert_eq!(heat.hottest(|_, _| true), None);
         heat.note(1, &[2, 2, 2, 0]);
-        assert_eq!(heat.hottest(|_, _| true), Some((1, 2, 3.0)));
+        assert_eq!((heat.of(1, 2), heat.of(1, 0), heat.of(0, 2)), (3.0, 1.0, 0.0));
         (0..200).for_each(|_| heat.cool());
         heat.note(0, &[1, 1]);
-        assert_eq!(heat.hottest(|_, _| true), Some((0, 1, 2.0)));
-        let other = heat.hottest(|layer, _| layer == 1).unwrap();
-        assert_eq!((other.0, other.1), (1, 2));
-        assert_eq!(heat.of(1, 1), 0.0);
+        assert_eq!(heat.of(0, 1), 2.0);
+        assert!((0.9..1.2).contains(&heat.of(1, 2)), "a third after 200 passes");
+        assert_eq!(heat.hottest_of_all(1), [(0, 1)]);
         heat.note_counts(1, &[0, 5, 0]);
         assert_eq!(heat.of(1, 1), 5.0);
     }

@@ -16,12 +16,17 @@ impl Away {
         if self.asks_the_cpu() { Repeats::StepOfFew(self.plan.decode) } else { Repeats::Between }
     }
 
-    /// Where the device computes an expert; nowhere if the CPU does. Beside an open pass these are hot
-    /// ones alone: others may still be on their way.
+    /// Where the device computes an expert; nowhere if the CPU does.
     fn here(&self, index: u32, expert: u32) -> Option<u32> {
-        let slot = self.slots.find(index, expert);
-        let stays = |slot: &u32| !self.open || self.slots.is_hot(*slot);
-        slot.filter(stays).filter(|_| self.plan.decode == DecodeStrategy::HcsHybrid)
+        self.slots.find(index, expert).filter(|&slot| self.is_there(slot))
+    }
+
+    /// Whether the device may use what lies in a slot. Beside an open pass these are hot ones alone: others
+    /// may still be on their way.
+    fn is_there(&self, slot: u32) -> bool {
+        self.plan.decode == DecodeStrategy::HcsHybrid
+            && (!self.open || self.slots.is_hot(slot))
+            && !self.coming.contains(&slot)
     }
 
     /// Tells the device what it computes, if that has changed.
@@ -29,12 +34,17 @@ impl Away {
         if !std::mem::take(&mut self.moved) {
             return;
         }
-        let layers = self.groups_of_slots();
-        let each = self.plan.tables.len as u32 / layers;
-        let all = (0..layers).flat_map(|index| (0..each).map(move |expert| (index, expert)));
-        let places = all.map(|(index, expert)| self.here(index, expert).unwrap_or(ABSENT));
-        let places: Vec<u32> = places.collect();
-        d.upload(self.plan.tables, &places);
+        let each = self.plan.tables.len as u32 / self.groups_of_slots();
+        let mut told = std::mem::take(&mut self.told);
+        told.clear();
+        told.resize(self.plan.tables.len as usize, ABSENT);
+        for slot in self.slots.all().filter(|&slot| self.is_there(slot)) {
+            if let Some((index, expert)) = self.slots.holder(slot) {
+                told[(index * each + expert) as usize] = slot;
+            }
+        }
+        d.upload(self.plan.tables, &told);
+        self.told = told;
     }
 
     /// Has the device compute what lies there, and the CPU the rest meanwhile. Nothing here depends on
@@ -55,6 +65,14 @@ impl Away {
             let here = Routes { experts: places, ..routes };
             d.experts(work.x, here, &self.plan.pool, work.inner, work.out);
         }
+        if D::REMEMBERS
+            && let Some((next, guess)) = work.next.zip(self.plan.guess)
+            && work.x.rows <= guess.experts.rows
+        {
+            // The device waits for the CPU anyway, and the CPU then for the device.
+            let guessed = next.guess(d, guess, work.x.rows);
+            d.foretell(guessed.experts.whole());
+        }
         d.answered(self, &question);
     }
 }
@@ -71,14 +89,24 @@ impl Aide for Away {
         self.census.note(self.moe[number], &self.left);
         let mut left = std::mem::take(&mut self.left);
         for expert in &mut left {
-            if let Some(slot) = self.here(index, *expert) {
-                self.slots.touch(slot);
-                *expert = ABSENT;
+            match self.here(index, *expert) {
+                Some(slot) => {
+                    self.slots.touch(slot);
+                    *expert = ABSENT;
+                }
+                // What is on its way is not brought again.
+                None if self.slots.find(index, *expert).is_none() => {
+                    self.wanted.push((index, *expert));
+                }
+                None => {}
             }
         }
         self.left = left;
         let mine = self.left.iter().filter(|&&expert| expert != ABSENT).count() as u64;
         self.traffic.on_the_cpu += mine;
+        let guessed = |expert: &&u32| self.guessed.contains(expert);
+        self.traffic.guessed += self.left.iter().filter(guessed).count() as u64;
+        self.guessed.clear();
         self.traffic.on_the_device += self.left.len() as u64 - mine;
         let Desk { x, experts, weights, inner, out } = self.plan.desk;
         let top_k = out.rows / x.rows;
@@ -97,5 +125,17 @@ impl Aide for Away {
             self.host.experts_to(x.first(rows), routes, &bank, scratch, paper);
         }
         &self.left
+    }
+
+    /// Has the CPU's caches filled with what it will probably be asked to compute.
+    fn prepare(&mut self, number: usize, asked: &(dyn Fn() -> bool + Sync)) {
+        let bank = self.banks[self.moe[number]].expect("a layer with experts");
+        self.guessed.clear();
+        for &expert in self.left.iter().filter(|&&expert| expert < bank.experts) {
+            if self.here(number as u32, expert).is_none() && !self.guessed.contains(&expert) {
+                self.guessed.push(expert);
+            }
+        }
+        self.host.bring_nearer(&bank, &self.guessed, asked);
     }
 }
