@@ -28,6 +28,8 @@ pub struct Cpu {
     pub(crate) workers: Floats,
     /// What attention keeps besides.
     pub(crate) desk: attend::Desk,
+    /// By which the rows of the step at hand turn.
+    pub(crate) angles: rope::Angles,
 }
 
 impl Cpu {
@@ -48,6 +50,7 @@ impl Cpu {
             halves: experts::Halves::default(),
             workers: Floats::default(),
             desk: attend::Desk::default(),
+            angles: rope::Angles::default(),
         }
     }
 

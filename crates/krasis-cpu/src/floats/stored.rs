@@ -4,7 +4,6 @@ use super::lanes::Lanes;
 
 /// # Safety
 /// That of [`Lanes`].
-#[expect(clippy::missing_safety_doc, reason = "one contract for all of them stands above")]
 pub(super) trait Stored {
     const BYTES: usize;
     /// Numbers from memory, as many as a register holds.

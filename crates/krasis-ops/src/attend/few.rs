@@ -1,8 +1,8 @@
 //! A row by itself with few heads, as a step that decodes has them: its past is read where it lies, neither
 //! turned nor copied, and each sum adds as it does for many rows ([`krasis_cpu::floats::add_scores`]).
 //!
-//! Bound: the past's bytes once from memory. On one core of an EPYC (Zen 5) four heads of 64 dimensions
-//! take about as long over F32 that the second cache holds as four times the loads of its registers.
+//! Bound: the past's bytes once from memory, and as many shuffles as loads to have keys of neighbouring
+//! positions in a register.
 
 use super::cpu::{Call, Own};
 use super::past::{BLOCK, PART_GROUPS, Past};

@@ -47,11 +47,14 @@ pub(crate) fn reference(d: &mut Reference, x: Mat<Act>, scales: Slot<f32>, out: 
     }
 }
 
-/// Columns that are skipped together if none is large enough, as most are.
-const TOGETHER: usize = 128;
+/// Groups of columns whose largest numbers are compared: more than are wanted of them.
+const GROUPS: usize = 2 * LARGEST_MAX as usize;
 
-/// Comparisons that are made side by side: one after the other takes as long as a layer does.
-const LANES: usize = 16;
+/// Numbers that are kept before they are sorted.
+const KEPT: usize = 4 * LARGEST_MAX as usize;
+
+/// Columns that are skipped together if none is large enough, as most are.
+const LANES: usize = 32;
 
 /// Numbers that are weighed at a time.
 const PIECE: usize = 1024;
@@ -76,41 +79,69 @@ pub(crate) fn cpu(d: &mut Cpu, x: Mat<Act>, scales: Slot<f32>, out: Mat<f32>) {
     });
 }
 
-/// The largest of `x`, kept in order: a number that is no larger than the last is passed over, and
-/// one that is moves those behind it.
+/// The largest of `x` in order. Each of some disjoint groups has a largest number, and what is below
+/// enough of these is none of the wanted: a first pass finds that bound, a second one what is not below
+/// it, which is little more than what is wanted. Where it is more, as of equals, the least are dropped
+/// now and then.
 fn select(x: &[f32], values: &mut [f32], places: &mut [f32]) {
-    let mut have = 0;
-    for (chunk, first) in x.chunks(TOGETHER).zip((0..).step_by(TOGETHER)) {
-        let least = if have < values.len() { f32::NEG_INFINITY } else { values[have - 1] };
-        if have == values.len() && top(chunk) <= least {
+    let k = values.len();
+    let mut least = bound(x, k);
+    let (mut kept, mut have) = ([0u64; KEPT], 0);
+    for (chunk, first) in x.chunks(LANES).zip((0u32..).step_by(LANES)) {
+        let mut below = true;
+        for x in chunk {
+            below &= *x < least;
+        }
+        if below {
             continue;
         }
         for (col, x) in (first..).zip(chunk.iter().map(|x| comparable(*x))) {
-            let full = have == values.len();
-            if full && x <= values[have - 1] {
+            if x < least {
                 continue;
             }
-            have += usize::from(!full);
-            // Equals that came before stay before.
-            let at = values[..have - 1].partition_point(|value| *value >= x);
-            values.copy_within(at..have - 1, at + 1);
-            places.copy_within(at..have - 1, at + 1);
-            (values[at], places[at]) = (x, col as f32);
+            kept[have] = key(x, col);
+            have += 1;
+            if have == KEPT {
+                kept.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
+                // Equals that come later are none of the wanted, but harmless.
+                (have, least) = (k, of_key(kept[k - 1]).0);
+            }
         }
+    }
+    let kept = &mut kept[..have];
+    kept.sort_unstable_by(|a, b| b.cmp(a));
+    for ((value, place), key) in values.iter_mut().zip(places).zip(kept) {
+        let (x, col) = of_key(*key);
+        (*value, *place) = (x, col as f32);
     }
 }
 
-/// The largest number; what is no number is passed over.
-fn top(chunk: &[f32]) -> f32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let mut tops = [f32::NEG_INFINITY; LANES];
-    let (whole, rest) = chunk.as_chunks::<LANES>();
-    for numbers in whole {
-        for lane in 0..LANES {
-            tops[lane] = larger(tops[lane], numbers[lane]);
+/// A number that at least `k` of `x` are not below, and few more: the `k`-th of the largest numbers of
+/// [`GROUPS`] groups.
+fn bound(x: &[f32], k: usize) -> f32 {
+    let mut tops = [f32::NEG_INFINITY; GROUPS];
+    for numbers in x.chunks(GROUPS) {
+        for (top, x) in tops.iter_mut().zip(numbers) {
+            *top = if *x > *top { *x } else { *top };
         }
     }
-    rest.iter().chain(&tops).fold(f32::NEG_INFINITY, |a, &b| larger(a, b))
+    // A group without any number counts as one that is lower than all.
+    let (_, bound, _) = tops.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
+    *bound + 0.0
+}
+
+/// Numbers in their order, equals by column: those of lower columns are larger.
+fn key(x: f32, col: u32) -> u64 {
+    let bits = x.to_bits();
+    let ascending = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
+    u64::from(ascending) << 32 | u64::from(!col)
+}
+
+/// What a key was made of.
+fn of_key(key: u64) -> (f32, u32) {
+    let ascending = (key >> 32) as u32;
+    let bits = if ascending >> 31 == 1 { ascending & !(1 << 31) } else { !ascending };
+    (f32::from_bits(bits), !(key as u32))
 }
 
 /// The sum of all weights relative to the largest.
@@ -173,18 +204,28 @@ mod tests {
     use crate::testing::Case;
     use crate::{Memory, Ops};
 
-    /// To the bit, but for the sum.
+    /// To the bit, but for the sum: many equals, all equal, ascending, descending, and hardly any numbers.
     #[test]
     fn the_cpu_finds_what_a_sort_does() {
         let mut case = Case::new(9);
-        let numbers: Vec<f32> = (0..3000).map(|_| (case.float() * 20.0).round()).collect();
+        check((0..3000).map(|_| (case.float() * 20.0).round()).collect());
+        check(vec![-0.0; 3000]);
+        check((0..3000).map(|i| (i / 12) as f32 - 100.0).collect());
+        check((0..3000).map(|i| 100.0 - (i / 12) as f32).collect());
+        let rare = |i| if i % 100 == 7 { (i / 100) as f32 } else { f32::NAN };
+        check((0..3000).map(rare).collect());
+    }
+
+    fn check(numbers: Vec<f32>) {
+        let mut case = Case::new(9);
         let x = case.act_of(1, 3000, &numbers);
         let scales = case.floats_of(1, 1, &[0.0]).at;
         let out = case.floats_of(1, 129, &[f32::NAN; 129]);
         let mut cpu = case.cpu();
         cpu.largest(x, scales, out);
         let got = cpu.download(out.at);
-        let mut sorted: Vec<(usize, f32)> = numbers.iter().map(|x| x + 0.0).enumerate().collect();
+        let comparable = numbers.iter().map(|x| super::comparable(*x));
+        let mut sorted: Vec<(usize, f32)> = comparable.enumerate().collect();
         sorted.sort_by(|a, b| b.1.total_cmp(&a.1));
         for (i, (col, x)) in sorted[..64].iter().enumerate() {
             assert_eq!((got[i], got[64 + i]), (*x, *col as f32), "{i}");
