@@ -86,7 +86,7 @@ fn main() {
 const GBNF: &str = "root ::= map\nmap ::= \"{\" ws (pair (\",\" ws pair)*)? \"}\" ws\n\
     pair ::= text \":\" ws value\nlist ::= \"[\" ws (value (\",\" ws value)*)? \"]\" ws\n\
     value ::= map | list | text | number | (\"true\" | \"false\" | \"null\") ws\n\
-    text ::= \"\\\"\" ([^\"\\\\\\x00-\\x1F] | \"\\\\\" [\"\\\\/bfnrt])* \"\\\"\" ws\n\
+    text ::= \"\\\"\" ([^\"\\\\\\x00-\\x1F\\x7F] | \"\\\\\" [\"\\\\/bfnrt])* \"\\\"\" ws\n\
     number ::= \"-\"? [0-9]+ (\".\" [0-9]+)? ws\nws ::= ([ \\n] ws)?\n";
 
 /// Bytes of memory that are in use.
