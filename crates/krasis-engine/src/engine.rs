@@ -418,8 +418,15 @@ impl<D: Ops + Memory> Engine<D> {
         loading.log();
         preflight.compare(held, need.weights);
         if own_first {
-            devices.iter_mut().try_for_each(|device| device.settle())?;
-            hosts.iter_mut().flatten().try_for_each(Arena::settle)?;
+            let settled = devices.iter_mut().try_for_each(|device| device.settle());
+            let settled =
+                settled.and_then(|()| hosts.iter_mut().flatten().try_for_each(Arena::settle));
+            if let Err(error) = settled {
+                tracing::warn!(
+                    "on which NUMA nodes memory lies cannot be read, so threads read what comes: \
+                     {error}; allow move_pages (docker: --cap-add SYS_NICE)"
+                );
+            }
         }
         let loaded = devices.into_iter().zip(hosts).zip(models);
         let loaded = loaded.map(|((device, host), model)| {

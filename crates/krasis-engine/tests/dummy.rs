@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{answer, defaults, greedy};
+use common::{answer, defaults, greedy, shapes};
 use krasis_engine::{ExpertBits, Options, Quant, Request, Sampling, start_dummy};
 use std::collections::HashSet;
 
@@ -10,19 +10,12 @@ const ANSWER: u32 = 60;
 const EXPERTS: usize = 64;
 
 fn config() -> serde_json::Value {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/configs/Qwen3-30B-A3B.json");
-    let mut config: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
-    for (field, value) in [
+    shapes(&[
         ("num_hidden_layers", 12),
-        ("vocab_size", 3000),
         ("hidden_size", 512),
         ("moe_intermediate_size", 128),
-        ("num_experts", EXPERTS),
-    ] {
-        config[field] = value.into();
-    }
-    config
+        ("num_experts", EXPERTS as u32),
+    ])
 }
 
 /// If all tokens were routed alike, a few hot experts would be all that is asked for, and the experts of a

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{answer, defaults, greedy};
+use common::{answer, defaults, greedy, shapes};
 use krasis_cpu::nodes::PIECE;
 use krasis_cpu::nodes::fake::{Call, FakeKernel};
 use krasis_engine::{ExpertBits, Options, Quant, start_dummy};
@@ -14,19 +14,12 @@ use std::sync::Arc;
 
 /// Experts of four layers, twelve pages of 2 MiB each.
 fn config() -> serde_json::Value {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/configs/Qwen3-30B-A3B.json");
-    let mut config: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
-    for (field, value) in [
+    shapes(&[
         ("num_hidden_layers", 4),
-        ("vocab_size", 3000),
         ("hidden_size", 512),
         ("moe_intermediate_size", 256),
         ("num_experts", 128),
-    ] {
-        config[field] = value.into();
-    }
-    config
+    ])
 }
 
 /// Eight processors on so many nodes, whose numbers have holes.

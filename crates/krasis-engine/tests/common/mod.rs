@@ -45,6 +45,17 @@ pub fn copy(fixture: &str) -> tempfile::TempDir {
     to
 }
 
+/// Shapes of Qwen3-30B-A3B, cut to a vocabulary of 3,000 and what these fields say.
+pub fn shapes(fields: &[(&str, u32)]) -> serde_json::Value {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/configs/Qwen3-30B-A3B.json");
+    let text = std::fs::read_to_string(file).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for &(field, value) in [("vocab_size", 3000)].iter().chain(fields) {
+        config[field] = value.into();
+    }
+    config
+}
+
 /// One thread: tests run side by side, and more threads than cores only wait for each other.
 pub fn defaults() -> Options {
     Options { threads: Some(1), cache: CacheUse::Off, ..Options::default() }

@@ -165,12 +165,12 @@ mod tests {
     #[test]
     fn several_nodes_compute_what_one_does() {
         let format = Format::Lines(Lines::new(Bits::Four, 128).unwrap());
-        let (experts, inter, hidden, top_k) = (8, 512, 1024, 3);
+        let (experts, inter, hidden, top_k) = (8, 501, 1024, 3);
         for rows in [1, 3, 40] {
             let mut case = Case::new(5);
             let x = case.act(rows, hidden);
             let bank = Bank {
-                gate_up: case.weight(experts * 2 * inter, hidden, format),
+                gate_up: case.weight(experts * 2 * Bank::rows_of(format, inter), hidden, format),
                 down: case.weight(experts * hidden, inter, format),
                 experts,
                 inter,

@@ -13,7 +13,7 @@ use super::Bank;
 use super::groups::{Active, Groups};
 use crate::cpu::{Cpu, matrix_of};
 use krasis_core::lines::ROWS;
-use krasis_core::{Act, Lines, Mat};
+use krasis_core::{Act, Lines, Mat, Weight};
 use krasis_cpu::lines::{Tokens, multiply};
 use krasis_cpu::vector::silu;
 use krasis_cpu::{Inputs, Isa, Team, Tiles};
@@ -53,48 +53,30 @@ impl Job<'_> {
         blocks: Range<usize>,
         inner: &Tiles<f32>,
     ) {
-        self.gate_blocks(lines, tokens, active, blocks.clone(), inner);
-        self.up_blocks(lines, tokens, active, blocks, inner, |out, sums| {
+        let [gate, up] = [self.bank.gate(active.expert), self.bank.up(active.expert)];
+        self.blocks_of(&gate, (lines, tokens), active, blocks.clone(), inner, silu);
+        self.blocks_of(&up, (lines, tokens), active, blocks, inner, |sums, out| {
             out.iter_mut().zip(sums).for_each(|(out, sum)| *out *= sum);
         });
     }
 
-    /// `silu(gate · x)` alone, in rows of `to`.
-    fn gate_blocks(
+    /// `put(weight · x, rows of to)` for some blocks of an expert's gate or up.
+    fn blocks_of(
         &self,
-        lines: Lines,
-        tokens: &Tokens,
+        weight: &Weight,
+        (lines, tokens): (Lines, &Tokens),
         active: &Active,
         blocks: Range<usize>,
         to: &Tiles<f32>,
+        put: impl Fn(&[f32], &mut [f32]),
     ) {
-        let gate = matrix_of(lines, &self.bank.gate(active.expert), &self.inputs);
-        multiply(self.isa, &gate, blocks, tokens, active.tokens, |i, row, sums| {
-            // SAFETY: each block of gate is multiplied once, and tiles die at once.
-            silu(sums, unsafe { to.tile(active.pairs[i] as usize, self.cols(row, sums)) });
+        let weight = matrix_of(lines, weight, &self.inputs);
+        multiply(self.isa, &weight, blocks, tokens, active.tokens, |i, row, sums| {
+            // The last block may hold rows of padding.
+            let cols = row..(self.bank.inter as usize).min(row + sums.len());
+            // SAFETY: each block of a matrix is multiplied once, and tiles die at once.
+            put(sums, unsafe { to.tile(active.pairs[i] as usize, cols) });
         });
-    }
-
-    /// `put(rows of to, up · x)`.
-    fn up_blocks(
-        &self,
-        lines: Lines,
-        tokens: &Tokens,
-        active: &Active,
-        blocks: Range<usize>,
-        to: &Tiles<f32>,
-        put: impl Fn(&mut [f32], &[f32]),
-    ) {
-        let up = matrix_of(lines, &self.bank.up(active.expert), &self.inputs);
-        multiply(self.isa, &up, blocks, tokens, active.tokens, |i, row, sums| {
-            // SAFETY: each block of up is multiplied once, and tiles die at once.
-            put(unsafe { to.tile(active.pairs[i] as usize, self.cols(row, sums)) }, sums);
-        });
-    }
-
-    /// Where sums from a row of gate or up on go. The last block may hold rows of padding.
-    fn cols(&self, row: usize, sums: &[f32]) -> Range<usize> {
-        row..(self.bank.inter as usize).min(row + sums.len())
     }
 
     /// `down · inner` for some blocks of an expert, handed out as `put(pair, first output, sums)`; `rows`

@@ -10,6 +10,7 @@ use krasis_core::lines::ROWS;
 use krasis_core::{Act, Format, Lines, Mat};
 use krasis_cpu::Tiles;
 use krasis_cpu::lines::Tokens;
+use krasis_cpu::vector::silu;
 use std::ops::Range;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -119,14 +120,20 @@ pub(in crate::experts) fn few(
     let gate_of = |index: usize, active: &Active, blocks: Range<usize>| {
         let count = blocks.len();
         match apart {
-            true => job.gate_blocks(lines[0], tokens, active, blocks, &tiles),
+            true => {
+                let gate = job.bank.gate(active.expert);
+                job.blocks_of(&gate, (lines[0], tokens), active, blocks, &tiles, silu);
+            }
             false => job.gate_up_blocks(lines[0], tokens, active, blocks, &tiles),
         }
         through(index, active, count);
     };
     let up_of = |index: usize, active: &Active, blocks: Range<usize>| {
         let count = blocks.len();
-        job.up_blocks(lines[0], tokens, active, blocks, &ups, <[f32]>::copy_from_slice);
+        let up = job.bank.up(active.expert);
+        job.blocks_of(&up, (lines[0], tokens), active, blocks, &ups, |sums, out| {
+            out.copy_from_slice(&sums[..out.len()]);
+        });
         through(index, active, count);
     };
     let rest_of = |index: usize, active: &Active, blocks: Range<usize>| {
