@@ -1,7 +1,7 @@
 //! The device: slots of an arena on a machine, and a workspace behind them.
 
 use crate::activation::Activation;
-use crate::machine::{Answering, Arg, Kernel, Machine, Shape, Taken};
+use crate::machine::{Arg, Kernel, Machine, Shape, Taken};
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use krasis_core::{Act, Bytes, Layout, Mat, Slot, Weight};
 use krasis_ops::{Aide, Keep, Memory, Paper, Question, Tiles};
@@ -151,8 +151,9 @@ impl<A: Activation, M: Machine> Memory for Cuda<A, M> {
             let asked = self.asking.take().expect("nothing is recorded in a recording");
             (self.machine.recorded(), asked)
         });
-        let mut asked = Asked::<A, H> { of: &repeated.1, aide, activation: PhantomData };
-        self.machine.replay(&repeated.0, &mut asked);
+        self.machine.replay(&repeated.0, &mut |number, question, room| {
+            answer::<A, H>(&repeated.1[number], question, aide, room);
+        });
         self.repeated.insert(key, Some(repeated));
     }
 
@@ -169,12 +170,6 @@ impl<A: Activation, M: Machine> Memory for Cuda<A, M> {
         self.room = [0, 1].map(|i| self.room[i].max(sizes[i] as usize));
         let (to, numbers) = aide.desk();
         self.download_with_act(routes, to, x, numbers);
-    }
-
-    fn foretell(&mut self, routes: Slot<u32>) {
-        if self.asking.is_some() {
-            self.machine.tell(routes.start, routes.len as u32);
-        }
     }
 
     fn answered<H: Aide>(&mut self, aide: &mut H, question: &Question) {
@@ -250,36 +245,25 @@ impl<A: Activation, M: Machine> Memory for Cuda<A, M> {
     }
 }
 
-/// An aide who is asked in the machine's activations.
-struct Asked<'a, A, H> {
-    of: &'a [Question],
-    aide: &'a mut H,
-    activation: PhantomData<fn() -> A>,
-}
-
-impl<A: Activation, H: Aide> Answering for Asked<'_, A, H> {
-    fn answer(&mut self, number: usize, question: &[u8], room: &mut [u8]) {
-        let asked = &self.of[number];
-        let (routes, x) = question.split_at(4 * asked.routes.len as usize);
-        let (to, numbers) = self.aide.desk();
-        to.clear();
-        to.extend(routes.as_chunks().0.iter().map(|route| u32::from_le_bytes(*route)));
-        numbers.clear();
-        A::decode(x, numbers);
-        let bytes = A::BYTES as usize;
-        let tiles = Tiles::new(room, asked.out.cols as usize * bytes);
-        let put = |row: usize, first: usize, numbers: &[f32]| {
-            let cells = first * bytes..(first + numbers.len()) * bytes;
-            // SAFETY: who writes promises to be alone; tiles die at once.
-            A::encode(numbers, unsafe { tiles.tile(row, cells) });
-        };
-        self.aide.answer(asked.number, &Paper::new(&put));
-    }
-
-    fn prepare(&mut self, number: usize, told: &[u32], asked: &(dyn Fn() -> bool + Sync)) {
-        let (to, _) = self.aide.desk();
-        to.clear();
-        to.extend_from_slice(told);
-        self.aide.prepare(self.of[number].number, asked);
-    }
+/// Has `aide` answer what a recording asks, in the machine's activations.
+fn answer<A: Activation, H: Aide>(
+    asked: &Question,
+    question: &[u8],
+    aide: &mut H,
+    room: &mut [u8],
+) {
+    let (routes, x) = question.split_at(4 * asked.routes.len as usize);
+    let (to, numbers) = aide.desk();
+    to.clear();
+    to.extend(routes.as_chunks().0.iter().map(|route| u32::from_le_bytes(*route)));
+    numbers.clear();
+    A::decode(x, numbers);
+    let bytes = A::BYTES as usize;
+    let tiles = Tiles::new(room, asked.out.cols as usize * bytes);
+    let put = |row: usize, first: usize, numbers: &[f32]| {
+        let cells = first * bytes..(first + numbers.len()) * bytes;
+        // SAFETY: who writes promises to be alone; tiles die at once.
+        A::encode(numbers, unsafe { tiles.tile(row, cells) });
+    };
+    aide.answer(asked.number, &Paper::new(&put));
 }

@@ -1,6 +1,5 @@
 //! Pinned host memory in which a running graph asks and is answered: neither the host nor the GPU calls
-//! the driver for it. The GPU writes a question and its sign, the host the answer and its own. Before that
-//! the GPU may tell what it will probably ask.
+//! the driver for it. The GPU writes a question and its sign, the host the answer and its own.
 
 use crate::mail::until;
 use cudarc::driver::result::{self, DriverError};
@@ -14,8 +13,8 @@ const QUESTIONS: usize = 512;
 /// Bytes from one sign to the next: both sides write whole lines.
 const LINE: usize = 64;
 
-/// Signs of questions, then of answers, then of what is told before.
-const SIGNS: usize = 3 * QUESTIONS * LINE;
+/// Signs of questions, then of answers.
+const SIGNS: usize = 2 * QUESTIONS * LINE;
 
 /// Memory for one question and one answer at a time, and signs for all of a graph.
 pub struct Desk {
@@ -34,7 +33,7 @@ impl Desk {
     pub fn new(room: [usize; 2]) -> Result<Desk, DriverError> {
         let room = room.map(|bytes| bytes.next_multiple_of(LINE));
         // SAFETY: freed in `drop`.
-        let memory = unsafe { result::malloc_host(SIGNS + 3 * room[0] + room[1], 0)? };
+        let memory = unsafe { result::malloc_host(SIGNS + room[0] + room[1], 0)? };
         Ok(Desk { memory, room })
     }
 
@@ -55,18 +54,6 @@ impl Desk {
         [SIGNS, number * LINE, answer, (QUESTIONS + number) * LINE].map(|at| self.at(at) as u64)
     }
 
-    /// What is told of question `number` lies there. Two take turns: before a question is answered, the GPU tells
-    /// of the next.
-    fn told_at(&self, number: usize) -> *mut u8 {
-        self.at(SIGNS + self.room[1] + (1 + number % 2) * self.room[0])
-    }
-
-    /// Where the GPU tells of question `number`, and the sign of that.
-    pub fn told_addresses(&self, number: usize) -> [u64; 2] {
-        assert!(number < QUESTIONS, "{number} questions of {QUESTIONS}");
-        [self.told_at(number) as u64, self.at((2 * QUESTIONS + number) * LINE) as u64]
-    }
-
     fn sign(&self, index: usize) -> &AtomicU32 {
         // SAFETY: inside the signs and aligned; the GPU writes it in one piece.
         unsafe { &*self.at(index * LINE).cast::<AtomicU32>() }
@@ -77,7 +64,6 @@ impl Desk {
         for number in 0..questions {
             self.sign(number).store(0, Ordering::Relaxed);
             self.sign(QUESTIONS + number).store(0, Ordering::Relaxed);
-            self.sign(2 * QUESTIONS + number).store(0, Ordering::Relaxed);
         }
     }
 
@@ -87,39 +73,7 @@ impl Desk {
     /// The stream is alive.
     pub unsafe fn wait(&self, number: usize, stream: sys::CUstream) -> Result<(), DriverError> {
         // SAFETY: promised by the caller.
-        unsafe { until(|| self.is_asked(number), stream) }
-    }
-
-    /// Whether question `number` is there.
-    pub fn is_asked(&self, number: usize) -> bool {
-        self.sign(number).load(Ordering::Acquire) != 0
-    }
-
-    /// Waits until so many words are told of question `number`, and takes them; false if it is there already.
-    ///
-    /// # Safety
-    /// As for [`Self::wait`].
-    pub unsafe fn take_told(
-        &self,
-        number: usize,
-        words: usize,
-        to: &mut Vec<u32>,
-        stream: sys::CUstream,
-    ) -> Result<bool, DriverError> {
-        assert!(4 * words <= self.room[0], "more is told than the desk has room for");
-        let told = || self.sign(2 * QUESTIONS + number).load(Ordering::Acquire) != 0;
-        // SAFETY: promised by the caller.
-        unsafe { until(|| told() || self.is_asked(number), stream)? };
-        if self.is_asked(number) {
-            return Ok(false);
-        }
-        let from = self.told_at(number).cast::<AtomicU32>();
-        to.clear();
-        // A GPU that has all experts of a layer waits for no answer, and may tell more meanwhile: words are
-        // whole then, and may be of a later layer.
-        // SAFETY: inside the allocation by the assertion, and aligned.
-        to.extend((0..words).map(|i| unsafe { &*from.add(i) }.load(Ordering::Relaxed)));
-        Ok(true)
+        unsafe { until(|| self.sign(number).load(Ordering::Acquire) != 0, stream) }
     }
 
     /// A question that has come and room for its answer, so many bytes each.

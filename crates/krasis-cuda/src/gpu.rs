@@ -483,17 +483,6 @@ impl Machine for Gpu {
         self.launch(mail::TO_HOST, mail::TO_HOST_SHAPE, &args);
     }
 
-    fn tell(&mut self, from: u64, words: u32) {
-        let recorded = self.recording.as_mut().expect("a recording has begun");
-        let number = recorded.asked.len();
-        let [to, sign] = desk_of(recorded).told_addresses(number).map(Arg::pointer);
-        recorded.told.resize(number, 0);
-        recorded.told.push(words as usize);
-        let from = Arg::pointer(self.arena + from);
-        let args = [from, words.into(), from, 0.into(), to, sign, 1.into()];
-        self.launch(mail::TO_HOST, mail::TO_HOST_SHAPE, &args);
-    }
-
     fn take(&mut self, Taken { to, places, rows, row }: Taken) {
         let recorded = self.recording.as_mut().expect("a recording has begun");
         let number = recorded.asked.len() - 1;
@@ -524,9 +513,9 @@ impl Machine for Gpu {
         recording
     }
 
-    fn replay(&mut self, recording: &Recording, aide: &mut dyn Answering) {
+    fn replay(&mut self, recording: &Recording, answer: &mut Answering) {
         self.enter();
-        let Recorded { kernels, asked, desk, marks, .. } = &recording.of;
+        let Recorded { kernels, asked, desk, marks } = &recording.of;
         if self.timeline.is_some() {
             // The events of the last time are passed anew.
             // SAFETY: the stream is alive.
@@ -542,7 +531,7 @@ impl Machine for Gpu {
             self.check("a replay", unsafe { result::stream::synchronize(self.stream) });
         }
         let desk = desk.as_ref().filter(|_| !asked.is_empty());
-        let answers = desk.map(|desk| Answers::new(desk, &recording.of));
+        let answers = desk.map(|desk| Answers::new(desk, asked));
         // The first of a graph waits for all that was queued before.
         self.in_turn = false;
         // SAFETY: both are alive.
@@ -552,7 +541,7 @@ impl Machine for Gpu {
             marks.iter().for_each(|mark| timeline.launched(*mark));
         }
         if let Some(mut answers) = answers {
-            let answered = answers.give(self.stream, aide);
+            let answered = answers.give(self.stream, answer);
             self.check("a question", answered);
         }
         if let Some(timeline) = &self.timeline {

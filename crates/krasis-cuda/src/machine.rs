@@ -97,13 +97,8 @@ pub struct Taken {
     pub row: u32,
 }
 
-/// Whoever is asked.
-pub trait Answering {
-    /// Question `number` is there, with room for its answer.
-    fn answer(&mut self, number: usize, question: &[u8], room: &mut [u8]);
-    /// What was told of question `number` is there, and some time until it is `asked`.
-    fn prepare(&mut self, number: usize, told: &[u32], asked: &(dyn Fn() -> bool + Sync));
-}
+/// Whoever is asked: `answer(number, question, room)`.
+pub type Answering<'a> = dyn FnMut(usize, &[u8], &mut [u8]) + 'a;
 
 /// Memory of one arena and a queue of kernels over it. Work is done in order; only
 /// [`Machine::read`] waits for it.
@@ -125,15 +120,13 @@ pub trait Machine {
     fn record(&mut self, room: [usize; 2]);
     /// Records a question: `words` of four bytes each from both places, one behind the other.
     fn ask(&mut self, first: (u64, u32), second: (u64, u32));
-    /// Records that whoever will be asked the next question is told so many words from a place. They may not
-    /// be more than a question's.
-    fn tell(&mut self, from: u64, words: u32);
     /// Records that the answer to the last question is taken in.
     fn take(&mut self, answer: Taken);
     /// What was launched since [`Machine::record`].
     fn recorded(&mut self) -> Self::Recording;
-    /// Queues all launches of a recording, and has its questions answered in turn.
-    fn replay(&mut self, recording: &Self::Recording, aide: &mut dyn Answering);
+    /// Queues all launches of a recording, and has its questions answered in turn: `answer(number,
+    /// question, room)`.
+    fn replay(&mut self, recording: &Self::Recording, answer: &mut Answering);
     /// Queues a copy of `bytes` to `at` of the arena; `bytes` may change at once.
     fn write(&mut self, at: u64, bytes: &[u8]);
     /// Queues copies of bytes, which stay as they are, each to its place in the arena, in any order, behind

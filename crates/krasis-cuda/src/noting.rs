@@ -35,10 +35,9 @@ impl Machine for Noting {
     }
     fn record(&mut self, _room: [usize; 2]) {}
     fn ask(&mut self, _first: (u64, u32), _second: (u64, u32)) {}
-    fn tell(&mut self, _from: u64, _words: u32) {}
     fn take(&mut self, _answer: Taken) {}
     fn recorded(&mut self) {}
-    fn replay(&mut self, _recording: &(), _aide: &mut dyn Answering) {}
+    fn replay(&mut self, _recording: &(), _answer: &mut Answering) {}
     fn write(&mut self, _at: u64, _bytes: &[u8]) {}
     fn bring<'a>(&mut self, _pieces: impl Iterator<Item = (u64, &'a [u8])>, _keep: &Keep) {}
     fn brought(&mut self) {}

@@ -16,8 +16,6 @@ pub struct Recorded {
     pub marks: Vec<Mark>,
     /// Bytes of each question and of its answer.
     pub asked: Vec<[usize; 2]>,
-    /// Words that are told before each question, as far as any are.
-    pub told: Vec<usize>,
     /// Where they are asked, if any is.
     pub desk: Option<Arc<Mutex<Desk>>>,
 }
@@ -56,39 +54,29 @@ pub fn desk_of(recorded: &Recorded) -> MutexGuard<'_, Desk> {
 pub struct Answers<'a> {
     desk: MutexGuard<'a, Desk>,
     asked: &'a [[usize; 2]],
-    told: &'a [usize],
-    /// What was told last.
-    words: Vec<u32>,
     given: usize,
 }
 
 impl<'a> Answers<'a> {
-    /// Before the graph is launched, which asks at this desk.
-    pub fn new(desk: &'a Mutex<Desk>, of: &'a Recorded) -> Answers<'a> {
+    /// Before the graph is launched.
+    pub fn new(desk: &'a Mutex<Desk>, asked: &'a [[usize; 2]]) -> Answers<'a> {
         let desk = desk.lock().unwrap_or_else(PoisonError::into_inner);
-        desk.clear(of.asked.len());
-        Answers { desk, asked: &of.asked, told: &of.told, words: Vec::new(), given: 0 }
+        desk.clear(asked.len());
+        Answers { desk, asked, given: 0 }
     }
 
     /// Gives all of them, each when it is asked for.
     pub fn give(
         &mut self,
         stream: sys::CUstream,
-        aide: &mut dyn Answering,
+        answer: &mut Answering,
     ) -> Result<(), DriverError> {
         while self.given < self.asked.len() {
-            let (number, desk) = (self.given, &*self.desk);
-            if let Some(&words) = self.told.get(number).filter(|&&words| words > 0)
-                // SAFETY: the stream of a GPU that is alive.
-                && unsafe { desk.take_told(number, words, &mut self.words, stream)? }
-            {
-                aide.prepare(number, &self.words, &|| desk.is_asked(number));
-            }
-            // SAFETY: as above.
-            unsafe { desk.wait(number, stream)? };
-            let (question, room) = self.desk.parts(self.asked[number]);
-            aide.answer(number, question, room);
-            self.desk.answered(number);
+            // SAFETY: the stream of a GPU that is alive.
+            unsafe { self.desk.wait(self.given, stream)? };
+            let (question, room) = self.desk.parts(self.asked[self.given]);
+            answer(self.given, question, room);
+            self.desk.answered(self.given);
             self.given += 1;
         }
         Ok(())

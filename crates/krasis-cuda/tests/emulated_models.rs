@@ -237,32 +237,3 @@ fn a_lost_gpu_ends_the_thread_with_a_sentence() {
         drop(ticket);
     }
 }
-
-/// What the CPU will be asked is guessed in steps that are replayed, and more often than by chance.
-#[test]
-fn the_next_layers_experts_are_guessed() {
-    if !possible() {
-        return;
-    }
-    let options = some_away("qwen3_moe", PrefillStrategy::HcsPrefill, DecodeStrategy::PureCpu);
-    let home = Here::<f32>::new(Kernels::new::<f32>(LARGE));
-    let Loaded { mut engine, handle, submissions, .. } =
-        Engine::load(&dir("qwen3_moe"), &options, home).unwrap();
-    let serving = std::thread::spawn(move || engine.serve(&submissions));
-    let golden = Golden::of("qwen3_moe");
-    let experts = handle.census.experts.get().unwrap().clone();
-    let counts = || [&experts.on_the_cpu, &experts.guessed].map(Census::read);
-    // Until all is recorded.
-    let one = |tokens| answer(&handle, greedy(&golden.tokens[..3], tokens)).tokens.len();
-    one(4);
-    let before = counts();
-    let written = one(60);
-    let now = counts();
-    drop(handle);
-    serving.join().unwrap();
-    let [cpu, guessed] = [0, 1].map(|i| (now[i] - before[i]) as f64);
-    println!("{written} tokens, {cpu} pairs of which {guessed} were guessed");
-    // Three of eight in each of three layers, of which nobody guesses the first.
-    let chance = 3.0 / 8.0 * 2.0 / 3.0;
-    assert!(guessed > 1.5 * chance * cpu && guessed <= cpu, "{guessed} of {cpu}");
-}

@@ -86,8 +86,6 @@ pub struct ExpertCensus {
     pub on_the_device: AtomicU64,
     /// Those that the CPU computed.
     pub on_the_cpu: AtomicU64,
-    /// Those of them whose experts were guessed a layer before.
-    pub guessed: AtomicU64,
     /// `[layer][expert]`, nothing for dense layers; empty where nobody looks.
     asked: Vec<Vec<AtomicU64>>,
 }
@@ -159,7 +157,6 @@ impl ExpertCensus {
             brought: AtomicU64::new(0),
             on_the_device: AtomicU64::new(0),
             on_the_cpu: AtomicU64::new(0),
-            guessed: AtomicU64::new(0),
             asked: experts.map(|n| (0..n).map(|_| AtomicU64::new(0)).collect()).collect(),
         }
     }
@@ -222,10 +219,9 @@ impl ExpertCensus {
 
     /// What was copied and computed where, up to now.
     pub(crate) fn moved(&self, traffic: Traffic) {
-        let Traffic { brought, on_the_device, on_the_cpu, guessed, .. } = traffic;
+        let Traffic { brought, on_the_device, on_the_cpu, .. } = traffic;
         self.brought.store(brought, Ordering::Relaxed);
         self.on_the_device.store(on_the_device, Ordering::Relaxed);
         self.on_the_cpu.store(on_the_cpu, Ordering::Relaxed);
-        self.guessed.store(guessed, Ordering::Relaxed);
     }
 }

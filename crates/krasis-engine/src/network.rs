@@ -1,6 +1,6 @@
 //! The layers of a model, and what they work in.
 
-use crate::experts::{Experts, NextRouter, Work};
+use crate::experts::{Experts, Work};
 use crate::step::{ChosenPlaces, StepSlots};
 use krasis_core::Weight;
 use krasis_model::blocks::{self, Step, moe};
@@ -104,27 +104,6 @@ impl Network {
             routes: moe::routes(m, b),
             inner: b.pair_inner.mat(pairs, m.experts.inter),
             out: b.pairs.mat(pairs, self.model.hidden),
-            next: self.next_router(layer, b),
-        })
-    }
-
-    /// The router behind a layer's experts, which finds that layer's input where its own will be, and leaves
-    /// what it makes of that in buffers of no use between two halves of a layer.
-    fn next_router(&self, layer: usize, b: &Buffers) -> Option<NextRouter> {
-        let behind = self.model.layers.get(layer + 1..)?;
-        let (next, m) = behind.iter().find_map(|next| match &next.ffn {
-            Ffn::Moe(m) => Some((next, m)),
-            Ffn::Dense(_) => None,
-        })?;
-        Some(NextRouter {
-            norm: next.ffn_norm,
-            eps: self.model.eps,
-            router: m.router,
-            bias: m.router_bias,
-            how: m.routing,
-            residual: b.residual,
-            normed: b.block,
-            logits: b.router.mat(b.normed.rows, m.experts.count),
         })
     }
 

@@ -15,12 +15,11 @@ use crate::load::{Placed, Stock, bytes_of, place};
 use crate::options::Options;
 use crate::planner::{Draft, Part, Site};
 use crate::preflight;
-use crate::runner::ROWS_REMEMBERED;
 use crate::step::StepSlots;
 use krasis_core::{Bytes, KvDtype, Layout, Slot};
 use krasis_machine::Need;
 use krasis_model::{Buffers, Cache, CacheShape, Ffn, Model, Source};
-use krasis_ops::{Bank, Routes};
+use krasis_ops::Bank;
 
 /// Tokens of a KV page: small enough that a shared prefix is found almost whole.
 pub const PAGE: u32 = 16;
@@ -424,7 +423,6 @@ impl<'a> Pool<'a> {
         let mut layout = Layout::new(4);
         self.lists(rows_max, &mut layout);
         self.chunk(rows_max).counters(self.helpers, &mut layout);
-        self.guess(&mut layout);
         self.place(self.least(), &mut layout);
         layout.bytes()
     }
@@ -433,12 +431,6 @@ impl<'a> Pool<'a> {
     fn lists(&self, rows_max: u32, layout: &mut Layout) -> [Slot<u32>; 3] {
         let experts = self.layers * self.bank.experts;
         [rows_max * self.top_k, experts, experts].map(|len| layout.slot(u64::from(len)))
-    }
-
-    /// Where the next layer's routes are guessed.
-    fn guess(&self, layout: &mut Layout) -> Routes {
-        let (rows, top_k) = (ROWS_REMEMBERED, self.top_k);
-        Routes { experts: layout.mat(rows, top_k), weights: layout.mat(rows, top_k) }
     }
 
     /// As many slots as fit into what is `left` of `available` behind a layout, up to all experts.
@@ -466,7 +458,6 @@ impl<'a> Pool<'a> {
         let each = (bytes_of(gate_up) + bytes_of(down)).0 / u64::from(*experts);
         let [places, tables, counts] = self.lists(room.rows_max, layout);
         let counters = self.chunk(room.rows_max).counters(self.helpers, layout);
-        let guess = self.guess(layout);
         let left = Bytes(room.available.0.saturating_sub(layout.bytes().0));
         let fit = self.slots_within(left, room.available, layout);
         let least = self.least();
@@ -480,9 +471,6 @@ impl<'a> Pool<'a> {
                         .into(),
             });
         }
-        let all = u64::from(self.layers * experts);
-        // Where the device has nearly all that is asked for, it would only wait for the guess.
-        let guess = (u64::from(fit) * 10 < all * 9).then_some(guess);
         let (prefill, decode) = (self.prefill, self.decode);
         let moving = match prefill {
             PrefillStrategy::Chunked | PrefillStrategy::ActiveOnly => (*experts).min(fit),
@@ -502,7 +490,6 @@ impl<'a> Pool<'a> {
             moving,
             hot: hot_slots(prefill, decode, fit, moving),
             desk: Desk::plan(desk_rows, self.hidden, self.top_k, *inter, host),
-            guess,
             counters,
             helpers: Vec::new(),
         })

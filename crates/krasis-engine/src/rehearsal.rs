@@ -83,11 +83,6 @@ impl<'a> Rehearsal<'a> {
             d.experts(work.x, routes, bank, work.inner, work.out);
         }
         let Some(away) = &plan.away else { return };
-        if let Some((next, guess)) = work.next.zip(away.guess)
-            && work.x.rows <= guess.experts.rows
-        {
-            next.guess(d, guess, work.x.rows);
-        }
         away.helpers.iter().for_each(|helper| helper.rehearse(d, work));
     }
 }

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 /// Decoded rows up to which a device remembers what comes between the experts of two layers, if those
 /// are asked for from outside: each number of rows takes memory for all layers.
-pub(crate) const ROWS_REMEMBERED: u32 = 8;
+const ROWS_REMEMBERED: u32 = 8;
 
 /// Rows of decode steps that are run before anybody waits for them: one of an answer alone, and those of
 /// a few together.

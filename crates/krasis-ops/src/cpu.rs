@@ -76,12 +76,6 @@ impl Cpu {
         experts::cpu_to(self, x, routes, bank, [inner, out], paper);
     }
 
-    /// Reads weights of experts that may be asked for soon, as long as it is not `enough`, so that caches
-    /// have them. The first ones come first.
-    pub fn bring_nearer(&self, bank: &Bank, experts: &[u32], enough: &(dyn Fn() -> bool + Sync)) {
-        experts::bring_nearer(self, bank, experts, enough);
-    }
-
     /// Has its memory outlive it.
     pub fn keep(&self) -> Keep {
         self.arena.keep()

@@ -35,9 +35,6 @@ pub trait Aide {
     /// Writes the answer to what lies there, and tells for each row [`ABSENT`] if it says nothing: those
     /// are the device's own.
     fn answer(&mut self, number: usize, paper: &Paper) -> &[u32];
-    /// What question `number` may be about was foretold and lies there, where routes are put. There is time
-    /// to get ready for it until it is `asked`; it may turn out to be about something else.
-    fn prepare(&mut self, _number: usize, _asked: &(dyn Fn() -> bool + Sync)) {}
 }
 
 /// Where an answer is written: rows for a device, which several threads may fill.
@@ -176,10 +173,6 @@ pub trait Memory {
         let (routes, x) = aide.desk();
         self.download_with_act(question.routes, routes, question.x, x);
     }
-
-    /// Foretells what the next question may be about: what `routes` hold here. A device that does not wait
-    /// for its questions while they are answered keeps that to itself.
-    fn foretell(&mut self, _routes: Slot<u32>) {}
 
     /// From here on the rows of `out` that were asked for are there.
     fn answered<H: Aide>(&mut self, aide: &mut H, question: &Question) {

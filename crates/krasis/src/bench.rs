@@ -11,10 +11,9 @@ use crate::tune::settle;
 use anyhow::Context;
 use clap::Args;
 use krasis_core::Bytes;
-use krasis_engine::{Census, ExpertCensus, Handle, Running, Span};
+use krasis_engine::{Census, Handle, Running, Span};
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
 /// Arguments of `krasis bench`.
@@ -96,14 +95,10 @@ impl Bench {
             if came > 0.0 {
                 eprintln!("decoding, {:.1} experts a token came from elsewhere", came / tokens);
             }
-            let [here, cpu, guessed] = [0, 1, 2].map(|i| (now[i] - before[i]) as f64);
+            let [here, cpu] = [0, 1].map(|i| (now[i] - before[i]) as f64);
             if here + cpu > 0.0 {
                 let share = 100.0 * here / (here + cpu);
                 eprintln!("decoding, the device computed {share:.1} % of what experts were asked");
-            }
-            if guessed > 0.0 {
-                let share = 100.0 * guessed / cpu;
-                eprintln!("decoding, {share:.1} % of what the CPU computed was guessed before");
             }
             let test = format!("decode {} x {}", self.decode, self.batch);
             let token_bytes = (self.batch == 1).then_some(running.decode_bytes.0);
@@ -183,10 +178,8 @@ fn brought(handle: &Handle) -> u64 {
     handle.census.experts.get().map_or(0, |of| Census::read(&of.brought))
 }
 
-/// Pairs of tokens and experts in host memory that the device and the CPU have computed, and of the latter
-/// those that were guessed before.
-fn pairs(handle: &Handle) -> [u64; 3] {
-    let of =
-        |of: &Arc<ExpertCensus>| [&of.on_the_device, &of.on_the_cpu, &of.guessed].map(Census::read);
-    handle.census.experts.get().map_or([0; 3], of)
+/// Pairs of tokens and experts in host memory that the device and the CPU have computed.
+fn pairs(handle: &Handle) -> [u64; 2] {
+    let experts = handle.census.experts.get();
+    experts.map_or([0; 2], |of| [&of.on_the_device, &of.on_the_cpu].map(Census::read))
 }

@@ -13,8 +13,6 @@ use std::ffi::c_void;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
 type Entry = unsafe extern "C" fn(*const u32, u32, u32, *const *mut c_void);
@@ -52,7 +50,6 @@ pub enum Recorded {
     Launch(Kernel, Shape, Vec<Arg>),
     /// Where a question lies, and how many words it has there.
     Ask([(u64, u32); 2]),
-    Tell(u64, u32),
     Take(Taken),
 }
 
@@ -198,10 +195,6 @@ impl Machine for Emulated {
         self.recording.as_mut().unwrap().push(Recorded::Ask([first, second]));
     }
 
-    fn tell(&mut self, from: u64, words: u32) {
-        self.recording.as_mut().unwrap().push(Recorded::Tell(from, words));
-    }
-
     fn take(&mut self, answer: Taken) {
         self.recording.as_mut().unwrap().push(Recorded::Take(answer));
     }
@@ -210,30 +203,18 @@ impl Machine for Emulated {
         self.recording.take().expect("a recording has begun")
     }
 
-    /// Who is asked answers as late as may be, of what was there when it was asked. Questions that were told
-    /// of come at once, or after some looks.
-    fn replay(&mut self, recording: &Vec<Recorded>, aide: &mut dyn Answering) {
-        let (mut question, mut number, mut told) = (Vec::new(), 0, None);
+    /// Who is asked answers as late as may be, of what was there when it was asked.
+    fn replay(&mut self, recording: &Vec<Recorded>, answer: &mut Answering) {
+        let (mut question, mut number) = (Vec::new(), 0);
         for recorded in recording {
             match recorded {
                 Recorded::Launch(kernel, shape, args) => self.launch(*kernel, *shape, args),
-                Recorded::Tell(at, words) => {
-                    let bytes = self.bytes(*at, 4 * words);
-                    let words = bytes.as_chunks().0.iter().copied().map(u32::from_le_bytes);
-                    told = Some(words.collect::<Vec<u32>>());
-                }
                 Recorded::Ask(parts) => {
-                    if let Some(told) = told.take() {
-                        let looks = AtomicUsize::new(number % 3 * 40);
-                        let left = |n: usize| n.checked_sub(1);
-                        let asked = || looks.fetch_update(Relaxed, Relaxed, left).is_err();
-                        aide.prepare(number, &told, &asked);
-                    }
                     question = parts.map(|(at, words)| self.bytes(at, 4 * words)).concat();
                 }
                 Recorded::Take(Taken { to, places, rows, row }) => {
                     let mut room = vec![0xff; (rows * row) as usize];
-                    aide.answer(number, &question, &mut room);
+                    answer(number, &question, &mut room);
                     number += 1;
                     for (at, bytes) in (0..).zip(room.chunks_exact(*row as usize)) {
                         if self.bytes(places + 4 * at, 4) == ABSENT.to_le_bytes() {

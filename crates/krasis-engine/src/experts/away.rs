@@ -40,9 +40,6 @@ pub struct AwayPlan {
     pub hot: u32,
     /// Host memory for what the CPU computes.
     pub desk: Desk,
-    /// `[rows, top_k]` on the device, for few rows: where the next layer's routes are guessed, if that is
-    /// worth anything.
-    pub guess: Option<Routes>,
     /// What this device has for others that help with prompts.
     pub counters: Vec<Counter>,
     /// All that there is for them.
@@ -89,8 +86,6 @@ pub struct Traffic {
     pub on_the_device: u64,
     /// Those that the CPU has computed.
     pub on_the_cpu: u64,
-    /// Those of them whose experts were guessed a layer before.
-    pub guessed: u64,
 }
 
 /// Of several devices.
@@ -101,7 +96,6 @@ impl std::iter::Sum for Traffic {
             brought: sum.brought + one.brought,
             on_the_device: sum.on_the_device + one.on_the_device,
             on_the_cpu: sum.on_the_cpu + one.on_the_cpu,
-            guessed: sum.guessed + one.guessed,
         })
     }
 }
@@ -142,8 +136,6 @@ pub struct Away {
     numbers: Vec<f32>,
     /// The slots of all experts, as the device is told.
     told: Vec<u32>,
-    /// Experts that the next question may be about and that the CPU would compute.
-    guessed: Vec<u32>,
     traffic: Traffic,
     census: LayersCensus,
 }
@@ -176,7 +168,6 @@ impl Away {
             coldest: Vec::new(),
             numbers: Vec::new(),
             told: Vec::new(),
-            guessed: Vec::new(),
             traffic: Traffic { experts: u64::from(moe * experts), ..Traffic::default() },
             plan,
             keep: host.keep(),

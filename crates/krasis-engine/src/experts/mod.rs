@@ -8,7 +8,6 @@
 //! be filled again as soon as its readers are queued.
 
 mod away;
-mod guess;
 mod heat;
 mod level;
 mod overflow;
@@ -17,7 +16,6 @@ mod strategy;
 
 pub use away::helpers::{Chunk, Counter, HelperPlan, slots_for};
 pub use away::{Away, AwayPlan, Desk, Traffic};
-pub use guess::NextRouter;
 pub use heat::HeatMap;
 pub use level::Level;
 pub use overflow::{BankSections, Fault, Overflow, OverflowPlan, Volume};
@@ -56,8 +54,6 @@ pub struct Work {
     pub inner: Mat<Act>,
     /// `[rows · top_k, hidden]`.
     pub out: Mat<Act>,
-    /// The router of the next layer that has experts, if that layer is on the same device.
-    pub next: Option<NextRouter>,
 }
 
 /// What a device may remember of a step that decodes; what it asks for is the same every time.
@@ -84,13 +80,6 @@ impl Aide for Experts {
     fn answer(&mut self, number: usize, paper: &Paper) -> &[u32] {
         match self {
             Experts::Away(away) => away.answer(number, paper),
-            _ => unreachable!("the device computes all experts"),
-        }
-    }
-
-    fn prepare(&mut self, number: usize, asked: &(dyn Fn() -> bool + Sync)) {
-        match self {
-            Experts::Away(away) => away.prepare(number, asked),
             _ => unreachable!("the device computes all experts"),
         }
     }

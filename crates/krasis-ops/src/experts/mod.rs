@@ -9,7 +9,6 @@
 mod cpu;
 mod groups;
 mod lines;
-mod nearer;
 
 use crate::linear::dot;
 use crate::reference::Reference;
@@ -19,7 +18,6 @@ pub(crate) use cpu::{cpu, cpu_to};
 pub(crate) use groups::Groups;
 use krasis_core::{Act, Format, Mat, Slot, Weight};
 pub(crate) use lines::{Halves, Runs};
-pub(crate) use nearer::bring_nearer;
 
 /// In the place of an expert: this pair is somebody else's.
 pub const ABSENT: u32 = u32::MAX;

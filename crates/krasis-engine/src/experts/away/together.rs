@@ -65,14 +65,6 @@ impl Away {
             let here = Routes { experts: places, ..routes };
             d.experts(work.x, here, &self.plan.pool, work.inner, work.out);
         }
-        if D::REMEMBERS
-            && let Some((next, guess)) = work.next.zip(self.plan.guess)
-            && work.x.rows <= guess.experts.rows
-        {
-            // The device waits for the CPU anyway, and the CPU then for the device.
-            let guessed = next.guess(d, guess, work.x.rows);
-            d.foretell(guessed.experts.whole());
-        }
         d.answered(self, &question);
     }
 }
@@ -104,9 +96,6 @@ impl Aide for Away {
         self.left = left;
         let mine = self.left.iter().filter(|&&expert| expert != ABSENT).count() as u64;
         self.traffic.on_the_cpu += mine;
-        let guessed = |expert: &&u32| self.guessed.contains(expert);
-        self.traffic.guessed += self.left.iter().filter(guessed).count() as u64;
-        self.guessed.clear();
         self.traffic.on_the_device += self.left.len() as u64 - mine;
         let Desk { x, experts, weights, inner, out } = self.plan.desk;
         let top_k = out.rows / x.rows;
@@ -125,17 +114,5 @@ impl Aide for Away {
             self.host.experts_to(x.first(rows), routes, &bank, scratch, paper);
         }
         &self.left
-    }
-
-    /// Has the CPU's caches filled with what it will probably be asked to compute.
-    fn prepare(&mut self, number: usize, asked: &(dyn Fn() -> bool + Sync)) {
-        let bank = self.banks[self.moe[number]].expect("a layer with experts");
-        self.guessed.clear();
-        for &expert in self.left.iter().filter(|&&expert| expert < bank.experts) {
-            if self.here(number as u32, expert).is_none() && !self.guessed.contains(&expert) {
-                self.guessed.push(expert);
-            }
-        }
-        self.host.bring_nearer(&bank, &self.guessed, asked);
     }
 }
