@@ -26,7 +26,7 @@ mod card {
     /// Of memory, in steps of few rows.
     pub const READ: f64 = 0.8;
     /// Seconds from one kernel of a remembered step to the next.
-    pub const CALL: f64 = 4.6e-6;
+    pub const CALL: f64 = 3.2e-6;
     /// Seconds a layer that asks the host where its experts are.
     pub const ASK: f64 = 2e-6;
     /// Seconds more where the CPU takes a part.
@@ -36,7 +36,7 @@ mod card {
     /// Of the bus: whole layers.
     pub const BUS: f64 = 1.0;
     /// Of the bus: experts here and there.
-    pub const BUS_SCATTERED: f64 = 0.72;
+    pub const BUS_SCATTERED: f64 = 0.92;
     /// Of the shorter of copies and computing, how much hides behind the longer.
     pub const OVERLAP: f64 = 0.9;
 }
