@@ -13,6 +13,8 @@ pub mod lines;
 pub mod nodes;
 mod pages;
 pub mod team;
+#[cfg(test)]
+mod testing;
 pub mod tiles;
 pub mod vector;
 

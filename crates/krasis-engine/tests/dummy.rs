@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{answer, defaults, greedy, shapes};
-use krasis_engine::{ExpertBits, Options, Quant, Request, Sampling, start_dummy};
+use common::{answer, greedy, int4, shapes};
+use krasis_engine::{Request, Sampling, start_dummy};
 use std::collections::HashSet;
 
 const ANSWER: u32 = 60;
@@ -22,14 +22,7 @@ fn config() -> serde_json::Value {
 /// batch those of one sequence.
 #[test]
 fn tokens_are_routed_differently_in_every_layer() {
-    let int4 = Quant::Int4;
-    let options = Options {
-        expert_bits: ExpertBits::Int4,
-        attention: int4,
-        lm_head: int4,
-        context_max: Some(256),
-        ..defaults()
-    };
+    let options = int4(256);
     let running = start_dummy(&config(), None, &options).unwrap();
     let sampling = Sampling { temperature: 1.0, top_k: 50, seed: Some(1), ..Sampling::GREEDY };
     let got = answer(&running.handle, Request { sampling, ..greedy(&[1, 2, 3], ANSWER) });

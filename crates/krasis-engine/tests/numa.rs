@@ -3,10 +3,10 @@
 
 mod common;
 
-use common::{answer, defaults, greedy, shapes};
+use common::{answer, greedy, int4, shapes};
 use krasis_cpu::nodes::PIECE;
 use krasis_cpu::nodes::fake::{Call, FakeKernel};
-use krasis_engine::{ExpertBits, Options, Quant, start_dummy};
+use krasis_engine::{Options, start_dummy};
 use krasis_machine::Numa;
 use krasis_machine::fake::{Fake, FakeNode};
 use std::path::Path;
@@ -52,15 +52,7 @@ fn tokens(options: &Options) -> Vec<u32> {
 
 #[test]
 fn several_nodes_answer_as_one_does() {
-    let int4 = Quant::Int4;
-    let plain = Options {
-        expert_bits: ExpertBits::Int4,
-        attention: int4,
-        lm_head: int4,
-        context_max: Some(1200),
-        threads: Some(4),
-        ..defaults()
-    };
+    let plain = Options { threads: Some(4), ..int4(1200) };
     let wanted = tokens(&plain);
     for nodes in [2, 4] {
         let root = tempfile::tempdir().unwrap();

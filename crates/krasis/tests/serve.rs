@@ -261,13 +261,17 @@ fn keys_come_from_file_and_variable_and_change_on_sighup() {
     assert!(server.ask("/health", "", "").starts_with("HTTP/1.1 200"));
 }
 
-#[test]
-fn a_failing_engine_tells_its_clients_and_ends_with_75() {
-    let server = Served::start(&["--fault-at-step", "20"]);
-    let reply = server.ask(TEXT, "", &prompt(100, true));
+/// A stream that has begun ends with an error of the engine.
+fn assert_breaks_off(reply: &str) {
     assert!(reply.starts_with("HTTP/1.1 200") && !reply.contains("[DONE]"), "{reply}");
     let last = reply.rsplit("data: ").next().unwrap();
     assert!(last.contains("\"error\"") && last.contains("engine_"), "{reply}");
+}
+
+#[test]
+fn a_failing_engine_tells_its_clients_and_ends_with_75() {
+    let server = Served::start(&["--fault-at-step", "20"]);
+    assert_breaks_off(&server.ask(TEXT, "", &prompt(100, true)));
     assert_eq!(server.code(), Some(75));
 }
 
@@ -275,10 +279,7 @@ fn a_failing_engine_tells_its_clients_and_ends_with_75() {
 #[test]
 fn a_device_that_is_lost_tells_its_clients_and_ends_with_75() {
     let server = Served::start(&["--lose-at-step", "20"]);
-    let reply = server.ask(TEXT, "", &prompt(100, true));
-    assert!(reply.starts_with("HTTP/1.1 200") && !reply.contains("[DONE]"), "{reply}");
-    let last = reply.rsplit("data: ").next().unwrap();
-    assert!(last.contains("\"error\"") && last.contains("engine_"), "{reply}");
+    assert_breaks_off(&server.ask(TEXT, "", &prompt(100, true)));
     let line = server.says("is lost");
     assert!(
         line.starts_with("krasis: GPU 0 is lost: the NVIDIA driver answered CUDA_ERROR"),
@@ -294,9 +295,7 @@ fn an_engine_that_hangs_is_given_up() {
     let second = server.send(TEXT, "", &prompt(100, true));
     let reply = server.ask(TEXT, "", &prompt(100, true));
     for reply in [reply, rest(second)] {
-        assert!(reply.starts_with("HTTP/1.1 200") && !reply.contains("[DONE]"), "{reply}");
-        let last = reply.rsplit("data: ").next().unwrap();
-        assert!(last.contains("\"error\"") && last.contains("engine_"), "{reply}");
+        assert_breaks_off(&reply);
     }
     server.says("has not gone on for 10 s");
     assert_eq!(server.code(), Some(75));

@@ -134,10 +134,7 @@ unsafe fn tile<L: Lanes, const ROWS: usize, const WIDE: usize>(
 mod tests {
     use super::*;
     use crate::floats::PAD;
-
-    fn ramp(len: usize, step: f32) -> Vec<f32> {
-        (0..len).map(|i| ((i * 37 % 101) as f32 - 50.0) * step).collect()
-    }
+    use crate::testing::ramp;
 
     /// Rows together, one at a time, and in doubles.
     #[test]

@@ -70,10 +70,7 @@ fn total_in_registers(sums: &[f32; LANES]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn ramp(len: usize, step: f32) -> Vec<f32> {
-        (0..len).map(|i| ((i * 37 % 101) as f32 - 50.0) * step).collect()
-    }
+    use crate::testing::ramp;
 
     #[test]
     fn dot_agrees_with_a_plain_sum_at_every_length() {

@@ -78,10 +78,7 @@ fn exp2_body<const FMA: bool>(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn ramp(len: usize, step: f32) -> Vec<f32> {
-        (0..len).map(|i| ((i * 37 % 101) as f32 - 50.0) * step).collect()
-    }
+    use crate::testing::ramp;
 
     #[test]
     fn softmax_in_pieces_is_softmax() {

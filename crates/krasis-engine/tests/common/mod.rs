@@ -4,8 +4,8 @@
 
 use krasis_core::Bytes;
 use krasis_engine::{
-    CacheUse, DecodeStrategy, Event, Finish, Handle, Logprob, Options, PrefillStrategy, Request,
-    Residency, Sampling, StartError, Usage, start,
+    CacheUse, DecodeStrategy, Event, ExpertBits, Finish, Handle, Logprob, Options, PrefillStrategy,
+    Quant, Request, Residency, Sampling, StartError, Usage, start,
 };
 use safetensors::SafeTensors;
 use std::path::PathBuf;
@@ -59,6 +59,13 @@ pub fn shapes(fields: &[(&str, u32)]) -> serde_json::Value {
 /// One thread: tests run side by side, and more threads than cores only wait for each other.
 pub fn defaults() -> Options {
     Options { threads: Some(1), cache: CacheUse::Off, ..Options::default() }
+}
+
+/// All weights in INT4, and contexts of so many tokens.
+pub fn int4(context_max: u32) -> Options {
+    let (attention, lm_head) = (Quant::Int4, Quant::Int4);
+    let (expert_bits, context_max) = (ExpertBits::Int4, Some(context_max));
+    Options { expert_bits, attention, lm_head, context_max, ..defaults() }
 }
 
 /// All of them, with few groups and with as many as there are layers.
